@@ -1,0 +1,1 @@
+"""The MedMNIST training pipeline: core, data_handler, models, trainer, evaluation."""

@@ -1,0 +1,139 @@
+"""From the words of a command line, and the environment, to a valid ``Config`` or every problem at once."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from scripts.core.config import SETTINGS, Config, Setting
+from scripts.core.errors import ConfigError
+
+REPRODUCIBILITY_VARIABLE = "DOCKER_REPRODUCIBILITY_MODE"
+_TRUE, _FALSE = ("1", "true", "yes"), ("", "0", "false", "no")
+_NO_VALUE = object()
+
+Check = Callable[[Config], Iterable[str]]
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser whose mistakes are exceptions, so that they are reported together with the others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise ConfigError(f"{message[:1].upper()}{message[1:]}.")
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of ``main.py``: a loop over the settings, so that flags and fields cannot disagree."""
+    parser = _Parser(
+        prog="main.py",
+        description="Train an adapted ResNet-18 on a MedMNIST v2 set, evaluate it and report.",
+        epilog=f"{REPRODUCIBILITY_VARIABLE}=TRUE in the environment does what --reproducible does.",
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
+    groups: dict[str, argparse._ArgumentGroup] = {}
+    for known in SETTINGS.values():
+        group_name = known.metadata["group"]
+        if group_name not in groups:
+            groups[group_name] = parser.add_argument_group(group_name)
+        about = known.metadata["about"].replace("%", "%%")
+        if known.kind is bool:
+            groups[group_name].add_argument(known.flag, action="store_true", help=about)
+        else:
+            groups[group_name].add_argument(
+                known.flag,
+                # the value is optional to argparse alone: a missing one is then reported with the other problems
+                nargs="?",
+                const=_NO_VALUE,
+                metavar="|".join(known.metadata.get("choices", ())) or known.kind.__name__.upper(),
+                help=f"{about} (default: {known.default})".replace("%", "%%"),
+            )
+    return parser
+
+
+def parse_command_line(
+    words: Sequence[str], environment: Mapping[str, str] = os.environ, *, checks: Iterable[Check] = ()
+) -> Config:
+    """The Config that a command line asks for.
+
+    Args:
+        words: The command line without the program's name.
+        environment: Where ``DOCKER_REPRODUCIBILITY_MODE`` is looked up.
+        checks: Questions that only other packages can answer, such as whether a data set is known; each takes a Config
+            and yields its problems. A setting that is already known to be wrong has its default there.
+
+    Raises:
+        ConfigError: Every problem of the command line, one per line.
+        SystemExit: ``--help`` was asked for (code 0).
+    """
+    given, strays = build_parser().parse_known_args(list(words))
+    problems = [_unknown(word) for word in strays]
+    values: dict[str, Any] = {}
+    for name, text in vars(given).items():
+        try:
+            values[name] = _convert(SETTINGS[name], text)
+        except ConfigError as error:
+            problems.extend(error.problems)
+    try:
+        values["reproducible"] = values.get("reproducible", False) or _wants_reproducibility(environment)
+    except ConfigError as error:
+        problems.extend(error.problems)
+
+    config, value_problems = _build(values)
+    problems.extend(value_problems)
+    for check in checks:
+        problems.extend(check(config))
+    if problems:
+        raise ConfigError(*problems)
+    return config
+
+
+def _build(values: dict[str, Any]) -> tuple[Config, tuple[str, ...]]:
+    """The Config of ``values``; where some are wrong, one without them, and their problems."""
+    try:
+        return Config(**values), ()
+    except ConfigError as error:
+        wrong = {problem.split()[0].removeprefix("--") for problem in error.problems}
+        return Config(**{name: value for name, value in values.items() if name not in wrong}), error.problems
+
+
+def _unknown(word: str) -> str:
+    if not word.startswith("--"):
+        return f"Unexpected argument {word!r}: every setting is given as --name value."
+    flag = word.split("=", 1)[0]
+    close = difflib.get_close_matches(flag, [known.flag for known in SETTINGS.values()], n=1)
+    hint = f" Did you mean {close[0]}?" if close else " See --help."
+    return f"Unknown flag {flag!r}.{hint}"
+
+
+def _convert(known: Setting, text: Any) -> Any:
+    """The value that ``text`` stands for."""
+    if text is _NO_VALUE:
+        raise ConfigError(f"{known.flag} needs a value.")
+    if known.kind is bool or known.kind is str:
+        return text
+    if known.kind is Path:
+        if not text:
+            raise ConfigError(f"{known.flag} must be a path, got ''.")
+        return Path(text).expanduser()
+    try:
+        return known.kind(text)
+    except ValueError:
+        noun = "a whole number" if known.kind is int else "a number"
+        raise ConfigError(f"{known.flag} must be {noun}, got {text!r}.") from None
+
+
+def _wants_reproducibility(environment: Mapping[str, str]) -> bool:
+    text = environment.get(REPRODUCIBILITY_VARIABLE, "")
+    if text.strip().lower() in _TRUE:
+        return True
+    if text.strip().lower() in _FALSE:
+        return False
+    raise ConfigError(
+        f"{REPRODUCIBILITY_VARIABLE} in the environment must be one of {', '.join(_TRUE)} (on) or "
+        f"{', '.join(filter(None, _FALSE))} (off), got {text!r}."
+    )

@@ -1,0 +1,196 @@
+"""Every setting of a run, declared once: name, type, default, limits and help."""
+
+from __future__ import annotations
+
+import getpass
+import math
+import os
+import re
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import MISSING, dataclass, field, fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from scripts.core.errors import ConfigError
+
+DEFAULT_MODEL_NAME = "ResNet-18 Adapted"
+MOST = 1_000_000  # of anything counted: beyond it lies a typing mistake, and at last an overflow
+LARGEST_SEED = 2**32 - 1  # what PYTHONHASHSEED and NumPy accept
+
+
+def setting(default: Any, about: str, *, group: str, **limits: Any) -> Any:
+    """A field of ``Config``; a callable default is called when the Config is made.
+
+    ``limits`` are any of ``least``, ``most`` (inclusive), ``above``, ``below`` (exclusive), ``choices``, ``pattern`` (a
+    regular expression that the whole value matches) with ``pattern_about`` (the same in words).
+    """
+    metadata = {"about": about, "group": group, **limits}
+    if callable(default):
+        return field(default_factory=default, metadata=metadata)
+    return field(default=default, metadata=metadata)
+
+
+def default_lock_file() -> Path:
+    """One lock per user, in the temp folder, so that two users of a machine do not wait for each other."""
+    user = str(os.getuid()) if hasattr(os, "getuid") else getpass.getuser()
+    return Path(tempfile.gettempdir()) / f"medmnist_training_{user}.lock"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Config:
+    """Everything a run depends on; change one with ``dataclasses.replace``.
+
+    Raises:
+        ConfigError: At least one value is out of its limits; every such value has its line.
+    """
+
+    epochs: int = setting(60, "Maximum number of passes over the training split.", group="training", least=1, most=MOST)
+    batch_size: int = setting(128, "Images per optimiser step.", group="training", least=1, most=MOST)
+    lr: float = setting(0.008, "Initial learning rate of SGD; a cosine takes it to 0.", group="training", above=0)
+    momentum: float = setting(0.9, "Momentum of SGD.", group="training", least=0, below=1)
+    weight_decay: float = setting(5e-4, "L2 penalty of SGD.", group="training", least=0)
+    patience: int = setting(
+        15, "Epochs without better validation accuracy before stopping.", group="training", least=1, most=MOST
+    )
+    mixup_alpha: float = setting(0.002, "Alpha of MixUp's Beta(alpha, alpha); 0 disables it.", group="training", least=0)
+    seed: int = setting(
+        42, "Seeds weights, data order, augmentation and MixUp.", group="training", least=0, most=LARGEST_SEED
+    )
+
+    hflip: float = setting(0.5, "Probability of a horizontal flip.", group="augmentation", least=0, most=1)
+    rotation_angle: int = setting(10, "Largest random rotation, in degrees.", group="augmentation", least=0, most=180)
+    jitter_val: float = setting(
+        0.2, "Strength of the brightness and contrast jitter.", group="augmentation", least=0, most=1
+    )
+    no_tta: bool = setting(False, "No test-time augmentation in the final evaluation.", group="augmentation")
+
+    dataset: str = setting(
+        "bloodmnist",
+        "MedMNIST set, 'synthblood' (drawn by the program, needs no network), or the path of an .npz.",
+        group="data and model",
+    )
+    model_name: str = setting(
+        DEFAULT_MODEL_NAME,
+        "Identifier in logs, reports and the run folder's name; never selects an architecture.",
+        group="data and model",
+        pattern=r"(?=.*[A-Za-z0-9])[^\x00-\x1f\x7f-\x9f]{1,100}",
+        pattern_about="1 to 100 printable characters with a letter or a digit among them",
+    )
+    weights: str = setting(
+        "imagenet",
+        "Where training starts: 'imagenet', 'none', or the path of a ResNet-18 state dict.",
+        group="data and model",
+        pattern=r".+",
+        pattern_about="'imagenet', 'none', or a path",
+    )
+    data_dir: Path = setting(Path("dataset"), "Folder of the downloaded data and weights.", group="data and model")
+    output_dir: Path = setting(Path("outputs"), "Folder in which each run gets its own.", group="data and model")
+
+    device: str = setting(
+        "auto",
+        "'auto' (cuda, then mps, then cpu), 'cpu', 'cuda', 'cuda:N' or 'mps'.",
+        group="hardware",
+        pattern=r"auto|cpu|cuda(:[0-9]{1,3})?|mps",
+        pattern_about="auto, cpu, cuda, cuda:N or mps",
+    )
+    precision: str = setting(
+        "auto",
+        "Arithmetic of the network; auto takes bf16 where the hardware has it.",
+        group="hardware",
+        choices=("auto", "fp32", "bf16"),
+    )
+    feed: str = setting(
+        "auto",
+        "'resident' (images on the device), 'streamed' (worker processes), 'auto' (resident where it fits).",
+        group="hardware",
+        choices=("auto", "resident", "streamed"),
+    )
+    num_workers: int = setting(4, "Worker processes when data are streamed.", group="hardware", least=0, most=256)
+
+    reproducible: bool = setting(
+        False, "Same machine, same versions, same command: same bits. Slower.", group="safety"
+    )
+    lock_file: Path = setting(default_lock_file, "One training at a time per lock file.", group="safety")
+    no_process_guard: bool = setting(False, "Leave ghost processes of earlier runs alone.", group="safety")
+
+    def __post_init__(self) -> None:
+        problems = [problem for name in SETTINGS for problem in _problems(name, getattr(self, name))]
+        if self.reproducible and self.precision == "bf16":
+            problems.append("--precision bf16 cannot be used with --reproducible, which computes in fp32; drop one.")
+        if problems:  # all of them at once: nobody likes one error per launch
+            raise ConfigError(*problems)
+
+    @property
+    def has_own_model_name(self) -> bool:
+        """Whether the user named the model, so that the run folder carries that name."""
+        return self.model_name != DEFAULT_MODEL_NAME
+
+    @property
+    def is_dataset_path(self) -> bool:
+        """Whether ``dataset`` names a file rather than an entry of the registry."""
+        return self.dataset.endswith(".npz") or "/" in self.dataset or os.sep in self.dataset
+
+    def as_dict(self) -> dict[str, Any]:
+        """The settings as values that JSON knows, in the order of their declaration."""
+        values = {name: getattr(self, name) for name in SETTINGS}
+        return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """What is known of one setting before any value is given."""
+
+    name: str
+    kind: type
+    default: Any
+    metadata: Mapping[str, Any]
+
+    @property
+    def flag(self) -> str:
+        """The name as it is typed."""
+        return f"--{self.name}"
+
+
+def _declared() -> Iterator[Setting]:
+    kinds = get_type_hints(Config)
+    for entry in fields(Config):
+        default = entry.default if entry.default_factory is MISSING else entry.default_factory()
+        yield Setting(entry.name, kinds[entry.name], default, entry.metadata)
+
+
+SETTINGS: dict[str, Setting] = {declared.name: declared for declared in _declared()}
+
+_KIND_NAMES = {int: "a whole number", float: "a finite number", str: "text", bool: "True or False", Path: "a path"}
+
+
+def _problems(name: str, value: Any) -> Iterator[str]:
+    """One sentence for each way in which ``value`` breaks what its setting declares."""
+    known = SETTINGS[name]
+    if not _is_of_kind(value, known.kind):
+        yield f"{known.flag} must be {_KIND_NAMES[known.kind]}, got {value!r}."
+        return
+    if known.kind is Path and ("\0" in str(value)):
+        yield f"{known.flag} must be a path without null characters, got {str(value)!r}."
+    limits = known.metadata
+    number = f"{value:g}" if isinstance(value, float) else repr(value)
+    if "choices" in limits and value not in limits["choices"]:
+        yield f"{known.flag} must be one of {', '.join(limits['choices'])}, got {value!r}."
+    if "pattern" in limits and not re.fullmatch(limits["pattern"], value):
+        yield f"{known.flag} must be {limits['pattern_about']}, got {value!r}."
+    if "least" in limits and value < limits["least"]:
+        yield f"{known.flag} must be at least {limits['least']}, got {number}."
+    if "above" in limits and value <= limits["above"]:
+        yield f"{known.flag} must be above {limits['above']}, got {number}."
+    if "most" in limits and value > limits["most"]:
+        yield f"{known.flag} must be at most {limits['most']}, got {number}."
+    if "below" in limits and value >= limits["below"]:
+        yield f"{known.flag} must be below {limits['below']}, got {number}."
+
+
+def _is_of_kind(value: Any, kind: type) -> bool:
+    if kind is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if kind is int:  # True is an int to Python, never to a user
+        return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, kind)

@@ -1,0 +1,83 @@
+"""What a run ran on: versions, hardware and the commit of the code."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+PROJECT_ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "matplotlib", "openpyxl", "psutil", "requests", "tqdm")
+
+
+def code_version() -> str:
+    """The commit of the code, ``-dirty`` where tracked files differ from it; ``unknown`` outside a checkout.
+
+    The variable ``MEDMNIST_COMMIT`` stands in where the code travels without its history, as in a container.
+    """
+    if commit := os.environ.get("MEDMNIST_COMMIT"):
+        return commit
+    command = ["git", "-C", str(PROJECT_ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
+    try:
+        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return "unknown"
+    return found.stdout.strip()
+
+
+def describe_environment(device: str) -> dict[str, Any]:
+    """Versions and hardware as values that JSON knows.
+
+    Args:
+        device: The device that trains, such as ``"cuda:0"``.
+    """
+    import psutil
+    import torch
+
+    is_cuda = device.startswith("cuda")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version_of(name) for name in PACKAGES},
+        "commit": code_version(),
+        "device": device,
+        "device_name": torch.cuda.get_device_name(device) if is_cuda else processor_name(),
+        "cuda": torch.version.cuda if is_cuda else None,
+        "cudnn": torch.backends.cudnn.version() if is_cuda else None,
+        "cpu_count": os.cpu_count(),
+        "torch_threads": torch.get_num_threads(),
+        "memory_bytes": psutil.virtual_memory().total,
+    }
+
+
+def processor_name() -> str:
+    """The processor's name as the system gives it."""
+    for line in _cpu_info():
+        if line.startswith("model name"):
+            return line.split(":", 1)[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def processor_flags() -> frozenset[str]:
+    """The processor's instruction sets as Linux names them; empty where it does not say."""
+    for line in _cpu_info():
+        if line.startswith(("flags", "Features")):
+            return frozenset(line.split(":", 1)[1].split())
+    return frozenset()
+
+
+def _cpu_info() -> list[str]:
+    try:
+        return Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return []
+
+
+def _version_of(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"

@@ -1,0 +1,89 @@
+"""What can go wrong in a run, one class per exit code.
+
+A ``PipelineError`` is a letter to the user: what was asked, what is allowed, what to do next. ``main.py`` prints it
+without a traceback and leaves with its ``exit_code``. A programmer's mistake stays a ``ValueError`` or an assertion,
+keeps its traceback, and leaves with 1.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+class PipelineError(Exception):
+    """A failure that its message explains in full."""
+
+    exit_code = 1
+
+
+class ConfigError(PipelineError):
+    """The command line or the configuration is wrong; the message has one line per problem."""
+
+    exit_code = 2
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class DataError(PipelineError):
+    """Data or weights are missing, corrupt, unverifiable or unreachable."""
+
+    exit_code = 3
+
+
+class LockHeldError(PipelineError):
+    """Another instance holds the lock."""
+
+    exit_code = 4
+
+
+class DivergedError(PipelineError):
+    """The loss is no longer a finite number."""
+
+    exit_code = 5
+
+
+class StorageError(PipelineError):
+    """A file cannot be written: disk full, no permission, read-only."""
+
+    exit_code = 6
+
+
+class Interrupted(PipelineError):
+    """SIGINT or SIGTERM asked the run to stop."""
+
+    def __init__(self, signal_number: int, message: str) -> None:
+        super().__init__(message)
+        self.exit_code = 128 + signal_number
+
+
+REMEDIES = {
+    errno.ENOSPC: "The disk is full: free some space",
+    errno.EDQUOT: "The disk quota is used up: free some space",
+    errno.EFBIG: "The file would exceed the size limit that is set: raise it (ulimit -f)",
+    errno.EACCES: "Permission is denied: change the folder's permissions",
+    errno.EPERM: "Permission is denied: change the folder's permissions",
+    errno.EROFS: "The file system is read-only: mount it writable",
+}
+
+
+@contextmanager
+def storage_errors(path: Path, purpose: str) -> Iterator[None]:
+    """Turn an ``OSError`` raised inside into a ``StorageError`` about ``path``.
+
+    Args:
+        path: The file or folder being written.
+        purpose: What was being done, such as ``"write the checkpoint"``.
+
+    Raises:
+        StorageError: Any ``OSError`` was raised inside.
+    """
+    try:
+        yield
+    except OSError as error:
+        remedy = REMEDIES.get(error.errno or 0, f"{error.strerror or error}: check the path")
+        raise StorageError(f"Cannot {purpose} at {path}. {remedy}, or choose another place.") from error

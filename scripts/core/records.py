@@ -1,0 +1,31 @@
+"""The values that one package hands to another."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EpochRecord:
+    """What one epoch gave."""
+
+    epoch: int  # counted from 1
+    train_loss: float  # mean over the images of the epoch, on mixed and augmented images
+    val_loss: float
+    val_accuracy: float  # a fraction in [0, 1]
+    learning_rate: float  # at the first step of the epoch
+    images_per_second: float  # of training alone, without validation
+    seconds: float  # training and validation
+    is_best: bool  # whether its weights became best_model.pth
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TrainingResult:
+    """What a whole training gave; its weights are in the run folder's ``best_model.pth``."""
+
+    history: tuple[EpochRecord, ...]
+    best_epoch: int  # counted from 1
+    best_val_accuracy: float
+    best_val_loss: float
+    stopped_early: bool
+    seconds: float

@@ -1,0 +1,25 @@
+"""What a run asks of the machine: a device, a lock, no ghosts, the same bits."""
+
+from scripts.core.system.device import device_problems, select_device, select_precision
+from scripts.core.system.guard import terminate_ghosts
+from scripts.core.system.lock import ensure_single_instance
+from scripts.core.system.reproducibility import (
+    restart_with_fixed_hashing,
+    seed_everything,
+    use_deterministic_kernels,
+    use_fast_kernels,
+    worker_init_fn,
+)
+
+__all__ = [
+    "device_problems",
+    "ensure_single_instance",
+    "restart_with_fixed_hashing",
+    "seed_everything",
+    "select_device",
+    "select_precision",
+    "terminate_ghosts",
+    "use_deterministic_kernels",
+    "use_fast_kernels",
+    "worker_init_fn",
+]

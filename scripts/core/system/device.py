@@ -1,0 +1,70 @@
+"""Which device computes, and in which precision."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from scripts.core.config import Config
+from scripts.core.environment import processor_flags
+
+if TYPE_CHECKING:
+    import torch
+
+# the instruction sets with which a CPU multiplies bf16 matrices faster than fp32 ones
+BF16_INSTRUCTIONS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
+
+
+def device_problems(config: Config) -> Iterator[str]:
+    """One sentence if the device that was asked for is not there."""
+    if config.device in ("auto", "cpu"):
+        return  # always there; torch, slow to import, need not be asked
+    import torch
+
+    kind, _, index = config.device.partition(":")
+    if kind == "mps" and not torch.backends.mps.is_available():
+        yield "--device mps was asked for, but there is no Apple GPU here. Use --device auto or cpu."
+    elif kind == "cuda" and not torch.cuda.is_available():
+        yield f"--device {config.device} was asked for, but no CUDA device is available. Use --device auto or cpu."
+    elif kind == "cuda" and index and int(index) >= torch.cuda.device_count():
+        last = torch.cuda.device_count() - 1
+        yield f"--device {config.device} was asked for, but the CUDA devices here are cuda:0 to cuda:{last}."
+
+
+def select_device(asked: str) -> torch.device:
+    """The device of ``--device``; ``auto`` takes CUDA, then Apple's GPU, then the CPU."""
+    import torch
+
+    if asked == "auto":
+        asked = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    device = torch.device(asked)
+    return torch.device("cuda", 0) if device.type == "cuda" and device.index is None else device
+
+
+def select_precision(asked: str, device: torch.device, *, reproducible: bool) -> tuple[str, str]:
+    """The precision of the network's arithmetic, and the reason for it in words.
+
+    Args:
+        asked: ``"auto"``, ``"fp32"`` or ``"bf16"``.
+        device: Where the network runs.
+        reproducible: Whether reproducibility mode is on.
+
+    Returns:
+        ``"fp32"`` or ``"bf16"``, and why.
+    """
+    if asked != "auto":
+        return asked, "as asked"
+    if reproducible:
+        return "fp32", "reproducibility mode"
+    if has_fast_bf16(device):
+        return "bf16", f"the {device.type} has bf16 arithmetic"
+    return "fp32", f"the {device.type} has no bf16 arithmetic"
+
+
+def has_fast_bf16(device: torch.device) -> bool:
+    """Whether bf16 is computed by the hardware rather than emulated by software."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere brought bf16 to the tensor cores
+    return device.type == "cpu" and bool(BF16_INSTRUCTIONS & processor_flags())

@@ -1,0 +1,225 @@
+"""The figures of a split: the official ones to the last digit, the others by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from medmnist.evaluator import getACC, getAUC
+from sklearn.metrics import balanced_accuracy_score, f1_score
+
+from scripts.evaluation.metrics import EvaluationResult, compute_metrics, predict_classes
+
+MULTI_CLASS, BINARY, ORDINAL = "multi-class", "binary-class", "ordinal-regression"
+
+
+def normalised(scores):
+    return scores / scores.sum(axis=1, keepdims=True)
+
+
+def random_case(task, *, num_images, share_of_first=None):
+    """Labels in which every class occurs, and scores that are better than chance."""
+    generator = np.random.default_rng(num_images)
+    num_classes = 2 if task == BINARY else 5
+    labels = generator.integers(num_classes, size=num_images)
+    if share_of_first is not None:
+        labels[generator.random(num_images) < share_of_first] = 0
+    labels[:num_classes] = range(num_classes)
+    scores = generator.random((num_images, num_classes))
+    scores[np.arange(num_images), labels] += 0.4
+    return labels, normalised(scores)
+
+
+def metrics_of(labels, scores, task=MULTI_CLASS, **changes):
+    names = [f"class {index}" for index in range(scores.shape[1])]
+    return compute_metrics(
+        np.asarray(labels), scores, **{"task": task, "class_names": names, "seed": 7, "resamples": 20, **changes}
+    )
+
+
+def assert_official(labels, scores, task):
+    metrics = metrics_of(labels, scores, task)
+    assert metrics.accuracy.value == pytest.approx(getACC(labels[:, np.newaxis], scores, task), rel=0, abs=1e-12)
+    assert metrics.auc.value == pytest.approx(getAUC(labels[:, np.newaxis], scores, task), rel=0, abs=1e-12)
+
+
+@pytest.mark.parametrize("task", [MULTI_CLASS, BINARY, ORDINAL])
+@pytest.mark.parametrize("num_images", [12, 200, 3000])
+def test_accuracy_and_auc_are_the_official_ones(task, num_images):
+    labels, scores = random_case(task, num_images=num_images)
+    assert_official(labels, scores, task)
+
+
+@pytest.mark.parametrize("task", [MULTI_CLASS, BINARY, ORDINAL])
+def test_accuracy_and_auc_are_the_official_ones_among_many_ties(task):
+    labels, scores = random_case(task, num_images=400)
+    assert_official(labels, np.round(scores, 1), task)
+    assert_official(labels, np.full_like(scores, 0.5), task)
+
+
+@pytest.mark.parametrize("task", [MULTI_CLASS, BINARY, ORDINAL])
+def test_accuracy_and_auc_are_the_official_ones_when_one_class_is_nearly_all(task):
+    labels, scores = random_case(task, num_images=500, share_of_first=0.99)
+    assert_official(labels, scores, task)
+
+
+@pytest.mark.parametrize("task", [MULTI_CLASS, BINARY, ORDINAL])
+def test_accuracy_and_auc_are_the_official_ones_for_single_precision_scores(task):
+    labels, scores = random_case(task, num_images=300)
+    assert_official(labels, scores.astype(np.float32), task)
+
+
+def test_a_binary_tie_is_negative_and_the_last_column_decides():
+    scores = np.array([[0.5, 0.5], [0.2, 0.5000001], [0.9, 0.6], [0.1, 0.4]])
+    assert predict_classes(scores, task=BINARY).tolist() == [0, 1, 1, 0]
+    assert_official(np.array([1, 1, 0, 0]), scores, BINARY)
+
+
+def test_a_tie_between_several_classes_goes_to_the_first():
+    scores = np.array([[0.2, 0.4, 0.4], [1 / 3, 1 / 3, 1 / 3]])
+    assert predict_classes(scores, task=MULTI_CLASS).tolist() == [1, 0]
+
+
+def test_four_images_by_hand():
+    # predicted 0, 1, 1, 2 for the true 0, 0, 1, 2
+    scores = np.array([[0.8, 0.1, 0.1], [0.3, 0.5, 0.2], [0.1, 0.7, 0.2], [0.2, 0.2, 0.6]])
+    metrics = metrics_of([0, 0, 1, 2], scores)
+
+    assert metrics.accuracy.value == 3 / 4
+    assert metrics.num_correct == 3
+    assert metrics.confusion.tolist() == [[1, 1, 0], [0, 1, 0], [0, 0, 1]]
+    assert metrics.confusion_by_row.tolist() == [[0.5, 0.5, 0.0], [0.0, 1.0, 0.0], [0.0, 0.0, 1.0]]
+    first, second, third = metrics.per_class
+    assert (first.precision, first.recall, first.support) == (1.0, 0.5, 2)
+    assert (second.precision, second.recall, second.support) == (0.5, 1.0, 1)
+    assert first.f1 == pytest.approx(2 / 3)
+    assert second.f1 == pytest.approx(2 / 3)
+    assert (third.f1, third.auc, third.name) == (1.0, 1.0, "class 2")
+    assert metrics.macro_f1.value == pytest.approx((2 / 3 + 2 / 3 + 1) / 3)
+    assert metrics.balanced_accuracy.value == pytest.approx((0.5 + 1 + 1) / 3)
+    # every class's own images score higher in its column than all others
+    assert metrics.auc.value == 1.0
+    assert metrics.notes == ()
+
+
+def test_one_swapped_pair_of_four_costs_a_quarter_of_the_auc():
+    scores = np.array([[0.9, 0.1], [0.4, 0.6], [0.5, 0.5], [0.2, 0.8]])
+    assert metrics_of([0, 0, 1, 1], scores, BINARY).auc.value == 0.75
+
+
+@pytest.mark.parametrize("task", [MULTI_CLASS, BINARY, ORDINAL])
+def test_f1_and_balanced_accuracy_follow_from_the_same_predictions_as_accuracy(task):
+    labels, scores = random_case(task, num_images=300)
+    metrics = metrics_of(labels, np.round(scores, 1), task)
+    assert np.mean(metrics.predictions == labels) == metrics.accuracy.value
+    assert metrics.macro_f1.value == pytest.approx(f1_score(labels, metrics.predictions, average="macro"), abs=1e-12)
+    expected = balanced_accuracy_score(labels, metrics.predictions)
+    assert metrics.balanced_accuracy.value == pytest.approx(expected, abs=1e-12)
+    assert metrics.confusion.sum() == 300
+    assert np.trace(metrics.confusion) == round(metrics.accuracy.value * 300)
+
+
+def test_an_absent_class_is_undefined_and_left_out_of_the_mean():
+    scores = np.array([[0.8, 0.1, 0.1], [0.6, 0.3, 0.1], [0.3, 0.6, 0.1], [0.5, 0.4, 0.1]])
+    metrics = metrics_of([0, 0, 1, 1], scores)
+    absent = metrics.per_class[2]
+    assert (absent.precision, absent.recall, absent.f1, absent.auc, absent.support) == (None, None, None, None, 0)
+    assert metrics.auc.value == 1.0
+    assert metrics.balanced_accuracy.value == pytest.approx((1 + 0.5) / 2)
+    assert np.isnan(metrics.confusion_by_row[2]).all()
+    assert metrics.notes == (
+        "No image of this split is of class 'class 2': what is undefined for it is left out of the means.",
+    )
+
+
+def test_a_class_that_is_absent_but_predicted_has_an_f1_of_zero():
+    scores = np.array([[0.8, 0.1, 0.1], [0.1, 0.1, 0.8], [0.1, 0.8, 0.1]])
+    wrongly_called = metrics_of([0, 1, 1], scores).per_class[2]
+    assert (wrongly_called.precision, wrongly_called.recall, wrongly_called.f1) == (0.0, None, 0.0)
+
+
+@pytest.mark.parametrize("task", [MULTI_CLASS, BINARY])
+def test_a_split_of_one_class_has_an_accuracy_but_no_auc(task):
+    metrics = metrics_of([1, 1], np.array([[0.2, 0.8], [0.7, 0.3]]), task)
+    assert metrics.accuracy.value == 0.5
+    assert not metrics.auc.is_defined
+    assert math.isnan(metrics.auc.low)
+    assert metrics.notes == ("Every image of this split is of class 'class 1': AUC is undefined.",)
+
+
+def test_the_interval_narrows_with_the_number_of_images():
+    few, many = (metrics_of(*random_case(MULTI_CLASS, num_images=count), resamples=300) for count in (60, 6000))
+    for figure in ("accuracy", "auc", "macro_f1", "balanced_accuracy"):
+        wide, narrow = getattr(few, figure), getattr(many, figure)
+        assert narrow.low < narrow.value < narrow.high
+        assert narrow.high - narrow.low < 0.3 * (wide.high - wide.low)
+
+
+def test_the_interval_of_an_accuracy_is_the_binomial_one():
+    labels, scores = random_case(MULTI_CLASS, num_images=4000)
+    accuracy = metrics_of(labels, scores, resamples=1000).accuracy
+    spread = math.sqrt(accuracy.value * (1 - accuracy.value) / 4000)
+    assert accuracy.high - accuracy.low == pytest.approx(2 * 1.96 * spread, rel=0.1)
+
+
+def test_the_seed_alone_decides_the_intervals():
+    labels, scores = random_case(MULTI_CLASS, num_images=100)
+    first, again, other = (metrics_of(labels, scores, seed=seed) for seed in (1, 1, 2))
+    assert first.auc == again.auc
+    assert first.auc != other.auc
+    assert first.auc.value == other.auc.value
+
+
+GOOD = np.array([[0.9, 0.1], [0.2, 0.8]])
+
+
+@pytest.mark.parametrize(
+    ("labels", "scores", "changes", "message"),
+    [
+        (
+            [0, 1],
+            GOOD,
+            {"task": "multi-label, binary-class"},
+            "Expected a task among multi-class, binary-class, ordinal",
+        ),
+        ([0, 1], GOOD, {"class_names": ["a"]}, "Expected at least 2 class names for multi-class, got 1."),
+        ([0, 1], GOOD, {"class_names": "abc", "task": BINARY}, "Expected 2 class names for binary-class, got 3."),
+        ([0, 1], GOOD, {"class_names": "abc"}, r"scores \(N, 3\), got \(2,\) and \(2, 2\)."),
+        ([0, 1, 1], GOOD, {}, r"got \(3,\) and \(2, 2\)."),
+        ([[0], [1]], GOOD, {}, r"got \(2, 1\) and \(2, 2\)."),
+        ([0, 2], GOOD, {}, "Expected whole labels from 0 to 1, got int64 from 0 to 2."),
+        ([-1, 1], GOOD, {}, "Expected whole labels from 0 to 1, got int64 from -1 to 1."),
+        ([0.0, 1.0], GOOD, {}, "got float64 from 0.0 to 1.0."),
+        ([0, 1], GOOD * np.nan, {}, r"Expected finite scores in \[0, 1\], got some from nan to nan."),
+        ([0, 1], GOOD * 2, {}, r"Expected finite scores in \[0, 1\], got some from 0.2 to 1.8."),
+        ([0, 1], -GOOD, {}, "got some from -0.9 to -0.1."),
+        ([0, 1], GOOD, {"resamples": 0}, "Expected at least 1 resample, got 0."),
+    ],
+)
+def test_bad_input_is_refused_by_name(labels, scores, changes, message):
+    arguments = {"task": MULTI_CLASS, "class_names": "ab", "seed": 1, "resamples": 5, **changes}
+    with pytest.raises(ValueError, match=message):
+        compute_metrics(np.array(labels), scores, **arguments)
+
+
+def test_no_images_are_refused():
+    with pytest.raises(ValueError, match=r"N >= 1 .* got \(0,\) and \(0, 2\)"):
+        compute_metrics(np.empty(0, np.int64), np.empty((0, 2)), task=BINARY, class_names="ab", seed=1)
+
+
+def test_the_headline_is_with_tta_where_there_is_tta():
+    labels = np.array([0, 1])
+    blind = np.array([[0.9, 0.1], [0.9, 0.1]])
+    plain, tta = metrics_of(labels, blind), metrics_of(labels, GOOD)
+    fields = {"labels": labels, "plain_scores": blind, "plain": plain}
+
+    with_tta = EvaluationResult(**fields, tta_scores=GOOD, tta=tta, views=("identity", "mirrored"))
+    assert with_tta.headline is tta
+    assert with_tta.headline_scores is GOOD
+    assert with_tta.predictions.tolist() == [0, 1]
+
+    without = EvaluationResult(**fields, tta_scores=None, tta=None, views=())
+    assert without.headline is plain
+    assert without.headline_scores is blind
+    assert without.predictions.tolist() == [0, 0]

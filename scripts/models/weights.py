@@ -1,0 +1,137 @@
+"""Where training starts from: ImageNet's weights, a file's, or none."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import zipfile
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+from torchvision.models import ResNet18_Weights
+
+from scripts.core.download import fetch
+from scripts.core.errors import DataError
+from scripts.models.stem import transfer_stem
+
+StateDict = dict[str, Tensor]
+
+IMAGENET_URL: str = ResNet18_Weights.IMAGENET1K_V1.url
+WAYS_OUT = "start without them (--weights none) or from a file of your own (--weights PATH)"
+
+
+def imagenet_weights_file(data_dir: Path) -> Path:
+    """Where torchvision's file is kept: in ``TORCH_HOME`` where the user set it, else below the data folder."""
+    name = IMAGENET_URL.rsplit("/", 1)[-1]
+    if torch_home := os.environ.get("TORCH_HOME"):
+        return Path(torch_home).expanduser() / "hub" / "checkpoints" / name
+    return data_dir / "weights" / name
+
+
+def fetch_imagenet_weights(data_dir: Path, *, url: str = IMAGENET_URL) -> Path:
+    """Torchvision's ResNet-18 weights as a file whose hash was checked, also when it was there before.
+
+    Args:
+        data_dir: The data folder, below which they are cached.
+        url: Where they come from; as torchvision's names do, it ends in ``-<first 8 digits of the SHA-256>.pth``.
+
+    Raises:
+        DataError: They can neither be found nor downloaded, or are not what they should be.
+        StorageError: They cannot be written.
+    """
+    path = imagenet_weights_file(data_dir)
+    digest_start = Path(url).stem.rsplit("-", 1)[-1]
+    fetch(url, path, digest=digest_start, algorithm="sha256", what="the ImageNet weights", offline=WAYS_OUT)
+    return path
+
+
+def read_state_dict(path: Path) -> StateDict:
+    """The tensors of a state dict file; nothing but tensors is ever unpickled.
+
+    Raises:
+        DataError: There is no such file, or it is no state dict of finite numbers.
+    """
+    if not path.is_file():
+        found = "a folder" if path.is_dir() else "nothing"
+        raise DataError(f"--weights {path} must be the file of a ResNet-18 state dict, found {found} there.")
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
+        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        raise DataError(
+            f"--weights {path} cannot be read as a PyTorch state dict ({reason}). It must be a file that "
+            "torch.save(model.state_dict(), path) wrote."
+        ) from error
+    if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
+        raise DataError(f"--weights {path} must hold a state dict, that is tensors by name, got {_kind(loaded)}.")
+    for name, tensor in loaded.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise DataError(f"--weights {path} holds values in {name!r} that are no finite numbers. Take another file.")
+    return dict(loaded)
+
+
+def load_weights(model: nn.Module, state: StateDict, *, origin: str) -> str:
+    """Copy a ResNet-18 state dict into an adapted ResNet-18.
+
+    A 7×7 stem is transferred, a 3×3 one taken as it is; ``fc`` is kept where it fits and stays new where it does not.
+
+    Args:
+        model: The adapted model; it is changed in place.
+        state: torchvision's state dict, or that of an earlier run; it is left as it is.
+        origin: Where the state came from, for messages.
+
+    Returns:
+        What happened to the stem and to ``fc``, in words.
+
+    Raises:
+        DataError: The state is of another architecture.
+    """
+    own, happened = model.state_dict(), []
+    # files older than PyTorch 0.4.1, torchvision's own among them, lack these counters, which nothing here reads
+    counters = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}
+    fitted = counters | state
+    stem = fitted.get("conv1.weight")
+    if stem is not None and tuple(stem.shape) == (64, 3, 7, 7):
+        fitted["conv1.weight"] = transfer_stem(stem)
+        happened.append("7×7 stem transferred to 3×3")
+    else:
+        happened.append("3×3 stem taken as it is")
+
+    head = ("fc.weight", "fc.bias")
+    if all(name in fitted and fitted[name].shape == own[name].shape for name in head):
+        happened.append("fc kept")
+    else:
+        fitted |= {name: own[name] for name in head}
+        happened.append(f"fc new, for {own['fc.bias'].numel()} classes")
+
+    differences = _differences(own, fitted)
+    if differences:
+        raise DataError(
+            f"--weights {origin} are not those of a ResNet-18: {'; '.join(differences)}. They must be torchvision's "
+            "resnet18 (7×7 stem) or the best_model.pth of an earlier run (3×3 stem)."
+        )
+    model.load_state_dict(fitted)
+    return ", ".join(happened)
+
+
+def _differences(own: StateDict, given: StateDict) -> list[str]:
+    missing, strange = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+    shapes = [
+        f"{name!r} has shape {tuple(given[name].shape)} instead of {tuple(own[name].shape)}"
+        for name in own.keys() & given.keys()
+        if given[name].shape != own[name].shape
+    ]
+    found = []
+    if missing:
+        found.append(f"{len(missing)} tensors are missing, such as {missing[0]!r}")
+    if strange:
+        found.append(f"{len(strange)} are not part of one, such as {strange[0]!r}")
+    return found + sorted(shapes)[:1]
+
+
+def _kind(loaded: object) -> str:
+    if isinstance(loaded, dict):
+        odd = next(name for name, value in loaded.items() if not isinstance(value, Tensor))
+        return f"a dictionary whose {odd!r} is {type(loaded[odd]).__name__}"
+    return type(loaded).__name__

@@ -1,0 +1,198 @@
+"""Weights are taken from where they were asked for, checked, and carried over as documented."""
+
+from __future__ import annotations
+
+import hashlib
+import http.server
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import torch
+from torchvision.models import ResNet18_Weights, resnet18
+
+from scripts.core.errors import DataError
+from scripts.models.resnet import adapted_resnet18
+from scripts.models.stem import transfer_stem
+from scripts.models.weights import (
+    IMAGENET_URL,
+    fetch_imagenet_weights,
+    imagenet_weights_file,
+    load_weights,
+    read_state_dict,
+)
+
+
+@pytest.fixture(scope="module")
+def torchvision_state() -> dict[str, torch.Tensor]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return resnet18(weights=None).state_dict()
+
+
+def test_a_large_stem_is_transferred_and_the_rest_copied(torchvision_state):
+    model = adapted_resnet18(8, seed=0)
+    new_head = model.fc.weight.clone()
+
+    happened = load_weights(model, torchvision_state, origin="resnet18.pth")
+
+    assert happened == "7×7 stem transferred to 3×3, fc new, for 8 classes"
+    assert torch.equal(model.conv1.weight, transfer_stem(torchvision_state["conv1.weight"]))
+    assert torch.equal(model.layer4[1].conv2.weight, torchvision_state["layer4.1.conv2.weight"])
+    assert torch.equal(model.fc.weight, new_head)
+    assert torchvision_state["conv1.weight"].shape == (64, 3, 7, 7)  # the caller's is left as it was
+
+
+def test_an_earlier_run_is_taken_as_it_is(tmp_path):
+    earlier, model = adapted_resnet18(8, seed=1), adapted_resnet18(8, seed=2)
+    torch.save(earlier.state_dict(), tmp_path / "best_model.pth")
+
+    happened = load_weights(model, read_state_dict(tmp_path / "best_model.pth"), origin="best_model.pth")
+
+    assert happened == "3×3 stem taken as it is, fc kept"
+    assert all(torch.equal(value, earlier.state_dict()[name]) for name, value in model.state_dict().items())
+
+
+def test_a_head_for_other_classes_stays_new():
+    model = adapted_resnet18(8, seed=2)
+    new_head = model.fc.weight.clone()
+
+    assert load_weights(model, adapted_resnet18(9, seed=1).state_dict(), origin="x").endswith("fc new, for 8 classes")
+    assert torch.equal(model.fc.weight, new_head)
+
+
+def test_files_without_batch_counters_are_taken(torchvision_state):
+    old = {name: value for name, value in torchvision_state.items() if not name.endswith("num_batches_tracked")}
+
+    assert len(old) == 102
+    load_weights(adapted_resnet18(8, seed=0), old, origin="old.pth")
+
+
+def test_another_architecture_is_refused_with_its_first_difference():
+    strange = {"features.0.weight": torch.zeros(3), **adapted_resnet18(8, seed=0).state_dict()}
+    del strange["layer1.0.conv1.weight"], strange["layer1.0.conv2.weight"]
+    strange["layer2.0.conv1.weight"] = torch.zeros(1, 1)
+
+    with pytest.raises(DataError) as caught:
+        load_weights(adapted_resnet18(8, seed=0), strange, origin="vgg.pth")
+
+    assert str(caught.value) == (
+        "--weights vgg.pth are not those of a ResNet-18: 2 tensors are missing, such as 'layer1.0.conv1.weight'; "
+        "1 are not part of one, such as 'features.0.weight'; 'layer2.0.conv1.weight' has shape (1, 1) instead of "
+        "(128, 64, 3, 3). They must be torchvision's resnet18 (7×7 stem) or the best_model.pth of an earlier run "
+        "(3×3 stem)."
+    )
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (b"", "cannot be read as a PyTorch state dict"),
+        (b"not a checkpoint at all", "cannot be read as a PyTorch state dict"),
+        ({"epoch": 3}, "must hold a state dict, that is tensors by name, got a dictionary whose 'epoch' is int."),
+        ([torch.zeros(1)], "must hold a state dict, that is tensors by name, got list."),
+        (Path("/anything"), "cannot be read as a PyTorch state dict"),
+        ({"fc.bias": torch.tensor([float("nan")])}, "holds values in 'fc.bias' that are no finite numbers"),
+    ],
+)
+def test_files_that_are_no_state_dict_are_refused(tmp_path, content, reason):
+    path = tmp_path / "weights.pth"
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    else:
+        torch.save(content, path)
+
+    with pytest.raises(DataError) as caught:
+        read_state_dict(path)
+
+    assert str(caught.value).startswith(f"--weights {path} ")
+    assert reason in str(caught.value)
+
+
+def test_a_cut_file_is_refused(tmp_path):
+    path = tmp_path / "weights.pth"
+    torch.save({"fc.bias": torch.zeros(100_000)}, path)
+    path.write_bytes(path.read_bytes()[:200_000])
+
+    with pytest.raises(DataError, match="cannot be read as a PyTorch state dict"):
+        read_state_dict(path)
+
+
+def test_a_path_without_a_file_is_refused(tmp_path):
+    with pytest.raises(DataError, match=r"must be the file of a ResNet-18 state dict, found nothing there\."):
+        read_state_dict(tmp_path / "missing.pth")
+    with pytest.raises(DataError, match=r"found a folder there\."):
+        read_state_dict(tmp_path)
+
+
+def test_torchvisions_address_carries_the_hash():
+    assert ResNet18_Weights.IMAGENET1K_V1.url == IMAGENET_URL
+    assert IMAGENET_URL.endswith("/resnet18-f37072fd.pth")
+
+
+def test_the_cache_is_below_the_data_folder_unless_torch_home_is_set(tmp_path, monkeypatch):
+    monkeypatch.delenv("TORCH_HOME", raising=False)
+    assert imagenet_weights_file(tmp_path) == tmp_path / "weights" / "resnet18-f37072fd.pth"
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    assert imagenet_weights_file(tmp_path) == tmp_path / "torch/hub/checkpoints/resnet18-f37072fd.pth"
+
+
+@contextmanager
+def served(content: bytes) -> Iterator[tuple[str, list[str]]]:
+    """A server on loopback that answers every request with ``content``; gives its address and the paths asked for."""
+    asked: list[str] = []
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.send_header("Content-Length", str(len(content)))
+            self.end_headers()
+            self.wfile.write(content)
+
+        def log_message(self, *_: object) -> None:
+            return
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}", asked
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def test_imagenet_weights_are_downloaded_once_and_checked_every_time(tmp_path, monkeypatch):
+    monkeypatch.delenv("TORCH_HOME", raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    content = b"weights of a network"
+    digest = hashlib.sha256(content).hexdigest()[:8]
+    with served(content) as (address, asked):
+        url = f"{address}/resnet18-{digest}.pth"
+        path = fetch_imagenet_weights(tmp_path, url=url)
+        fetch_imagenet_weights(tmp_path, url=url)
+        assert len(asked) == 1
+
+        path.write_bytes(b"damaged")  # in the cache: found, and replaced
+        fetch_imagenet_weights(tmp_path, url=url)
+
+    assert len(asked) == 2
+    assert path.read_bytes() == content
+
+
+def test_weights_with_another_hash_are_refused_with_the_ways_out(tmp_path, monkeypatch):
+    monkeypatch.delenv("TORCH_HOME", raising=False)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with served(b"something else") as (address, _), pytest.raises(DataError) as caught:
+        fetch_imagenet_weights(tmp_path, url=f"{address}/resnet18-00000000.pth")
+
+    message = str(caught.value)
+    assert "SHA-256 beginning with 00000000" in message
+    assert str(tmp_path / "weights") in message
+    assert "--weights none" in message
+    assert "--weights PATH" in message

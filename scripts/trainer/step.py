@@ -1,0 +1,113 @@
+"""One optimiser step, and one pass over each split."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from scripts.core.system.device import autocast
+from scripts.data_handler.augmentation import augment, normalise, to_float
+from scripts.data_handler.feed import Examples
+from scripts.data_handler.plan import EpochPlan
+from scripts.trainer.mixup import mix
+
+VALIDATION_BATCH_SIZE = 256
+
+
+def training_step(
+    model: nn.Module, optimizer: Optimizer, images: Tensor, targets: Tensor, *, precision: str = "fp32"
+) -> Tensor:
+    """Forward, loss, backward, update.
+
+    Args:
+        model: Maps (B, 3, H, W) to logits (B, K); in training mode.
+        optimizer: Updates the model's parameters.
+        images: Normalised float32 images, shape (B, 3, H, W).
+        targets: Class probabilities, float32, shape (B, K): one-hot, or mixed.
+        precision: ``"fp32"`` or ``"bf16"`` for the network; the loss is always computed in fp32.
+
+    Returns:
+        The mean cross-entropy of the batch, on the device, shape ().
+    """
+    optimizer.zero_grad(set_to_none=True)
+    with autocast(images.device, precision):
+        logits = model(images)
+    loss = F.cross_entropy(logits.float(), targets)
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+def train_epoch(
+    model: nn.Module,
+    optimizer: Optimizer,
+    train: Examples,
+    plan: EpochPlan,
+    *,
+    batch_size: int,
+    rotates: bool,
+    learning_rate: Callable[[int], float],
+    precision: str,
+    after_step: Callable[[], None],
+) -> float:
+    """One pass over the training split; the host never waits for the device until it ends.
+
+    Args:
+        model: The network, on the device.
+        optimizer: Updates it.
+        train: The training split.
+        plan: Every random decision of this epoch.
+        batch_size: Images per step.
+        rotates: Whether the plan's angles may differ from 0.
+        learning_rate: From the number of the step in this epoch, counted from 0, to its learning rate.
+        precision: ``"fp32"`` or ``"bf16"``.
+        after_step: Called after each step.
+
+    Returns:
+        Mean training loss over the images.
+    """
+    model.train()
+    loss_sum = torch.zeros((), device=train.targets.device)
+    for step, images in enumerate(train.feed.batches(plan.order, batch_size)):
+        window = slice(step * batch_size, (step + 1) * batch_size)
+        inputs = normalise(augment(to_float(images), plan.augmentation.part(window), rotates=rotates))
+        targets = train.targets[plan.order_on_device[window]]
+        if plan.mix:
+            inputs, targets = mix(inputs, targets, plan.partner[window], plan.mix[step])
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(step)
+        inputs = inputs.contiguous(memory_format=torch.channels_last)
+        loss = training_step(model, optimizer, inputs, targets, precision=precision)
+        loss_sum += loss * len(images)
+        after_step()
+    return float(loss_sum) / train.size
+
+
+@torch.inference_mode()
+def validate(model: nn.Module, val: Examples, *, precision: str) -> tuple[float, float]:
+    """Mean cross-entropy and accuracy over a split, without augmentation.
+
+    Returns:
+        The loss, and the accuracy as a fraction in [0, 1].
+    """
+    model.eval()
+    device = val.targets.device
+    loss_sum, num_correct = torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device)
+    batches = val.feed.batches(torch.arange(val.size).numpy(), VALIDATION_BATCH_SIZE)
+    for targets, images in zip(val.targets.split(VALIDATION_BATCH_SIZE), batches, strict=True):
+        inputs = normalise(to_float(images)).contiguous(memory_format=torch.channels_last)
+        with autocast(device, precision):
+            logits = model(inputs)
+        loss_sum += F.cross_entropy(logits.float(), targets, reduction="sum")
+        num_correct += (logits.argmax(dim=1) == targets.argmax(dim=1)).sum()
+    return float(loss_sum) / val.size, int(num_correct) / val.size
+
+
+def is_finite(*losses: float) -> bool:
+    """Whether all losses are numbers that training can go on from."""
+    return all(math.isfinite(loss) for loss in losses)

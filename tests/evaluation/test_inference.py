@@ -1,0 +1,108 @@
+"""Scores of the plain view and of the mean over views."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.testing import assert_close
+
+from scripts.data_handler.dataset import Dataset, Split
+from scripts.data_handler.feed import Examples, make_examples
+from scripts.evaluation.inference import PLAIN, View, evaluate, look, predict, tta_views
+from tests.conftest import coloured_squares
+
+CPU = torch.device("cpu")
+
+
+class LeftBrightness(nn.Module):
+    """Logits (0, brightness of the left column): a mirrored picture scores differently."""
+
+    def forward(self, images):
+        left = images[:, :, :, 0].mean(dim=(1, 2))
+        return torch.stack((torch.zeros_like(left), left), dim=1)
+
+
+def pictures(count: int = 600) -> tuple[Split, Examples]:
+    images, labels = coloured_squares(count, side=4)
+    split = Split(images, labels[:, 0].astype(np.int64))
+    return split, make_examples(split, 2, feed="resident", device=CPU, num_workers=0)
+
+
+@pytest.mark.parametrize(
+    ("hflip", "angle", "names"),
+    [
+        (0.5, 10, ["plain", "flipped", "turned 5° left", "turned 5° right"]),
+        (0.5, 0, ["plain", "flipped"]),
+        (0.0, 7, ["plain", "turned 3.5° left", "turned 3.5° right"]),
+        (0.0, 0, ["plain"]),
+    ],
+)
+def test_views_are_those_that_training_produces(hflip, angle, names):
+    views = tta_views(hflip=hflip, rotation_angle=angle)
+
+    assert [view.name for view in views] == names
+    assert all(abs(view.angle) <= angle for view in views)
+
+
+def test_looking_turns_and_flips():
+    images = torch.arange(9.0).view(1, 1, 3, 3)
+
+    assert look(images, PLAIN) is images
+    assert_close(look(images, View("flipped", flip=True)), images.flip(3), atol=1e-5, rtol=0)
+    assert_close(look(images, View("quarter", angle=90.0)), torch.rot90(images, 1, (2, 3)), atol=1e-4, rtol=0)
+
+
+def test_tta_is_the_mean_of_the_views_probabilities():
+    split, examples = pictures()
+    mirrored = Split(split.images[:, :, ::-1].copy(), split.labels)
+    other = make_examples(mirrored, 2, feed="resident", device=CPU, num_workers=0)
+
+    plain, mean = predict(LeftBrightness(), examples, (PLAIN, View("flipped", flip=True)), precision="fp32")
+    of_mirrored, _ = predict(LeftBrightness(), other, (PLAIN,), precision="fp32")
+
+    assert plain.dtype == np.float64
+    np.testing.assert_allclose(plain.sum(axis=1), 1, atol=1e-6)
+    assert np.abs(plain - of_mirrored).max() > 0.01
+    np.testing.assert_allclose(mean, (plain + of_mirrored) / 2, atol=1e-5)
+
+
+def test_scores_come_in_the_order_of_the_images_whatever_feeds_them():
+    split, resident = pictures()
+    streamed = make_examples(split, 2, feed="streamed", device=CPU, num_workers=1)
+    views = tta_views(hflip=0.5, rotation_angle=10)
+
+    scores, streamed_scores = (predict(LeftBrightness(), it, views, precision="fp32") for it in (resident, streamed))
+
+    assert np.array_equal(scores[0], streamed_scores[0])
+    assert np.array_equal(scores[1], streamed_scores[1])
+    left = split.images[:, :, 0].mean(axis=(1, 2))
+    assert np.corrcoef(left, scores[0][:, 1])[0, 1] > 0.9
+
+
+@pytest.mark.parametrize("with_tta", [True, False])
+def test_evaluation_carries_both_variants(with_tta):
+    split, examples = pictures(60)
+    dataset = Dataset(
+        key="squares",
+        title="squares",
+        task="binary-class",
+        class_names=("dark", "bright"),
+        height=4,
+        width=4,
+        channels=3,
+        num_samples={"train": 1, "val": 1, "test": 60},
+        md5="0",
+        source="generated",
+        note=None,
+        load={"test": split}.__getitem__,
+    )
+    views = tta_views(hflip=0.5, rotation_angle=10) if with_tta else (PLAIN,)
+
+    result = evaluate(LeftBrightness(), examples, split.labels, dataset, views, precision="fp32", seed=0)
+
+    assert result.plain.auc.value == 1.0
+    assert (result.tta is not None) == with_tta
+    assert (result.tta_scores is not None) == with_tta
+    assert len(result.views) == (4 if with_tta else 0)

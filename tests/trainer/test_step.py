@@ -1,0 +1,163 @@
+"""One step, one epoch and one validation, with models small enough to check by hand."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.testing import assert_close
+
+from scripts.data_handler.dataset import Split
+from scripts.data_handler.feed import Examples, make_examples
+from scripts.data_handler.plan import draw_plan
+from scripts.trainer.mixup import mix
+from scripts.trainer.step import train_epoch, training_step, validate
+from tests.conftest import coloured_squares
+
+CPU = torch.device("cpu")
+
+
+def two_layers(seed: int = 0) -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 5), nn.ReLU(), nn.Linear(5, 2))
+
+
+def squares(count: int = 20, channels: int = 3) -> Examples:
+    images, labels = coloured_squares(count, side=4, channels=channels)
+    split = Split(images, labels[:, 0].astype(np.int64))
+    return make_examples(split, 2, feed="resident", device=CPU, num_workers=0)
+
+
+def plan_for(examples: Examples, *, alpha: float = 0.0, batch_size: int = 8, epoch: int = 1):
+    return draw_plan(
+        examples.size,
+        seed=1,
+        epoch=epoch,
+        batch_size=batch_size,
+        hflip=0.5,
+        rotation_angle=10,
+        jitter=0.2,
+        mixup_alpha=alpha,
+        device=CPU,
+    )
+
+
+def test_a_step_is_one_step_down_the_gradient_of_the_cross_entropy():
+    model, reference = two_layers(), two_layers()
+    images, targets = torch.rand(6, 3, 4, 4), F.one_hot(torch.arange(6) % 2, 2).float()
+
+    loss = training_step(model, torch.optim.SGD(model.parameters(), lr=0.1), images, targets)
+
+    expected = -(targets * reference(images).log_softmax(1)).sum(1).mean()
+    expected.backward()
+    assert_close(loss, expected.detach())
+    for stepped, before in zip(model.parameters(), reference.parameters(), strict=True):
+        assert_close(stepped, before - 0.1 * before.grad)
+
+
+def test_a_mixed_target_gives_the_mixed_loss():
+    model = two_layers()
+    images = torch.rand(2, 3, 4, 4)
+    first, second, blend = (torch.tensor([row, row]) for row in ([1.0, 0.0], [0.0, 1.0], [0.3, 0.7]))
+
+    losses = [
+        training_step(model, torch.optim.SGD(model.parameters(), lr=0.0), images, targets)
+        for targets in (first, second, blend)
+    ]
+
+    assert_close(losses[2], 0.3 * losses[0] + 0.7 * losses[1])
+
+
+def test_bf16_computes_nearly_the_same_and_keeps_fp32_weights():
+    model, reference = two_layers(), two_layers()
+    images, targets = torch.rand(6, 3, 4, 4), F.one_hot(torch.arange(6) % 2, 2).float()
+
+    coarse = training_step(model, torch.optim.SGD(model.parameters(), lr=0.1), images, targets, precision="bf16")
+    exact = training_step(reference, torch.optim.SGD(reference.parameters(), lr=0.1), images, targets)
+
+    assert coarse != exact
+    assert_close(coarse, exact, rtol=0.02, atol=0)
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_mixing_blends_every_image_and_target_with_its_partners():
+    images = torch.tensor([0.0, 10.0]).view(2, 1, 1, 1)
+    targets = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
+
+    mixed_images, mixed_targets = mix(images, targets, torch.tensor([1, 0]), 0.75)
+
+    assert mixed_images.flatten().tolist() == [2.5, 7.5]
+    assert mixed_targets.tolist() == [[0.75, 0.25], [0.25, 0.75]]
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize("alpha", [0.0, 0.4])
+def test_training_lowers_the_loss_and_raises_the_accuracy(channels, alpha):
+    model, examples = two_layers(), squares(channels=channels)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    before, _ = validate(model, examples, precision="fp32")
+
+    for epoch in range(1, 9):
+        train_epoch(
+            model,
+            optimizer,
+            examples,
+            plan_for(examples, alpha=alpha, epoch=epoch),
+            batch_size=8,
+            rotates=True,
+            learning_rate=lambda step: 0.05,
+            precision="fp32",
+            after_step=lambda: None,
+        )
+    after, accuracy = validate(model, examples, precision="fp32")
+
+    assert after < before / 2
+    assert accuracy == 1.0
+
+
+def test_an_epoch_sets_the_rate_of_every_step_and_reports_the_mean_loss_of_the_images():
+    class Recorder(torch.optim.SGD):
+        rates: tuple[float, ...] = ()
+
+        def step(self, closure=None):
+            self.rates += (self.param_groups[0]["lr"],)
+
+    model, examples, ticks = two_layers(), squares(20), []
+    optimizer = Recorder(model.parameters(), lr=9.0)
+    mean_loss = train_epoch(
+        model,
+        optimizer,
+        examples,
+        plan_for(examples),
+        batch_size=8,
+        rotates=False,
+        learning_rate=lambda step: 0.1 / (step + 1),
+        precision="fp32",
+        after_step=lambda: ticks.append(1),
+    )
+
+    assert optimizer.rates == (0.1, 0.05, 0.1 / 3)  # 20 images are 8 + 8 + 4
+    assert len(ticks) == 3
+    # the weights never moved, so the jittered images' loss stays near that of the plain ones
+    assert mean_loss == pytest.approx(validate(model, examples, precision="fp32")[0], abs=0.15)
+
+
+def test_validation_counts_right_answers_and_averages_over_images():
+    class Says(nn.Module):
+        def forward(self, images):
+            return torch.tensor([[math.log(3.0), 0.0]]).expand(len(images), 2)
+
+    images, _ = coloured_squares(300, side=4)
+    split = Split(images, (np.arange(300) >= 225).astype(np.int64))  # three quarters are class 0
+    examples = make_examples(split, 2, feed="resident", device=CPU, num_workers=0)
+
+    loss, accuracy = validate(Says(), examples, precision="fp32")
+
+    assert accuracy == 0.75
+    # it says 3/4 for class 0 and 1/4 for class 1
+    assert loss == pytest.approx(-(0.75 * math.log(3 / 4) + 0.25 * math.log(1 / 4)), rel=1e-5)

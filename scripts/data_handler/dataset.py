@@ -1,0 +1,202 @@
+"""From the name that the user typed to a checked data set."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scripts.core.download import fetch
+from scripts.core.errors import DataError
+from scripts.core.files import file_digest
+from scripts.core.log import log
+from scripts.core.paths import slug
+from scripts.data_handler.npz import (
+    SPLITS,
+    NpzLayout,
+    read_array,
+    read_class_names,
+    read_labels,
+    validate_npz_keys,
+    verify_checksums,
+)
+from scripts.data_handler.registry import (
+    BINARY,
+    DATASET_REGISTRY,
+    MULTI_CLASS,
+    MULTI_LABEL,
+    SYNTHBLOOD,
+    DatasetInfo,
+)
+
+OFFLINE = f"use --dataset {SYNTHBLOOD}, which needs no network"
+
+
+@dataclass(frozen=True, slots=True)
+class Split:
+    """The images and labels of one split."""
+
+    images: NDArray[np.uint8]  # (N, H, W) grey or (N, H, W, 3) RGB
+    labels: NDArray[np.int64]  # (N,), class indices
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Dataset:
+    """All that is known of a data set; its images are read when they are asked for."""
+
+    key: str  # part of the run folder's name, such as "bloodmnist"
+    title: str
+    task: str  # as in DatasetInfo
+    class_names: tuple[str, ...]
+    height: int  # pixels
+    width: int  # pixels
+    channels: int  # 1 for grey, 3 for RGB
+    num_samples: Mapping[str, int]  # images in "train", "val" and "test"
+    md5: str
+    source: str  # absolute path of the file, or "generated"
+    note: str | None  # what every report must say of the set
+    load: Callable[[str], Split]  # of "train", "val" or "test"; reads the images anew at every call
+
+
+def open_dataset(name: str, data_dir: Path) -> Dataset:
+    """Find, fetch if need be, and check a data set; no image is kept in memory.
+
+    Args:
+        name: A key of ``DATASET_REGISTRY``, ``"synthblood"``, or the path of an ``.npz`` in MedMNIST's schema.
+        data_dir: Where files of the registry's sets are, or are put.
+
+    Raises:
+        DataError: The data are missing, unreachable, corrupt, or of a kind that cannot be trained on.
+        StorageError: A downloaded file cannot be written.
+    """
+    if name == SYNTHBLOOD:
+        from scripts.data_handler.synthetic import open_synthblood
+
+        return open_synthblood()
+    if name in DATASET_REGISTRY:
+        return _open_registered(DATASET_REGISTRY[name], data_dir)
+    return _open_own(Path(name))
+
+
+def _open_registered(info: DatasetInfo, data_dir: Path) -> Dataset:
+    if info.task == MULTI_LABEL:
+        raise DataError(f"{info.title} has several labels per image: multi-label sets are not supported yet.")
+    path = (data_dir / f"{info.key}.npz").absolute()
+    fetch(info.url, path, digest=info.md5, what=info.title, offline=OFFLINE)
+    layout = validate_npz_keys(path)
+    found = {"channels": layout.channels, "images": layout.num_samples, "label columns": layout.label_columns}
+    expected = {"channels": info.channels, "images": dict(info.num_samples), "label columns": 1}
+    if found != expected:
+        raise DataError(f"Cannot use {path}: {info.title} has {expected}, but the file has {found}.")
+    labels = {split: read_labels(layout, split, len(info.class_names)) for split in SPLITS}
+    return _dataset(
+        layout, labels, key=info.key, title=info.title, task=info.task, names=info.class_names, md5=info.md5
+    )
+
+
+def _open_own(given: Path) -> Dataset:
+    path = _existing_file(given)
+    layout = validate_npz_keys(path)
+    if layout.label_columns > 1:
+        raise DataError(
+            f"Cannot use {path}: train_labels has {layout.label_columns} columns; multi-label sets are not supported "
+            "yet, needed is one column of class indices."
+        )
+    # now, not when the test split is read after a night of training
+    verify_checksums(layout)
+    names = read_class_names(layout)
+    labels = {"train": read_labels(layout, "train", None if names is None else len(names))}
+    if names is None:
+        names = tuple(f"class {index}" for index in range(int(labels["train"].max()) + 1))
+    if len(names) < 2:
+        raise DataError(f"Cannot use {path}: all of train_labels are 0; needed are at least two classes.")
+    for split in ("val", "test"):
+        labels[split] = read_labels(layout, split, len(names))
+    _warn_of_unseen_classes(path, names, labels["train"])
+    task = BINARY if len(names) == 2 else MULTI_CLASS
+    md5 = _md5_of(path)
+    return _dataset(layout, labels, key=slug(given.stem), title=given.stem, task=task, names=names, md5=md5)
+
+
+def _dataset(
+    layout: NpzLayout,
+    labels: Mapping[str, NDArray[np.int64]],
+    *,
+    key: str,
+    title: str,
+    task: str,
+    names: tuple[str, ...],
+    md5: str,
+) -> Dataset:
+    stamp = _stamp(layout.path)
+
+    def load(split: str) -> Split:
+        # labels were read at the start, images perhaps only a night later: both must be of one file
+        if _stamp(layout.path) != stamp and _md5_of(layout.path) != md5:
+            raise DataError(f"{layout.path} has changed since the run began: start again with the file as it is now.")
+        return Split(read_array(layout, f"{split}_images"), labels[split])
+
+    return Dataset(
+        key=key,
+        title=title,
+        task=task,
+        class_names=names,
+        height=layout.height,
+        width=layout.width,
+        channels=layout.channels,
+        num_samples=layout.num_samples,
+        md5=md5,
+        source=str(layout.path),
+        note=None,
+        load=load,
+    )
+
+
+def _existing_file(given: Path) -> Path:
+    """The absolute path of a regular file, or ``DataError`` with what might have been meant."""
+    try:
+        path = given.expanduser().resolve()
+        if path.is_file():
+            return path
+        if path.is_dir():
+            inside = sorted(entry.name for entry in path.glob("*.npz"))
+            hint = f" Did you mean {path / inside[0]}?" if inside else ""
+            raise DataError(f"--dataset {given} is a folder; needed is the path of an .npz file.{hint}")
+        if path.exists():
+            raise DataError(f"--dataset {given} is not a regular file; needed is the path of an .npz file.")
+        beside = [entry.name for entry in path.parent.glob("*.npz")] if path.parent.is_dir() else []
+    except OSError as error:
+        raise DataError(f"--dataset {given} cannot be read: {error.strerror or error}.") from error
+    except (RuntimeError, ValueError) as error:  # links in a circle, ~ of an unknown user, a null character
+        raise DataError(f"--dataset {str(given)!r} is not a usable path: {str(error).rstrip('.')}.") from error
+    close = difflib.get_close_matches(path.name, beside, n=1)
+    hint = f"Did you mean {path.parent / close[0]}?" if close else "Give the path of an .npz file in MedMNIST's schema."
+    raise DataError(f"--dataset {given}: there is no file {path}. {hint}")
+
+
+def _warn_of_unseen_classes(path: Path, names: tuple[str, ...], labels: NDArray[np.int64]) -> None:
+    counts = np.bincount(labels, minlength=len(names))
+    unseen = [name for name, count in zip(names, counts.tolist(), strict=True) if count == 0]
+    if unseen:
+        shown = ", ".join(unseen[:10]) + (", …" if len(unseen) > 10 else "")
+        log.warning(f"{path} has no training image of {len(unseen)} of its {len(names)} classes: {shown}.")
+
+
+def _md5_of(path: Path) -> str:
+    try:
+        return file_digest(path, "md5")
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
+
+
+def _stamp(path: Path) -> tuple[int, int, int]:
+    """Something that changes when the file does: replaced, grown or written to."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
+    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -1,0 +1,263 @@
+import hashlib
+import logging
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from scripts.core.errors import DataError
+from scripts.core.log import log
+from scripts.data_handler import dataset as dataset_module
+from scripts.data_handler.dataset import open_dataset
+from scripts.data_handler.registry import BINARY, DATASET_REGISTRY, MULTI_CLASS, DatasetInfo
+from tests.data_handler.test_npz import NUM_SAMPLES, toy_arrays
+
+THREE = {
+    "train_labels": np.array([[0], [1], [2], [0]]),
+    "val_labels": np.array([[2], [2], [0]]),
+    "test_labels": np.array([[1], [0]]),
+}
+
+Save = Callable[..., Path]
+
+
+@pytest.fixture
+def save(tmp_path: Path) -> Save:
+    def save_toy(name: str = "My Cells.npz", **changed: Any) -> Path:
+        path = tmp_path / name
+        np.savez_compressed(path, **toy_arrays(**changed))
+        return path
+
+    return save_toy
+
+
+@pytest.fixture
+def logged() -> Iterator[list[str]]:
+    messages: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: messages.append(record.getMessage())  # type: ignore[method-assign]
+    log.addHandler(handler)
+    yield messages
+    log.removeHandler(handler)
+
+
+def refusal(name: object, data_dir: Path = Path("unused")) -> str:
+    with pytest.raises(DataError) as caught:
+        open_dataset(str(name), data_dir)
+    return str(caught.value)
+
+
+def test_an_own_file_is_known_by_its_name_and_content(save, tmp_path, logged):
+    path = save(**THREE, class_names=np.array(["Zelle A", "Zelle B", "übrige"]))
+    dataset = open_dataset(str(path), tmp_path)
+
+    assert (dataset.key, dataset.title) == ("my_cells", "My Cells")
+    assert dataset.task == MULTI_CLASS
+    assert dataset.class_names == ("Zelle A", "Zelle B", "übrige")
+    assert (dataset.height, dataset.width, dataset.channels) == (5, 6, 3)
+    assert dataset.num_samples == NUM_SAMPLES
+    assert dataset.md5 == hashlib.md5(path.read_bytes()).hexdigest()
+    assert dataset.source == str(path)
+    assert dataset.note is None
+    assert logged == []
+
+
+def test_a_split_is_read_as_it_was_written(save, tmp_path):
+    dataset = open_dataset(str(save(**THREE)), tmp_path)
+    for name in NUM_SAMPLES:
+        split = dataset.load(name)
+        np.testing.assert_array_equal(split.images, toy_arrays()[f"{name}_images"])
+        assert split.images.dtype == np.uint8
+        assert split.labels.tolist() == THREE[f"{name}_labels"][:, 0].tolist()
+        assert split.labels.dtype == np.int64
+
+
+def test_without_names_the_classes_are_numbered_from_the_training_labels(save, tmp_path):
+    dataset = open_dataset(str(save(**THREE)), tmp_path)
+    assert dataset.class_names == ("class 0", "class 1", "class 2")
+
+
+def test_two_classes_make_a_binary_task_and_grey_images_one_channel(save, tmp_path):
+    dataset = open_dataset(str(save(channels=1)), tmp_path)
+    assert dataset.task == BINARY
+    assert dataset.channels == 1
+    assert dataset.load("test").images.shape == (2, 5, 6)
+
+
+def test_a_relative_path_becomes_an_absolute_source(save, tmp_path, monkeypatch):
+    save("cells.npz")
+    monkeypatch.chdir(tmp_path)
+    assert open_dataset("./cells.npz", tmp_path).source == str(tmp_path / "cells.npz")
+
+
+def test_a_link_is_named_as_typed_and_traced_to_its_file(save, tmp_path):
+    path = save("version3.npz")
+    link = tmp_path / "current.npz"
+    link.symlink_to(path)
+    dataset = open_dataset(str(link), tmp_path)
+    assert (dataset.key, dataset.source) == ("current", str(path))
+
+
+def test_labels_outside_the_training_range_are_refused(save):
+    path = save(test_labels=np.array([[0], [2]]))
+    assert refusal(path) == (
+        f"Cannot use {path}: test_labels has 1 of 2 labels out of range (such as 2); "
+        "needed are class indices from 0 to 1."
+    )
+
+
+def test_labels_without_a_name_are_refused(save):
+    path = save(train_labels=np.array([[0], [1], [2], [3]]), class_names=np.array(["a", "b"]))
+    assert refusal(path) == (
+        f"Cannot use {path}: train_labels has 2 of 4 labels out of range (such as 2, 3); "
+        "needed are class indices from 0 to 1."
+    )
+
+
+def test_one_class_is_too_few(save):
+    path = save(train_labels=np.zeros((4, 1), int))
+    assert refusal(path) == f"Cannot use {path}: all of train_labels are 0; needed are at least two classes."
+
+
+def test_several_labels_per_image_are_not_supported_yet(save):
+    path = save(**{f"{split}_labels": np.ones((count, 14), int) for split, count in NUM_SAMPLES.items()})
+    assert refusal(path) == (
+        f"Cannot use {path}: train_labels has 14 columns; multi-label sets are not supported yet, "
+        "needed is one column of class indices."
+    )
+
+
+def test_classes_without_a_training_image_are_named(save, tmp_path, logged):
+    path = save(train_labels=np.array([[1], [3], [1], [3]]), val_labels=np.array([[0], [1], [3]]))
+    open_dataset(str(path), tmp_path)
+    assert logged == [f"{path} has no training image of 2 of its 4 classes: class 0, class 2."]
+
+
+def test_damage_in_the_test_split_is_found_before_training(save):
+    path = save(test_images=np.random.default_rng(0).integers(0, 256, (2, 5, 6, 3), dtype=np.uint8))
+    content = bytearray(path.read_bytes())
+    content[content.index(b"test_images.npy") + 220] ^= 0xFF
+    path.write_bytes(content)
+    message = refusal(path)
+    assert message.startswith(f"Cannot use {path}: test_images is damaged (")
+
+
+@pytest.mark.parametrize("split", list(NUM_SAMPLES))
+def test_a_file_that_changed_during_the_run_is_refused(save, tmp_path, split):
+    path = save()
+    dataset = open_dataset(str(path), tmp_path)
+    save(**{f"{split}_images": toy_arrays()[f"{split}_images"] + 1})
+    with pytest.raises(DataError) as caught:
+        dataset.load(split)
+    assert str(caught.value) == f"{path} has changed since the run began: start again with the file as it is now."
+
+
+def test_a_file_that_was_only_touched_is_still_the_same(save, tmp_path):
+    path = save()
+    dataset = open_dataset(str(path), tmp_path)
+    os.utime(path, (1, 1))
+    assert len(dataset.load("test").labels) == 2
+
+
+def test_a_file_that_vanished_during_the_run_is_named(save, tmp_path):
+    path = save()
+    dataset = open_dataset(str(path), tmp_path)
+    path.unlink()
+    with pytest.raises(DataError) as caught:
+        dataset.load("test")
+    assert str(caught.value) == f"Cannot read {path}: No such file or directory."
+
+
+def test_a_path_that_is_no_file_is_refused_with_what_may_have_been_meant(save, tmp_path):
+    path = save("cells.npz")
+    schema = "Give the path of an .npz file in MedMNIST's schema."
+    assert refusal(tmp_path / "cell.npz") == (
+        f"--dataset {tmp_path / 'cell.npz'}: there is no file {tmp_path / 'cell.npz'}. Did you mean {path}?"
+    )
+    assert refusal(tmp_path / "zzz") == f"--dataset {tmp_path / 'zzz'}: there is no file {tmp_path / 'zzz'}. {schema}"
+    assert refusal(tmp_path / "no" / "x.npz").endswith(schema)
+    assert refusal(tmp_path) == (
+        f"--dataset {tmp_path} is a folder; needed is the path of an .npz file. Did you mean {path}?"
+    )
+
+
+def test_a_pipe_is_refused_rather_than_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "pipe.npz")
+    assert refusal(tmp_path / "pipe.npz") == (
+        f"--dataset {tmp_path / 'pipe.npz'} is not a regular file; needed is the path of an .npz file."
+    )
+
+
+@pytest.mark.parametrize("name", ["~nobody_of_this_name/x.npz", "a\0b/x.npz", f"{'x' * 300}/x.npz"])
+def test_a_path_that_cannot_be_is_refused(name):
+    assert refusal(name).startswith("--dataset ")
+
+
+def test_synthblood_needs_no_file(tmp_path):
+    dataset = open_dataset("synthblood", tmp_path / "nowhere")
+    assert (dataset.key, dataset.source) == ("synthblood", "generated")
+    assert not (tmp_path / "nowhere").exists()
+
+
+def test_chestmnist_is_refused_before_anything_is_downloaded(tmp_path):
+    assert refusal("chestmnist", tmp_path) == (
+        "ChestMNIST has several labels per image: multi-label sets are not supported yet."
+    )
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def register(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., DatasetInfo]:
+    """Put a set into the registry whose file already lies in the data folder, so that nothing is downloaded."""
+
+    def add(**changed: Any) -> DatasetInfo:
+        path = tmp_path / "toymnist.npz"
+        np.savez(path, **toy_arrays())
+        facts = {
+            "key": "toymnist",
+            "title": "ToyMNIST",
+            "task": BINARY,
+            "channels": 3,
+            "class_names": ("healthy", "ill"),
+            "num_samples": NUM_SAMPLES,
+            "md5": hashlib.md5(path.read_bytes()).hexdigest(),
+            "url": "http://127.0.0.1:9/toymnist.npz",
+        }
+        info = DatasetInfo(**{**facts, **changed})
+        monkeypatch.setattr(dataset_module, "DATASET_REGISTRY", {**DATASET_REGISTRY, info.key: info})
+        return info
+
+    return add
+
+
+def test_a_set_of_the_registry_has_its_official_names(register, tmp_path):
+    info = register()
+    dataset = open_dataset("toymnist", tmp_path)
+
+    assert (dataset.key, dataset.title, dataset.task) == ("toymnist", "ToyMNIST", BINARY)
+    assert dataset.class_names == ("healthy", "ill")
+    assert dataset.md5 == info.md5
+    assert dataset.source == str(tmp_path / "toymnist.npz")
+    assert dataset.load("val").labels.tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [{"channels": 1}, {"num_samples": {"train": 5, "val": 3, "test": 2}}],
+)
+def test_a_file_that_contradicts_the_registry_is_refused(register, tmp_path, changed):
+    register(**changed)
+    assert refusal("toymnist", tmp_path).startswith(f"Cannot use {tmp_path / 'toymnist.npz'}: ToyMNIST has ")
+
+
+def test_a_set_that_cannot_be_fetched_names_what_works_without_a_network(register, tmp_path, monkeypatch):
+    info = register(md5="0" * 32, url="ftp://127.0.0.1/toymnist.npz")  # an address that fails at once
+    message = refusal("toymnist", tmp_path)
+    assert message.startswith(f"Cannot download ToyMNIST from {info.url}: the address cannot be used")
+    assert (
+        f"Put the file with MD5 {'0' * 32} at {tmp_path / 'toymnist.npz'} yourself, "
+        "or use --dataset synthblood, which needs no network." in message
+    )

@@ -3,6 +3,7 @@
 from scripts.core.system.device import device_problems, select_device, select_precision
 from scripts.core.system.guard import terminate_ghosts
 from scripts.core.system.lock import ensure_single_instance
+from scripts.core.system.machine import prepare_machine
 from scripts.core.system.reproducibility import (
     restart_with_fixed_hashing,
     seed_everything,
@@ -10,14 +11,18 @@ from scripts.core.system.reproducibility import (
     use_fast_kernels,
     worker_init_fn,
 )
+from scripts.core.system.signals import StopRequest, stop_request
 
 __all__ = [
+    "StopRequest",
     "device_problems",
     "ensure_single_instance",
+    "prepare_machine",
     "restart_with_fixed_hashing",
     "seed_everything",
     "select_device",
     "select_precision",
+    "stop_request",
     "terminate_ghosts",
     "use_deterministic_kernels",
     "use_fast_kernels",

@@ -1,0 +1,35 @@
+# Every target sets up .venv itself; a second call reuses it.
+# PYTHON may name any Python >= 3.10:  make demo PYTHON=python3.12
+PYTHON ?= python3
+VENV := .venv
+RUN_READY := $(VENV)/.run-ready
+DEV_READY := $(VENV)/.dev-ready
+
+.PHONY: demo test lint clean
+
+demo: $(RUN_READY)
+	$(VENV)/bin/python main.py --dataset synthblood --weights none --epochs 5
+
+test: lint
+	$(VENV)/bin/pytest --cov --cov-report=term
+
+lint: $(DEV_READY)
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+
+clean:
+	rm -rf $(VENV) outputs .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(VENV)/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+		{ echo "error: $$($(PYTHON) --version) is too old: Python 3.10 or newer is needed. Name one: make PYTHON=python3.12"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(RUN_READY): requirements.txt | $(VENV)/bin/python
+	$(VENV)/bin/pip install --quiet --requirement requirements.txt
+	@touch $@
+
+$(DEV_READY): requirements-dev.txt $(RUN_READY)
+	$(VENV)/bin/pip install --quiet --requirement requirements-dev.txt
+	@touch $@

@@ -1,0 +1,79 @@
+"""Train an adapted, ImageNet-pretrained ResNet-18 on MedMNIST v2 images, evaluate it and report.
+
+python main.py                                             BloodMNIST as published: 60 epochs, seed 42
+python main.py --dataset synthblood --weights none --epochs 5          a small training without a network
+python main.py --dataset path/to/own.npz                               your own images in MedMNIST's schema
+python main.py --help                                                  every setting
+
+Exit codes: 0 done, 1 unexpected error, 2 command line, 3 data or weights, 4 another instance runs, 5 diverged,
+6 storage, 130 and 143 stopped by a signal.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+
+from scripts.core import Config, RunPaths, ensure_single_instance, log, parse_command_line
+from scripts.core.errors import Interrupted, PipelineError
+from scripts.core.log import file_log, screen_log
+from scripts.core.system import (
+    StopRequest,
+    device_problems,
+    restart_with_fixed_hashing,
+    stop_request,
+    terminate_ghosts,
+)
+from scripts.data_handler import dataset_problems
+
+ENTRY_POINT = Path(__file__).resolve()
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Run one command line and return its exit code."""
+    with screen_log():
+        try:
+            config = parse_command_line(
+                sys.argv[1:] if words is None else words, checks=(dataset_problems, device_problems)
+            )
+            if config.reproducible:
+                restart_with_fixed_hashing(config.seed)
+            with stop_request() as stop:
+                run(config, stop)
+        except (PipelineError, Interrupted) as error:
+            log.error(str(error))
+            return error.exit_code
+    return 0
+
+
+def run(config: Config, stop: StopRequest) -> RunPaths:
+    """One whole run, from the lock to the last report; returns where its files are."""
+    with ensure_single_instance(config.lock_file) as lock:
+        if not config.no_process_guard:
+            terminate_ghosts(ENTRY_POINT)
+        paths = RunPaths.create(config.output_dir, config.dataset_part, config.model_part, now=datetime.now())
+        lock.note(paths.root)
+        with file_log(paths.log):
+            train_and_report(config, paths, stop)
+    return paths
+
+
+def train_and_report(config: Config, paths: RunPaths, stop: StopRequest) -> None:
+    """Device, data, model, fit, evaluate, report: each step's result is the next one's input."""
+    # here rather than above: these take seconds to import, which --help and a wrong flag should not
+    from scripts import pipeline
+
+    log.info("run folder %s", paths.root)
+    config, device = pipeline.prepare_machine(config)
+    dataset = pipeline.open_dataset(config.dataset, config.data_dir)
+    config = pipeline.apply_feed(config, dataset, device)
+    model = pipeline.build_model(config, dataset, device)
+    training = pipeline.train(model, dataset, config, paths, stop)
+    evaluation = pipeline.evaluate_best(model, dataset, config, paths)
+    pipeline.report(dataset, training, evaluation, config, paths)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,125 @@
+"""From uint8 images to the network's input, as batched tensor operations on the device.
+
+Legend of the shape suffixes: B images of a batch, H height, W width, C channels (1 or 3).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from scripts.data_handler.plan import AugmentationPlan
+
+# ImageNet's statistics, for every data set: the pretrained stem was trained on inputs normalised with them
+MEAN = (0.485, 0.456, 0.406)
+STD = (0.229, 0.224, 0.225)
+
+# what a colour weighs in the brightness of a picture (ITU-R BT.601), as torchvision's contrast jitter takes it
+LUMA = (0.299, 0.587, 0.114)
+
+
+def to_float(images: Tensor) -> Tensor:
+    """Bring stored images into the layout that the network computes in.
+
+    Args:
+        images: uint8, shape (B, H, W) or (B, H, W, C).
+
+    Returns:
+        float32 in [0, 1], shape (B, C, H, W); for colour images in channels_last memory format, without a copy.
+    """
+    images_bchw = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2)
+    return images_bchw.float().div_(255)
+
+
+def augment(images: Tensor, plan: AugmentationPlan, *, rotates: bool) -> Tensor:
+    """Flip, rotate and jitter each image by its own parameters.
+
+    Flip and rotation are one bilinear resampling, so pixels are interpolated once; what a rotation brings in from
+    outside the picture is the picture's reflection. Brightness comes before contrast, each clamped to [0, 1].
+
+    Args:
+        images: float32 in [0, 1], shape (B, C, H, W).
+        plan: Parameters of shape (B,).
+        rotates: Whether any angle may differ from 0; if none does, the flip moves whole pixels exactly.
+
+    Returns:
+        float32 in [0, 1], shape (B, C, H, W).
+    """
+    moved = flip_and_rotate(images, plan.flip, plan.angle) if rotates else _flip(images, plan.flip)
+    return jitter(moved, plan.brightness, plan.contrast)
+
+
+def flip_and_rotate(images: Tensor, flip: Tensor, angle: Tensor) -> Tensor:
+    """Mirror the images of ``flip`` left to right, then rotate all about their centre, in one resampling.
+
+    Args:
+        images: float32, shape (B, C, H, W).
+        flip: bool, shape (B,).
+        angle: Degrees, shape (B,); positive is counter-clockwise.
+
+    Returns:
+        float32, shape (B, C, H, W).
+    """
+    height, width = images.shape[-2:]
+    radians = torch.deg2rad(angle)
+    cosine, sine = torch.cos(radians), torch.sin(radians)
+    sign = 1 - 2 * flip.to(images.dtype)
+    zero = torch.zeros_like(cosine)
+    # rows give the source's x and y; grid coordinates run over [-1, 1] on both axes, hence the aspect ratio
+    source_x = torch.stack((sign * cosine, -sign * sine * (height / width), zero), dim=1)
+    source_y = torch.stack((sine * (width / height), cosine, zero), dim=1)
+    grid = F.affine_grid(torch.stack((source_x, source_y), dim=1), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
+
+
+def jitter(images: Tensor, brightness: Tensor, contrast: Tensor) -> Tensor:
+    """Scale each image's brightness, then its contrast about its own mean luma.
+
+    Args:
+        images: float32 in [0, 1], shape (B, C, H, W).
+        brightness: Factors, shape (B,).
+        contrast: Factors, shape (B,).
+
+    Returns:
+        float32 in [0, 1], shape (B, C, H, W).
+    """
+    bright = (images * _per_image(brightness)).clamp_(0, 1)
+    if images.shape[1] == 3:
+        mean = bright.mean(dim=(2, 3)) @ _constant(LUMA, images.device)
+    else:
+        mean = bright.mean(dim=(1, 2, 3))
+    return torch.lerp(_per_image(mean), bright, _per_image(contrast)).clamp_(0, 1)
+
+
+def normalise(images: Tensor) -> Tensor:
+    """Subtract ImageNet's mean and divide by its standard deviation; grey images become three equal channels.
+
+    Args:
+        images: float32 in [0, 1], shape (B, C, H, W).
+
+    Returns:
+        float32, shape (B, 3, H, W).
+    """
+    mean, std = _constant(MEAN, images.device), _constant(STD, images.device)
+    return (images - _per_channel(mean)) / _per_channel(std)
+
+
+def _flip(images: Tensor, flip: Tensor) -> Tensor:
+    return torch.where(_per_image(flip), images.flip(3), images)
+
+
+def _per_image(values: Tensor) -> Tensor:
+    return values.view(-1, 1, 1, 1)
+
+
+def _per_channel(values: Tensor) -> Tensor:
+    return values.view(1, -1, 1, 1)
+
+
+@cache
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Values on the device; kept, because sending them anew each step would make the host wait for the device."""
+    return torch.tensor(values, device=device)

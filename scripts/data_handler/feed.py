@@ -1,0 +1,162 @@
+"""Two ways to bring uint8 images to the device, with the same bits in the same order."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from scripts.core.system.reproducibility import worker_init_fn
+from scripts.data_handler.dataset import Split
+
+Indices = NDArray[np.int64]
+
+# of a GPU's free memory: the rest is for the network, whose activations are the larger part
+RESIDENT_SHARE = 0.5
+
+
+class Feed(Protocol):
+    """The images of one split, in any order."""
+
+    def batches(self, order: Indices, batch_size: int) -> Iterator[torch.Tensor]:
+        """Batches of images on the device.
+
+        Args:
+            order: Sample indices, shape (N,).
+            batch_size: Images per batch; the last batch may be smaller.
+
+        Yields:
+            uint8 images of shape (B, H, W) or (B, H, W, 3).
+        """
+
+
+class ResidentFeed:
+    """All images as one tensor on the device: a batch is a gather there, nothing is copied from the host."""
+
+    def __init__(self, images: NDArray[np.uint8], device: torch.device) -> None:
+        self._images = torch.from_numpy(images).to(device)
+
+    def batches(self, order: Indices, batch_size: int) -> Iterator[torch.Tensor]:
+        """See ``Feed``."""
+        on_device = torch.from_numpy(order).to(self._images.device)
+        for indices in on_device.split(batch_size):
+            yield self._images.index_select(0, indices)
+
+
+class StreamedFeed:
+    """Images stay on the host; worker processes gather batches while the device computes.
+
+    A worker only copies bytes: everything random happens on the device, from the epoch's plan. So neither the number
+    of workers nor their timing can change a result.
+    """
+
+    def __init__(self, images: NDArray[np.uint8], device: torch.device, num_workers: int) -> None:
+        self._device = device
+        self._sampler = _IndexBatches()
+        with _any_number_of_workers():
+            self._loader = DataLoader(
+                _Gather(images),
+                sampler=self._sampler,
+                batch_size=None,  # the sampler's items are whole batches already
+                num_workers=num_workers,
+                persistent_workers=num_workers > 0,
+                worker_init_fn=worker_init_fn,
+                pin_memory=device.type == "cuda",
+                generator=torch.Generator().manual_seed(0),  # the workers' base seed comes from here, not from the air
+            )
+
+    def batches(self, order: Indices, batch_size: int) -> Iterator[torch.Tensor]:
+        """See ``Feed``."""
+        self._sampler.batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        with _any_number_of_workers():
+            loaded = iter(self._loader)
+        for images in loaded:
+            yield images.to(self._device, non_blocking=True)
+
+
+class _Gather(Dataset[torch.Tensor]):
+    def __init__(self, images: NDArray[np.uint8]) -> None:
+        self._images = images
+
+    def __getitem__(self, indices: Indices) -> torch.Tensor:
+        return torch.from_numpy(self._images[indices])
+
+
+class _IndexBatches(Sampler[Indices]):
+    """The batches of the epoch at hand; a list that changes lets the workers live on from epoch to epoch."""
+
+    def __init__(self) -> None:
+        self.batches: Sequence[Indices] = ()
+
+    def __iter__(self) -> Iterator[Indices]:
+        return iter(self.batches)
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+
+@contextmanager
+def _any_number_of_workers() -> Iterator[None]:
+    """Keep PyTorch from warning of more workers than cores: these only copy bytes, and mostly wait."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
+        yield
+
+
+def choose_feed(asked: str, needed_bytes: int, device: torch.device) -> tuple[str, str]:
+    """Which feed to use, and the reason in words.
+
+    Args:
+        asked: ``"resident"``, ``"streamed"`` or ``"auto"``.
+        needed_bytes: Size of all images together.
+        device: Where the network runs.
+
+    Returns:
+        ``"resident"`` or ``"streamed"``, and why.
+    """
+    size = f"{needed_bytes / 1e6:,.0f} MB of images"
+    if asked != "auto":
+        return asked, f"{size}, as asked"
+    if device.type != "cuda":
+        return "resident", f"{size} are in this machine's memory already"
+    free_bytes, _ = torch.cuda.mem_get_info(device)
+    if needed_bytes <= RESIDENT_SHARE * free_bytes:
+        return "resident", f"{size} fit on the device"
+    return "streamed", f"{size} do not fit into half of the device's free {free_bytes / 1e6:,.0f} MB"
+
+
+@dataclass(frozen=True, slots=True)
+class Examples:
+    """One split as the network meets it."""
+
+    feed: Feed
+    targets: torch.Tensor  # float32 on the device, shape (N, C): one-hot rows, which MixUp can mix
+
+    @property
+    def size(self) -> int:
+        """Number of images."""
+        return len(self.targets)
+
+
+def make_examples(split: Split, num_classes: int, *, feed: str, device: torch.device, num_workers: int) -> Examples:
+    """Images behind a feed, labels as one-hot rows on the device.
+
+    Args:
+        split: Images and class indices.
+        num_classes: Number of classes C.
+        feed: ``"resident"`` or ``"streamed"``.
+        device: Where the network runs.
+        num_workers: Worker processes of a streamed feed.
+    """
+    is_resident = feed == "resident"
+    images = ResidentFeed(split.images, device) if is_resident else StreamedFeed(split.images, device, num_workers)
+    targets = F.one_hot(torch.from_numpy(split.labels), num_classes).float()
+    return Examples(images, targets.to(device))

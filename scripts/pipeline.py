@@ -1,0 +1,154 @@
+"""The steps of a run, each from the values that the steps before it gave; ``main.py`` lists them in their order."""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from scripts.core.config import BACKBONE, Config
+from scripts.core.environment import describe_environment
+from scripts.core.files import write_json
+from scripts.core.log import log
+from scripts.core.paths import RunPaths
+from scripts.core.records import TrainingResult
+from scripts.core.system import StopRequest, prepare_machine
+from scripts.data_handler.augmentation import MEAN, STD
+from scripts.data_handler.dataset import Dataset, Split, open_dataset
+from scripts.data_handler.feed import Examples, choose_feed, make_examples
+from scripts.evaluation.inference import PLAIN, evaluate, tta_views
+from scripts.evaluation.metrics import EvaluationResult
+from scripts.evaluation.reports import write_reports
+from scripts.models import factory
+from scripts.models.weights import load_weights, read_state_dict
+from scripts.trainer.fit import fit
+
+__all__ = ["apply_feed", "build_model", "evaluate_best", "open_dataset", "prepare_machine", "report", "train"]
+
+
+def apply_feed(config: Config, dataset: Dataset, device: torch.device) -> Config:
+    """The settings with ``feed`` and ``num_workers`` as applied; the log says what was chosen, and why."""
+    pixels = dataset.height * dataset.width * dataset.channels
+    feed, reason = choose_feed(config.feed, sum(dataset.num_samples.values()) * pixels, device)
+    if feed == "resident":
+        num_workers, consequence = 0, "--num_workers has no effect"
+    elif config.reproducible:
+        num_workers, consequence = 0, "no worker processes in reproducibility mode"
+    else:
+        num_workers, consequence = config.num_workers, f"{config.num_workers} worker processes"
+    log.info("feed %s: %s; %s", feed, reason, consequence)
+    return replace(config, feed=feed, num_workers=num_workers)
+
+
+def build_model(config: Config, dataset: Dataset, device: torch.device) -> nn.Module:
+    """The model on the device, with its starting weights, in the memory layout that convolutions are fastest in."""
+    model = factory.build_model(
+        num_classes=len(dataset.class_names), weights=config.weights, data_dir=config.data_dir, seed=config.seed
+    )
+    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+
+
+def train(model: nn.Module, dataset: Dataset, config: Config, paths: RunPaths, stop: StopRequest) -> TrainingResult:
+    """Record what the run is made of, then fit; the best weights are in the run folder afterwards."""
+    provenance = describe_run(config, dataset)
+    write_json(paths.config, provenance)
+    with stop.deferred():
+        return fit(
+            model,
+            _examples(dataset.load("train"), dataset, config),
+            _examples(dataset.load("val"), dataset, config),
+            config,
+            paths=paths,
+            provenance=provenance,
+            model_card=describe_model(config, dataset),
+            stop=stop,
+        )
+
+
+def evaluate_best(model: nn.Module, dataset: Dataset, config: Config, paths: RunPaths) -> EvaluationResult:
+    """Judge the best weights, read back from their file, on the test split, which is opened here and nowhere else."""
+    load_weights(model, read_state_dict(paths.best_model), origin=str(paths.best_model))
+    test = dataset.load("test")
+    views = tta_views(hflip=config.hflip, rotation_angle=config.rotation_angle)
+    if config.no_tta:
+        views = (PLAIN,)
+    elif len(views) == 1:
+        log.info("no test-time augmentation: training neither flipped nor rotated, so there is no other view")
+    examples = _examples(test, dataset, config)
+    return evaluate(model, examples, test.labels, dataset, views, precision=config.precision, seed=config.seed)
+
+
+def report(
+    dataset: Dataset, training: TrainingResult, evaluation: EvaluationResult, config: Config, paths: RunPaths
+) -> None:
+    """Write every report and say what came out."""
+    write_reports(
+        paths,
+        config=config,
+        dataset=dataset,
+        training=training,
+        evaluation=evaluation,
+        environment=describe_environment(config.device),
+    )
+
+
+def describe_run(config: Config, dataset: Dataset) -> dict[str, Any]:
+    """All that the result depends on, as values that JSON knows."""
+    return {
+        "command": [os.fspath(word) for word in sys.argv],
+        "settings": config.as_dict(),
+        "backbone": BACKBONE,
+        "dataset": describe_dataset(dataset),
+        "environment": describe_environment(config.device),
+    }
+
+
+def describe_dataset(dataset: Dataset) -> dict[str, Any]:
+    """What is known of the data set, without its images, as values that JSON knows."""
+    return {
+        "key": dataset.key,
+        "title": dataset.title,
+        "task": dataset.task,
+        "class_names": list(dataset.class_names),
+        "height": dataset.height,
+        "width": dataset.width,
+        "channels": dataset.channels,
+        "num_samples": dict(dataset.num_samples),
+        "md5": dataset.md5,
+        "source": dataset.source,
+        "note": dataset.note,
+    }
+
+
+def describe_model(config: Config, dataset: Dataset) -> dict[str, Any]:
+    """What a user of the weights needs to know, as values that JSON knows."""
+    return {
+        "model_name": config.model_name,
+        "backbone": BACKBONE,
+        "stem": "3x3, stride 1, no max-pool",
+        "class_names": list(dataset.class_names),
+        "task": dataset.task,
+        "input": {
+            "height": dataset.height,
+            "width": dataset.width,
+            "channels": 3,
+            "stored_channels": dataset.channels,
+            "range": "uint8 / 255, then normalised; grey pictures become three equal channels",
+        },
+        "normalisation": {"mean": list(MEAN), "std": list(STD)},
+        "dataset": {"key": dataset.key, "title": dataset.title, "md5": dataset.md5, "note": dataset.note},
+    }
+
+
+def _examples(split: Split, dataset: Dataset, config: Config) -> Examples:
+    return make_examples(
+        split,
+        len(dataset.class_names),
+        feed=config.feed,
+        device=torch.device(config.device),
+        num_workers=config.num_workers,
+    )

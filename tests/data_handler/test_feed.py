@@ -1,0 +1,66 @@
+"""Whatever feeds the images, the same bytes arrive in the same order."""
+
+from __future__ import annotations
+
+import random
+
+import numpy as np
+import pytest
+import torch
+
+from scripts.core.system import worker_init_fn
+from scripts.data_handler.dataset import Split
+from scripts.data_handler.feed import ResidentFeed, StreamedFeed, choose_feed, make_examples
+
+CPU = torch.device("cpu")
+IMAGES = np.random.default_rng(0).integers(0, 256, (10, 4, 4, 3), dtype=np.uint8)
+ORDER = np.array([9, 0, 3, 3, 7, 1, 2])
+
+
+@pytest.mark.parametrize("num_workers", [0, 1, 3])
+def test_streamed_batches_equal_resident_ones(num_workers):
+    streamed, resident = StreamedFeed(IMAGES, CPU, num_workers), ResidentFeed(IMAGES, CPU)
+
+    for order in (ORDER, ORDER[::-1].copy()):  # twice: workers live on from epoch to epoch
+        pairs = list(zip(streamed.batches(order, 3), resident.batches(order, 3), strict=True))
+        assert [len(batch) for batch, _ in pairs] == [3, 3, 1]
+        assert all(torch.equal(one, other) for one, other in pairs)
+        assert np.array_equal(torch.cat([batch for batch, _ in pairs]).numpy(), IMAGES[order])
+
+
+def test_a_worker_seeds_every_generator_and_each_worker_differently():
+    def drawn_by(worker: int) -> tuple[float, float, float]:
+        torch.manual_seed(100 + worker)  # what a DataLoader does before it calls worker_init_fn
+        worker_init_fn(worker)
+        return random.random(), np.random.random(), float(torch.rand(()))
+
+    assert drawn_by(0) == drawn_by(0)
+    assert len({*drawn_by(0), *drawn_by(1)}) == 6
+
+
+def test_targets_are_one_hot_rows():
+    split = Split(IMAGES[:3], np.array([2, 0, 1]))
+    examples = make_examples(split, 4, feed="resident", device=CPU, num_workers=0)
+
+    assert examples.size == 3
+    assert examples.targets.tolist() == [[0, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0]]
+    assert examples.targets.dtype == torch.float32
+
+
+@pytest.mark.parametrize("feed", ["resident", "streamed"])
+def test_the_feed_that_is_asked_for_is_taken(feed):
+    assert choose_feed(feed, 3_000_000, CPU) == (feed, "3 MB of images, as asked")
+    split = Split(IMAGES, np.zeros(10, dtype=np.int64))
+    kind = type(make_examples(split, 2, feed=feed, device=CPU, num_workers=0).feed)
+    assert kind is {"resident": ResidentFeed, "streamed": StreamedFeed}[feed]
+
+
+def test_auto_is_resident_on_the_cpu():
+    assert choose_feed("auto", 40_000_000, CPU) == ("resident", "40 MB of images are in this machine's memory already")
+
+
+@pytest.mark.parametrize(("free_bytes", "expected"), [(200, "resident"), (199, "streamed")])
+def test_auto_leaves_half_of_a_gpus_free_memory_to_the_network(monkeypatch, free_bytes, expected):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free_bytes, 1000))
+
+    assert choose_feed("auto", 100, torch.device("cuda", 0))[0] == expected

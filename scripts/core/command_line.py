@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -40,9 +41,9 @@ def build_parser() -> argparse.ArgumentParser:
         group_name = known.metadata["group"]
         if group_name not in groups:
             groups[group_name] = parser.add_argument_group(group_name)
-        about = known.metadata["about"].replace("%", "%%")
+        about = known.metadata["about"]
         if known.kind is bool:
-            groups[group_name].add_argument(known.flag, action="store_true", help=about)
+            groups[group_name].add_argument(known.flag, action="store_true", help=about.replace("%", "%%"))
         else:
             groups[group_name].add_argument(
                 known.flag,
@@ -70,8 +71,9 @@ def parse_command_line(
         ConfigError: Every problem of the command line, one per line.
         SystemExit: ``--help`` was asked for (code 0).
     """
-    given, strays = build_parser().parse_known_args(list(words))
-    problems = [_unknown(word) for word in strays]
+    kept, problems = _set_aside(words)
+    given, strays = build_parser().parse_known_args(kept)
+    problems.extend(_stray_problems(strays, kept))
     values: dict[str, Any] = {}
     for name, text in vars(given).items():
         try:
@@ -101,13 +103,37 @@ def _build(values: dict[str, Any]) -> tuple[Config, tuple[str, ...]]:
         return Config(**{name: value for name, value in values.items() if name not in wrong}), error.problems
 
 
-def _unknown(word: str) -> str:
-    if not word.startswith("--"):
-        return f"Unexpected argument {word!r}: every setting is given as --name value."
-    flag = word.split("=", 1)[0]
-    close = difflib.get_close_matches(flag, [known.flag for known in SETTINGS.values()], n=1)
-    hint = f" Did you mean {close[0]}?" if close else " See --help."
-    return f"Unknown flag {flag!r}.{hint}"
+def _set_aside(words: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The words that argparse judges well, and a problem for each of the others, at which it would stop."""
+    switches = {"--help", *(known.flag for known in SETTINGS.values() if known.kind is bool)}
+    kept, problems = [], []
+    for word in words:
+        flag, equals, value = word.partition("=")
+        if word == "--":
+            problems.append(_unexpected(word))
+        elif equals and flag in switches:
+            problems.append(f"{flag} takes no value, got {value!r}.")
+        else:
+            kept.append(word)
+    return kept, problems
+
+
+def _stray_problems(strays: Sequence[str], words: Sequence[str]) -> Iterator[str]:
+    """One sentence for each stray word; in ``--epohcs 5`` the flag is unknown, and 5 is no problem of its own."""
+    neighbours = set(pairwise(words))
+    for before, word in zip(("", *strays), strays, strict=False):
+        if not word.startswith("--"):
+            is_value = before.startswith("--") and "=" not in before and (before, word) in neighbours
+            if not is_value or word.startswith("-"):
+                yield _unexpected(word)
+            continue
+        flag = word.partition("=")[0]
+        close = difflib.get_close_matches(flag, [known.flag for known in SETTINGS.values()], n=1)
+        yield f"Unknown flag {flag!r}. " + (f"Did you mean {close[0]}?" if close else "See --help.")
+
+
+def _unexpected(word: str) -> str:
+    return f"Unexpected argument {word!r}: every setting is given as --name value."
 
 
 def _convert(known: Setting, text: Any) -> Any:
@@ -119,7 +145,10 @@ def _convert(known: Setting, text: Any) -> Any:
     if known.kind is Path:
         if not text:
             raise ConfigError(f"{known.flag} must be a path, got ''.")
-        return Path(text).expanduser()
+        try:
+            return Path(text).expanduser()
+        except (RuntimeError, ValueError):
+            raise ConfigError(f"{known.flag} must be a path, got {text!r}, whose user is not known here.") from None
     try:
         return known.kind(text)
     except ValueError:

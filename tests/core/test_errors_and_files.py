@@ -1,0 +1,215 @@
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import stat
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts.core import errors
+from scripts.core.environment import PROJECT_ROOT
+from scripts.core.errors import ConfigError, Interrupted, PipelineError, StorageError, storage_errors
+from scripts.core.files import file_digest, replace_atomically, write_bytes, write_json, write_text
+
+
+def names_in(folder: Path) -> list[str]:
+    return sorted(entry.name for entry in folder.iterdir())
+
+
+def run_python(program: str, *arguments: object) -> str:
+    command = [sys.executable, "-c", program, *map(str, arguments)]
+    return subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, check=True).stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("PipelineError", 1),
+        ("ConfigError", 2),
+        ("DataError", 3),
+        ("LockHeldError", 4),
+        ("DivergedError", 5),
+        ("StorageError", 6),
+    ],
+)
+def test_every_error_has_the_exit_code_of_the_contract(name, code):
+    kind = getattr(errors, name)
+    assert kind.exit_code == code
+    assert issubclass(kind, PipelineError)
+
+
+@pytest.mark.parametrize(("signal_number", "code"), [(2, 130), (15, 143)])
+def test_a_signal_gives_the_exit_code_of_the_shell_and_no_handler_of_exceptions_swallows_it(signal_number, code):
+    assert Interrupted(signal_number, "Stopped.").exit_code == code
+    assert not issubclass(Interrupted, Exception)
+
+
+def test_a_config_error_has_one_line_per_problem():
+    assert str(ConfigError("One.", "Two.")) == "One.\nTwo."
+    assert ConfigError("One.", "Two.").problems == ("One.", "Two.")
+
+
+@pytest.mark.parametrize(
+    ("number", "message"),
+    [
+        (errno.ENOSPC, "Cannot save at x. The disk is full: free some space, or choose another place."),
+        (errno.EROFS, "Cannot save at x. The file system is read-only: mount it writable, or choose another place."),
+        (
+            errno.EACCES,
+            "Cannot save at x. Permission is denied: change the folder's permissions, or choose another place.",
+        ),
+        (errno.EIO, "Cannot save at x. Input/output error: check the path, or choose another place."),
+    ],
+)
+def test_an_operating_system_error_becomes_a_remedy(number, message):
+    with pytest.raises(StorageError) as caught, storage_errors(Path("x"), "save"):
+        raise OSError(number, os.strerror(number))
+    assert str(caught.value) == message
+    assert isinstance(caught.value.__cause__, OSError)
+
+
+def test_errors_of_other_kinds_pass_through_storage_errors():
+    with pytest.raises(KeyError), storage_errors(Path("x"), "save"):
+        raise KeyError("a programmer's mistake")
+
+
+def test_a_file_appears_with_its_whole_content(tmp_path):
+    write_bytes(tmp_path / "a", b"\x00\xff")
+    write_text(tmp_path / "b", "é\n")
+    write_json(tmp_path / "c.json", {"name": "é", "paths": ["x"], "value": 0.1})
+    assert (tmp_path / "a").read_bytes() == b"\x00\xff"
+    assert (tmp_path / "b").read_bytes() == b"\xc3\xa9\n"
+    assert (tmp_path / "c.json").read_text(encoding="utf-8").startswith('{\n  "name": "é",\n')
+    assert json.loads((tmp_path / "c.json").read_bytes()) == {"name": "é", "paths": ["x"], "value": 0.1}
+    assert names_in(tmp_path) == ["a", "b", "c.json"]
+
+
+def test_the_file_has_its_old_content_until_the_new_one_is_complete(tmp_path):
+    path = tmp_path / "weights"
+    path.write_bytes(b"old")
+    with replace_atomically(path) as stream:
+        stream.write(b"new, but not yet all of it")
+        stream.flush()
+        assert path.read_bytes() == b"old"
+    assert path.read_bytes() == b"new, but not yet all of it"
+
+
+@pytest.mark.parametrize("failure", [RuntimeError, KeyboardInterrupt])
+def test_a_failing_writer_leaves_the_old_content_and_no_temporary_file(tmp_path, failure):
+    path = tmp_path / "weights"
+    path.write_bytes(b"old")
+
+    def write_half() -> None:
+        with replace_atomically(path) as stream:
+            stream.write(b"half of the n")
+            raise failure
+
+    with pytest.raises(failure):
+        write_half()
+    assert path.read_bytes() == b"old"
+    assert names_in(tmp_path) == ["weights"]
+
+
+def test_nan_is_refused_as_json_and_leaves_nothing(tmp_path):
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        write_json(tmp_path / "summary.json", {"auc": float("nan")})
+    assert names_in(tmp_path) == []
+
+
+def test_a_path_that_is_no_text_survives_json(tmp_path):
+    write_json(tmp_path / "config.json", {"output_dir": "runs_\udcff"})
+    assert json.loads((tmp_path / "config.json").read_text(encoding="utf-8")) == {"output_dir": "runs_\udcff"}
+
+
+@pytest.mark.parametrize("folder", ["missing", "file"])
+def test_a_folder_that_cannot_be_written_is_a_storage_error(tmp_path, folder):
+    (tmp_path / "file").write_bytes(b"")
+    with pytest.raises(StorageError) as caught:
+        write_text(tmp_path / folder / "summary.json", "{}")
+    reason = {"missing": "No such file or directory", "file": "Not a directory"}[folder]
+    assert str(caught.value) == (
+        f"Cannot write the file at {tmp_path / folder / 'summary.json'}. {reason}: check the path, "
+        "or choose another place."
+    )
+    assert names_in(tmp_path) == ["file"]
+
+
+def test_a_target_that_is_a_folder_is_a_storage_error_and_leaves_no_temporary_file(tmp_path):
+    (tmp_path / "summary.json").mkdir()
+    with pytest.raises(StorageError, match="Is a directory: check the path"):
+        write_text(tmp_path / "summary.json", "{}")
+    assert names_in(tmp_path) == ["summary.json"]
+
+
+def test_a_full_disk_leaves_the_old_content_and_no_temporary_file(tmp_path):
+    path = tmp_path / "weights"
+    path.write_bytes(b"old")
+    # a size limit stands for a full disk: the kernel refuses the write in the same place
+    program = """
+import resource, sys
+from pathlib import Path
+from scripts.core.errors import StorageError
+from scripts.core.files import write_bytes
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+try:
+    write_bytes(Path(sys.argv[1]), bytes(5000))
+except StorageError as error:
+    print(error)
+"""
+    assert run_python(program, path) == (
+        f"Cannot write the file at {path}. The file would exceed the size limit that is set: raise it (ulimit -f), "
+        "or choose another place."
+    )
+    assert path.read_bytes() == b"old"
+    assert names_in(tmp_path) == ["weights"]
+
+
+def fail_to_sync_folders(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    def fsync(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr(os, "fsync", fsync)
+
+
+def test_a_file_system_that_cannot_sync_folders_is_good_enough(tmp_path, monkeypatch):
+    fail_to_sync_folders(monkeypatch, errno.EINVAL)
+    write_text(tmp_path / "result", "whole")
+    assert (tmp_path / "result").read_text() == "whole"
+
+
+def test_a_disk_that_fails_to_sync_a_folder_is_a_storage_error(tmp_path, monkeypatch):
+    fail_to_sync_folders(monkeypatch, errno.EIO)
+    with pytest.raises(StorageError, match="Input/output error: check the path"):
+        write_text(tmp_path / "result", "whole")
+
+
+@pytest.mark.parametrize(("umask", "mode"), [("022", 0o644), ("007", 0o660), ("077", 0o600)])
+def test_a_file_is_as_readable_as_the_umask_allows(tmp_path, umask, mode):
+    program = """
+import os, sys
+from pathlib import Path
+os.umask(int(sys.argv[2], 8))
+from scripts.core.files import write_bytes
+write_bytes(Path(sys.argv[1]), b"")
+print(oct(os.umask(0)))
+"""
+    assert run_python(program, tmp_path / "result", umask) == oct(int(umask, 8))
+    assert (tmp_path / "result").stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.parametrize("algorithm", ["md5", "sha256"])
+def test_the_digest_of_a_file_longer_than_one_piece_is_that_of_its_content(tmp_path, algorithm):
+    content = bytes(range(256)) * 8192 + b"end"
+    (tmp_path / "data").write_bytes(content)
+    assert file_digest(tmp_path / "data", algorithm) == hashlib.new(algorithm, content).hexdigest()
+
+
+def test_the_digest_of_an_empty_file_is_the_known_one(tmp_path):
+    (tmp_path / "empty").write_bytes(b"")
+    assert file_digest(tmp_path / "empty", "md5") == "d41d8cd98f00b204e9800998ecf8427e"

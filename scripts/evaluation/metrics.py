@@ -10,11 +10,12 @@ import numpy as np
 from numpy.typing import NDArray
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, roc_auc_score
 
+from scripts.data_handler.registry import BINARY, MULTI_CLASS, ORDINAL
 from scripts.evaluation.bootstrap import percentile_interval, resample_figures
 
-MULTI_CLASS, BINARY, ORDINAL = "multi-class", "binary-class", "ordinal-regression"
 SUPPORTED_TASKS = (MULTI_CLASS, BINARY, ORDINAL)
 BINARY_THRESHOLD = 0.5
+ROUNDING = 1e-6  # a mean of probabilities, taken in single precision, may end a little above 1
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
@@ -118,7 +119,7 @@ def compute_metrics(
 
     Args:
         labels: True class indices, shape (N,), in [0, C), N >= 1.
-        scores: Class probabilities in [0, 1], shape (N, C).
+        scores: Class probabilities in [0, 1] up to rounding, shape (N, C).
         task: One of ``SUPPORTED_TASKS``.
         class_names: C names, at least two; exactly two for ``binary-class``.
         seed: Seeds the bootstrap.
@@ -236,7 +237,7 @@ def _refuse_bad_input(
             f"Expected whole labels from 0 to {num_classes - 1}, "
             f"got {labels.dtype} from {labels.min()} to {labels.max()}."
         )
-    if not (np.isfinite(scores).all() and scores.min() >= 0 and scores.max() <= 1):
+    if not (np.isfinite(scores).all() and scores.min() >= 0 and scores.max() <= 1 + ROUNDING):
         raise ValueError(f"Expected finite scores in [0, 1], got some from {scores.min()} to {scores.max()}.")
     if resamples < 1:
         raise ValueError(f"Expected at least 1 resample, got {resamples}.")

@@ -9,9 +9,8 @@ import pytest
 from medmnist.evaluator import getACC, getAUC
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
+from scripts.data_handler.registry import BINARY, MULTI_CLASS, ORDINAL
 from scripts.evaluation.metrics import EvaluationResult, compute_metrics, predict_classes
-
-MULTI_CLASS, BINARY, ORDINAL = "multi-class", "binary-class", "ordinal-regression"
 
 
 def normalised(scores):
@@ -201,6 +200,10 @@ def test_bad_input_is_refused_by_name(labels, scores, changes, message):
     arguments = {"task": MULTI_CLASS, "class_names": "ab", "seed": 1, "resamples": 5, **changes}
     with pytest.raises(ValueError, match=message):
         compute_metrics(np.array(labels), scores, **arguments)
+
+
+def test_a_probability_that_rounding_lifted_above_one_is_accepted():
+    assert metrics_of([0, 1], GOOD + np.array([[1e-7 + 0.1, 0.0], [0.0, 0.0]])).accuracy.value == 1.0
 
 
 def test_no_images_are_refused():

@@ -1,0 +1,45 @@
+"""Predictions in MedMNIST's own CSV format, which its ``Evaluator`` reads and scores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scripts.core.files import write_text
+from scripts.data_handler.dataset import Dataset
+from scripts.evaluation.metrics import Metrics
+
+STANDARD_SIDE = 28  # pixels; only another size is part of a file's name
+
+
+def standard_file_name(dataset: Dataset, metrics: Metrics, *, split: str, run: str) -> str:
+    """The name that MedMNIST gives a file of predictions: data set, split, AUC, accuracy and run.
+
+    Args:
+        dataset: Its key is the name's flag; the ``_`` of an own set's key becomes ``-``, since ``_`` separates parts.
+        metrics: The figures of these predictions.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+        run: What tells several runs apart; letters, digits, ``-`` and ``_``.
+
+    Reference: ``Evaluator.get_standard_evaluation_filename`` of https://github.com/MedMNIST/MedMNIST
+    """
+    height, width = dataset.height, dataset.width
+    size = "" if height == width == STANDARD_SIDE else f"_{height}" if height == width else f"_{height}x{width}"
+    flag = dataset.key.replace("_", "-")
+    return f"{flag}{size}_{split}_[AUC]{metrics.auc.value:.3f}_[ACC]{metrics.accuracy.value:.3f}@{run}.csv"
+
+
+def write_predictions(path: Path, scores: NDArray[np.float64]) -> None:
+    """Write one line ``index,score,score,…`` per image, without a header.
+
+    Args:
+        path: Where it goes.
+        scores: Class probabilities, shape (N, C), in the order of the split; read back they are the same doubles.
+
+    Raises:
+        StorageError: The file cannot be written.
+    """
+    lines = (f"{index},{','.join(map(repr, row))}\n" for index, row in enumerate(scores.tolist()))
+    write_text(path, "".join(lines))

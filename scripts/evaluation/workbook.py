@@ -29,7 +29,8 @@ from scripts.evaluation.plots import Caption
 
 SHARE, FIGURE, COUNT, SECONDS = "0.00%", "0.0000", "#,##0", "#,##0.0"
 RATE, DATE, DURATION = "0.00E+00", "yyyy-mm-dd hh:mm:ss", "[h]:mm:ss"
-INK, MUTED, BLUE, ORANGE = "FF1F2933", "FF5F6B7A", "FF0A5FA4", "FFC8500A"
+BOOLEAN = '"TRUE";"TRUE";"FALSE"'  # Excel shows a boolean so anyway; LibreOffice may show 1 and 0
+INK, MUTED, ORANGE = "FF1F2933", "FF5F6B7A", "FFC8500A"
 HEADER_FILL = PatternFill("solid", fgColor="FFE3ECF5")
 BEST_FILL = PatternFill("solid", fgColor="FFFFE8B8")
 FONT = "Calibri"
@@ -208,7 +209,7 @@ def _write_confusion(sheet: Worksheet, metrics: Metrics) -> None:
     _spanning_header(sheet, 3, 2, ["Images; columns: predicted class"], size)
     _spanning_header(sheet, 3, size + 3, ["Share of the true class"], size)
     _header(sheet, 4, ["True class", *names, None, *names])
-    sheet.row_dimensions[4].height = 62
+    sheet.row_dimensions[4].height = _height(max(map(len, names)), 9)
     shares = metrics.confusion_by_row
     for row, name in enumerate(names):
         _put_name(sheet, row + 5, name)
@@ -308,8 +309,12 @@ def _spanning_header(sheet: Worksheet, row: int, column: int, titles: Sequence[s
 def _put_name(sheet: Worksheet, row: int, name: str) -> None:
     """Write a class's name in the first column, in as many lines as it takes."""
     _put(sheet, row, 1, name, wrap=True)
-    num_lines = -(-len(name) // (NAME_WIDTH - 4))
-    sheet.row_dimensions[row].height = ROW_POINTS * max(1, min(num_lines, MOST_NAME_LINES))
+    sheet.row_dimensions[row].height = _height(len(name), NAME_WIDTH - 4)
+
+
+def _height(length: int, width: int) -> int:
+    """The height, in points, of a row that holds text of ``length`` characters in lines of ``width``."""
+    return ROW_POINTS * min(max(1, math.ceil(length / width)), MOST_NAME_LINES)
 
 
 def _put(
@@ -338,6 +343,8 @@ def _put(
         cell.quotePrefix = value.startswith(("=", "+", "-", "@"))
     else:
         cell.value = value
+    if isinstance(value, bool):
+        number_format = BOOLEAN
     if number_format is not None and not isinstance(value, str):
         cell.number_format = number_format
     cell.font = Font(name=FONT, bold=bold, size=size, color=colour)

@@ -93,6 +93,12 @@ def test_a_relative_path_becomes_an_absolute_source(save, tmp_path, monkeypatch)
     assert open_dataset("./cells.npz", tmp_path).source == str(tmp_path / "cells.npz")
 
 
+def test_a_path_may_begin_at_home(save, tmp_path, monkeypatch):
+    save("cells.npz")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert open_dataset("~/cells.npz", tmp_path).source == str(tmp_path / "cells.npz")
+
+
 def test_a_link_is_named_as_typed_and_traced_to_its_file(save, tmp_path):
     path = save("version3.npz")
     link = tmp_path / "current.npz"
@@ -137,9 +143,15 @@ def test_classes_without_a_training_image_are_named(save, tmp_path, logged):
 
 
 def test_damage_in_the_test_split_is_found_before_training(save):
-    path = save(test_images=np.random.default_rng(0).integers(0, 256, (2, 5, 6, 3), dtype=np.uint8))
+    noise = np.random.default_rng(0)
+    images = {
+        f"{split}_images": noise.integers(0, 256, (count, 50, 50), dtype=np.uint8)
+        for split, count in NUM_SAMPLES.items()
+    }
+    path = save(**images)
     content = bytearray(path.read_bytes())
-    content[content.index(b"test_images.npy") + 220] ^= 0xFF
+    # well behind the header, which is looked at anyway
+    content[content.index(b"test_images.npy") + 4900] ^= 0xFF
     path.write_bytes(content)
     message = refusal(path)
     assert message.startswith(f"Cannot use {path}: test_images is damaged (")

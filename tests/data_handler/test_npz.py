@@ -127,6 +127,10 @@ OTHER_SIZE = np.zeros((3, 5, 7, 3), np.uint8)
             "train_images has dtype float32; needed is uint8 (0 to 255).",
         ),
         (
+            {"train_images": np.zeros((4, 5, 6, 3), np.uint16)},
+            "train_images has dtype uint16; needed is uint8 (0 to 255).",
+        ),
+        (
             {"test_images": np.zeros((2, 5, 6, 4), np.uint8)},
             "test_images has shape (2, 5, 6, 4); needed is (N, H, W) for grey images or (N, H, W, 3) for RGB.",
         ),
@@ -200,6 +204,13 @@ def test_class_names_that_a_report_cannot_show_are_refused(path, names, expected
     assert refusal(path, lambda path: read_class_names(validate_npz_keys(path))) == expected
 
 
+def test_long_names_in_any_byte_order_are_read(path):
+    names = np.array(["ä" * 200, "b"])
+    for kind in ("<U200", ">U200"):
+        np.savez(path, **toy_arrays(class_names=names.astype(kind)))
+        assert read_class_names(validate_npz_keys(path)) == ("ä" * 200, "b")
+
+
 @pytest.mark.parametrize("code", [0xFFFFFFFF, 0x110000, 0x7FFFFFFF])
 def test_class_names_of_what_is_no_character_are_refused(path, code):
     save_with(path, class_names=npy_header("(2,)", "<U1") + struct.pack("<II", code, ord("b")))
@@ -260,6 +271,19 @@ def test_a_huge_claim_is_refused_without_allocating_it(path):
     assert refusal(path) == (
         "train_images would be 90,000,000,000,088 bytes by its header (shape (1000000000000, 5, 6, 3), dtype uint8), "
         "but the file holds 88 bytes of it; make or fetch it again."
+    )
+
+
+def test_a_truth_value_in_a_shape_is_the_number_it_stands_for(path):
+    save_with(path, test_labels=npy_header("(2, True)") + bytes(2))
+    assert str(validate_npz_keys(path).headers["test_labels"].shape) == "(2, 1)"
+
+
+def test_more_content_than_claimed_is_refused_too(path):
+    save_with(path, train_labels=npy_header("(4, 1)") + bytes(5))
+    assert refusal(path) == (
+        "train_labels would be 74 bytes by its header (shape (4, 1), dtype uint8), "
+        "but the file holds 75 bytes of it; make or fetch it again."
     )
 
 
@@ -350,6 +374,7 @@ def test_a_directory_too_large_to_be_honest_is_not_read(path):
         npy_header("('4', 5, 6, 3)"),
         npy_header("(1,)", "|V99999999999"),
         npy_header("__import__('os')"),
+        npy_header("{[]: 1}"),
         b"",
     ],
 )
@@ -363,8 +388,8 @@ def test_a_malformed_header_is_damage_not_a_crash(path, header):
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize("key", KEYS)
 def test_a_flipped_byte_behind_a_header_is_found_by_both_ways_of_reading(path, save, key):
-    # more bytes than are read with a header
-    save(path, **{key: np.ones((9000, 1, 1) if key.endswith("images") else (9000, 1), np.uint8) for key in KEYS})
+    # labels longer than what is read with a header, images longer than what is read at once
+    save(path, **{key: np.ones((9000, 11, 11) if key.endswith("images") else (9000, 1), np.uint8) for key in KEYS})
     with zipfile.ZipFile(path) as archive:
         info = archive.getinfo(f"{key}.npy")
     content = bytearray(path.read_bytes())

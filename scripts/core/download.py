@@ -53,6 +53,10 @@ class _Wanted:
     what: str
     offline: str
 
+    def __post_init__(self) -> None:
+        if len(self.digest) < SHORTEST_DIGEST:
+            raise ValueError(f"Expected a digest of at least {SHORTEST_DIGEST} digits, got {self.digest!r}.")
+
     @property
     def digest_name(self) -> str:
         return DIGEST_NAMES.get(self.algorithm, self.algorithm)
@@ -77,11 +81,15 @@ class _Wanted:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Limits:
-    """How long one attempt may wait, in seconds."""
+    """How patient to be; times in seconds."""
 
-    connect_s: float
-    read_s: float
+    attempts: int
+    first_pause_s: float
+    longest_pause_s: float
+    connect_timeout_s: float
+    read_timeout_s: float
     pace_window_s: float
+    sleep: Callable[[float], None]
 
 
 def fetch(
@@ -112,8 +120,7 @@ def fetch(
         algorithm: A name that ``hashlib.new`` knows.
         what: The file in words, for messages, such as ``"BloodMNIST"``.
         offline: What works without this file, as the end of "Put the file at …, or"; may be empty.
-        attempts: How often a failure that may pass (no connection, a timeout, a cut, 408, 429, 5xx) is met before
-            giving up.
+        attempts: How often a failure that may pass (no connection, a timeout, a cut, 408, 429, 5xx) is met.
         first_pause_s: Seconds before the second attempt; each further pause is twice as long.
         longest_pause_s: Most seconds of a pause, also where the server's Retry-After asks for more.
         connect_timeout_s: Most seconds until a connection stands.
@@ -126,32 +133,42 @@ def fetch(
         StorageError: It cannot be written.
         ValueError: ``digest`` has fewer than 8 digits.
     """
-    if len(digest) < SHORTEST_DIGEST:
-        raise ValueError(f"Expected a digest of at least {SHORTEST_DIGEST} hexadecimal digits, got {digest!r}.")
-    wanted = _Wanted(url=url, path=path, digest=digest, algorithm=algorithm, what=what, offline=offline)
-    limits = _Limits(connect_s=connect_timeout_s, read_s=read_timeout_s, pace_window_s=pace_window_s)
+    limits = _Limits(
+        attempts=attempts,
+        first_pause_s=first_pause_s,
+        longest_pause_s=longest_pause_s,
+        connect_timeout_s=connect_timeout_s,
+        read_timeout_s=read_timeout_s,
+        pace_window_s=pace_window_s,
+        sleep=sleep,
+    )
+    _fetch(_Wanted(url=url, path=path, digest=digest, algorithm=algorithm, what=what, offline=offline), limits)
+
+
+def _fetch(wanted: _Wanted, limits: _Limits) -> None:
     present = _digest_of_present(wanted)
-    if present is not None and wanted.fits(present):
-        return
     if present is not None:
+        if wanted.fits(present):
+            return
         log.warning(
-            f"{path} is not {what}: its {wanted.digest_name} is {present}, expected is {digest}. "
+            f"{wanted.path} is not {wanted.what}: its {wanted.digest_name} is {present}, expected is {wanted.digest}. "
             "It is kept until its verified replacement is there."
         )
-    with storage_errors(path.parent, "make the folder"):
-        path.parent.mkdir(parents=True, exist_ok=True)
-
-    for attempt in range(1, attempts + 1):
+    with storage_errors(wanted.path.parent, "make the folder"):
+        wanted.path.parent.mkdir(parents=True, exist_ok=True)
+    for attempt in range(1, limits.attempts + 1):
         try:
             _download(wanted, limits)
         except _PassingError as error:
-            if attempt == attempts:
-                wanted.fail(f"{error} (attempt {attempt} of {attempts})", present)
-            usual_pause_s = first_pause_s * 2 ** (attempt - 1)
+            if attempt == limits.attempts:
+                wanted.fail(f"{error} (attempt {attempt} of {attempt})", present)
+            usual_pause_s = limits.first_pause_s * 2 ** (attempt - 1)
             asked_s = usual_pause_s if error.retry_after_s is None else error.retry_after_s
-            pause_s = min(asked_s, longest_pause_s)
-            log.warning(f"Downloading {what}: {error}; attempt {attempt + 1} of {attempts} in {pause_s:g} s.")
-            sleep(pause_s)
+            pause_s = min(asked_s, limits.longest_pause_s)
+            log.warning(
+                f"Downloading {wanted.what}: {error}; attempt {attempt + 1} of {limits.attempts} in {pause_s:.3g} s."
+            )
+            limits.sleep(pause_s)
         except _TransferError as error:
             wanted.fail(str(error), present)
         else:
@@ -226,7 +243,9 @@ def _answer(url: str, limits: _Limits) -> Iterator[requests.Response]:
     passing = (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError)
     with requests.Session() as session:
         try:
-            response = session.get(url, headers=headers, stream=True, timeout=(limits.connect_s, limits.read_s))
+            response = session.get(
+                url, headers=headers, stream=True, timeout=(limits.connect_timeout_s, limits.read_timeout_s)
+            )
         except passing as error:
             raise _PassingError(_reason(error, limits, "the server closed the connection")) from error
         except (requests.RequestException, ValueError) as error:
@@ -304,9 +323,9 @@ def _reason(error: Exception, limits: _Limits, otherwise: str) -> str:
     import urllib3
 
     if isinstance(error, requests.ConnectTimeout):
-        return f"no connection within {limits.connect_s:g} s"
+        return f"no connection within {limits.connect_timeout_s:g} s"
     if isinstance(error, (requests.Timeout, urllib3.exceptions.ReadTimeoutError)):
-        return f"no answer within {limits.read_s:g} s"
+        return f"no answer within {limits.read_timeout_s:g} s"
     cause: BaseException | None = error
     while cause is not None:
         if isinstance(cause, OSError) and cause.strerror:

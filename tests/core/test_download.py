@@ -240,7 +240,7 @@ def test_a_digest_may_be_given_by_its_beginning(serve, tmp_path, digest):
 
 
 def test_a_digest_too_short_to_prove_anything_is_a_programmers_mistake(tmp_path):
-    with pytest.raises(ValueError, match="at least 8 hexadecimal digits, got ''"):
+    with pytest.raises(ValueError, match="at least 8 digits, got ''"):
         fetch_quickly("http://127.0.0.1:9/", tmp_path / "set.npz", digest="")
 
 

@@ -70,7 +70,8 @@ class _Page:
         self.canvas.set_axis_off()
 
     def text(self, x: float, y: float, text: str, **look: Any) -> None:
-        self.canvas.text(x, y, _printable(text), **{"ha": "left", "va": "top", "color": INK, **look})
+        escaped = text.replace("$", r"\$")  # which would start a formula
+        self.canvas.text(x, y, escaped, **{"ha": "left", "va": "top", "color": INK, **look})
 
     def image(self, pixels: NDArray[Any], x: float, y: float, width: float, height: float) -> None:
         left, top = round(x), round(y)
@@ -91,10 +92,10 @@ class _Page:
         origin = f"{caption.dataset} · {caption.model}"
         self.text(MARGIN, 34, title, size=14, weight="bold")
         for y, line in ((76, origin), (104, detail)):
-            self.text(MARGIN, y, textwrap.shorten(line, room, placeholder=" …"), color=MUTED)
+            self.text(MARGIN, y, textwrap.shorten(_one_line(line), room, placeholder=" …"), color=MUTED)
         if caption.note:
             box = {"facecolor": NOTE_COLOUR, "edgecolor": WRONG_COLOUR, "boxstyle": "round,pad=0.35", "linewidth": 0.8}
-            self.text(MARGIN + 8, 148, caption.note, size=8.5, color=WRONG_COLOUR, bbox=box)
+            self.text(MARGIN + 8, 148, _one_line(caption.note), size=8.5, color=WRONG_COLOUR, bbox=box)
 
 
 @style.context(STYLE)
@@ -111,7 +112,8 @@ def draw_dataset_samples(
     """
     names = _labels(class_names, width=24, lines=3)[:MOST_SAMPLED_CLASSES]
     height, width = SAMPLE_HEIGHT, SAMPLE_HEIGHT * images.shape[2] / images.shape[1]
-    gap, first_column = 8, MARGIN + 24 + _text_width(names, size=9)
+    counts = [f"{np.count_nonzero(labels == index):,} images" for index in range(len(names))]
+    gap, first_column = 8, MARGIN + 24 + max(_text_width(names, size=9), _text_width(counts, size=7.5))
     page = _Page(
         first_column + SAMPLES_PER_CLASS * (width + gap) + MARGIN, caption.height + len(names) * (height + gap) + MARGIN
     )
@@ -124,7 +126,7 @@ def draw_dataset_samples(
         num_lines = name.count("\n") + 1
         middle = y + height / 2 + 10 * (num_lines - 2)
         page.text(MARGIN, middle + 8, name, va="bottom", linespacing=1.05)
-        page.text(MARGIN, middle + 12, f"{len(found):,} images", size=7.5, color=MUTED)
+        page.text(MARGIN, middle + 12, counts[row], size=7.5, color=MUTED)
         for column, index in enumerate(_evenly(found, SAMPLES_PER_CLASS)):
             page.image(_as_rgb(images[index]), first_column + column * (width + gap), y, width, height)
     return page.figure
@@ -361,7 +363,7 @@ def _in_turn(candidates: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArra
 
 def _labels(names: Sequence[str], *, width: int, lines: int) -> list[str]:
     """The names in at most ``lines`` lines of about ``width`` characters; numbered where that makes two the same."""
-    short = [_shorten(_printable(name), width, lines) for name in names]
+    short = [_shorten(_one_line(name), width, lines) for name in names]
     return [f"{index}: {name}" if short.count(name) > 1 else name for index, name in enumerate(short)]
 
 
@@ -381,6 +383,6 @@ def _text_width(labels: Sequence[str], *, size: float) -> float:
     return longest * size * POINT * LETTER_WIDTH
 
 
-def _printable(text: str) -> str:
-    """``text`` without control characters, and with dollar signs that do not start a formula."""
-    return re.sub(r"[^\S\n]|[\x00-\x09\x0b-\x1f\x7f-\x9f\ud800-\udfff]", " ", text).replace("$", r"\$")
+def _one_line(text: str) -> str:
+    """``text`` without line breaks and control characters."""
+    return re.sub(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff]+", " ", text).strip()

@@ -19,7 +19,8 @@ COPY scripts ./scripts
 ARG COMMIT=unknown
 ENV MEDMNIST_COMMIT=$COMMIT
 
-# writable for whichever --user runs it; mount both, or --rm takes data and results along
-RUN mkdir --mode=1777 dataset outputs
+# for whichever --user runs it: folders to write, and code to read even if the checkout was private (umask 077);
+# mount both folders, or --rm takes data and results along
+RUN mkdir -m 1777 dataset outputs && chmod -R a+rX main.py smoke_test.py scripts
 
 ENTRYPOINT ["python", "main.py"]

@@ -8,7 +8,7 @@ DEV_READY := $(VENV)/.dev-ready
 .PHONY: demo test lint clean
 
 demo: $(RUN_READY)
-	$(VENV)/bin/python main.py --dataset synthblood --weights none --epochs 5
+	$(VENV)/bin/python main.py --dataset synthblood --weights none --epochs 4 --batch_size 64
 
 test: lint
 	$(VENV)/bin/pytest --cov --cov-report=term

@@ -69,10 +69,12 @@ def train_and_report(config: Config, paths: RunPaths, stop: StopRequest) -> None
     config, device = pipeline.prepare_machine(config)
     dataset = pipeline.open_dataset(config.dataset, config.data_dir)
     config = pipeline.apply_feed(config, dataset, device)
+    train, val = dataset.load("train"), dataset.load("val")
     model = pipeline.build_model(config, dataset, device)
-    training = pipeline.train(model, dataset, config, paths, stop)
-    evaluation = pipeline.evaluate_best(model, dataset, config, paths)
-    pipeline.report(dataset, training, evaluation, config, paths)
+    training = pipeline.train(model, train, val, dataset, config, paths, stop)
+    test = dataset.load("test")  # not before: nothing about it may reach the training
+    evaluation = pipeline.evaluate_best(model, test, dataset, config, paths)
+    pipeline.report(train, test, dataset, training, evaluation, config, paths)
 
 
 if __name__ == "__main__":

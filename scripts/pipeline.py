@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from dataclasses import replace
+from datetime import datetime
 from typing import Any
 
 import torch
@@ -21,7 +23,7 @@ from scripts.data_handler.augmentation import MEAN, STD
 from scripts.data_handler.dataset import Dataset, Split, open_dataset
 from scripts.data_handler.feed import Examples, choose_feed, make_examples
 from scripts.evaluation.inference import PLAIN, evaluate, tta_views
-from scripts.evaluation.metrics import EvaluationResult
+from scripts.evaluation.metrics import EvaluationResult, Metrics
 from scripts.evaluation.reports import write_reports
 from scripts.models import factory
 from scripts.models.weights import load_weights, read_state_dict
@@ -52,15 +54,17 @@ def build_model(config: Config, dataset: Dataset, device: torch.device) -> nn.Mo
     return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
 
 
-def train(model: nn.Module, dataset: Dataset, config: Config, paths: RunPaths, stop: StopRequest) -> TrainingResult:
+def train(
+    model: nn.Module, train: Split, val: Split, dataset: Dataset, config: Config, paths: RunPaths, stop: StopRequest
+) -> TrainingResult:
     """Record what the run is made of, then fit; the best weights are in the run folder afterwards."""
     provenance = describe_run(config, dataset)
     write_json(paths.config, provenance)
     with stop.deferred():
         return fit(
             model,
-            _examples(dataset.load("train"), dataset, config),
-            _examples(dataset.load("val"), dataset, config),
+            _examples(train, dataset, config),
+            _examples(val, dataset, config),
             config,
             paths=paths,
             provenance=provenance,
@@ -69,10 +73,9 @@ def train(model: nn.Module, dataset: Dataset, config: Config, paths: RunPaths, s
         )
 
 
-def evaluate_best(model: nn.Module, dataset: Dataset, config: Config, paths: RunPaths) -> EvaluationResult:
-    """Judge the best weights, read back from their file, on the test split, which is opened here and nowhere else."""
+def evaluate_best(model: nn.Module, test: Split, dataset: Dataset, config: Config, paths: RunPaths) -> EvaluationResult:
+    """Judge the best weights, read back from their file, on the test split."""
     load_weights(model, read_state_dict(paths.best_model), origin=str(paths.best_model))
-    test = dataset.load("test")
     views = tta_views(hflip=config.hflip, rotation_angle=config.rotation_angle)
     if config.no_tta:
         views = (PLAIN,)
@@ -83,9 +86,17 @@ def evaluate_best(model: nn.Module, dataset: Dataset, config: Config, paths: Run
 
 
 def report(
-    dataset: Dataset, training: TrainingResult, evaluation: EvaluationResult, config: Config, paths: RunPaths
+    train: Split,
+    test: Split,
+    dataset: Dataset,
+    training: TrainingResult,
+    evaluation: EvaluationResult,
+    config: Config,
+    paths: RunPaths,
 ) -> None:
-    """Write every report and say what came out."""
+    """Write every report, add the test figures to the model's card, and say what came out."""
+    card = json.loads(paths.best_model_card.read_text())
+    write_json(paths.best_model_card, card | {"test": _test_figures(evaluation)})
     write_reports(
         paths,
         config=config,
@@ -93,7 +104,21 @@ def report(
         training=training,
         evaluation=evaluation,
         environment=describe_environment(config.device),
+        train=train,
+        test_images=test.images,
+        finished=datetime.now(),
     )
+    for name, metrics in _variants(evaluation).items():
+        figures = (
+            f"{title} {estimate.value:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]"
+            for title, estimate in (
+                ("accuracy", metrics.accuracy),
+                ("AUC", metrics.auc),
+                ("macro-F1", metrics.macro_f1),
+            )
+        )
+        log.info("test, %s: %s", name, "  ".join(figures))
+    log.info("reports in %s%s", paths.root, f"  ({dataset.note})" if dataset.note else "")
 
 
 def describe_run(config: Config, dataset: Dataset) -> dict[str, Any]:
@@ -141,6 +166,19 @@ def describe_model(config: Config, dataset: Dataset) -> dict[str, Any]:
         },
         "normalisation": {"mean": list(MEAN), "std": list(STD)},
         "dataset": {"key": dataset.key, "title": dataset.title, "md5": dataset.md5, "note": dataset.note},
+    }
+
+
+def _variants(evaluation: EvaluationResult) -> dict[str, Metrics]:
+    """The figures without TTA, and with it where there is TTA."""
+    with_tta = {} if evaluation.tta is None else {"with TTA": evaluation.tta}
+    return {"without TTA": evaluation.plain} | with_tta
+
+
+def _test_figures(evaluation: EvaluationResult) -> dict[str, dict[str, float]]:
+    return {
+        name: {"accuracy": metrics.accuracy.value, "auc": metrics.auc.value, "macro_f1": metrics.macro_f1.value}
+        for name, metrics in _variants(evaluation).items()
     }
 
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import getpass
-import math
 import os
 import re
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
@@ -14,6 +14,7 @@ from typing import Any, get_type_hints
 
 from scripts.core.errors import ConfigError
 
+BACKBONE = "resnet18"
 DEFAULT_MODEL_NAME = "ResNet-18 Adapted"
 MOST = 1_000_000  # of anything counted: beyond it lies a typing mistake, and at last an overflow
 LARGEST_SEED = 2**32 - 1  # what PYTHONHASHSEED and NumPy accept
@@ -53,7 +54,9 @@ class Config:
     patience: int = setting(
         15, "Epochs without better validation accuracy before stopping.", group="training", least=1, most=MOST
     )
-    mixup_alpha: float = setting(0.002, "Alpha of MixUp's Beta(alpha, alpha); 0 disables it.", group="training", least=0)
+    mixup_alpha: float = setting(
+        0.002, "Alpha of MixUp's Beta(alpha, alpha); 0 disables it.", group="training", least=0
+    )
     seed: int = setting(
         42, "Seeds weights, data order, augmentation and MixUp.", group="training", least=0, most=LARGEST_SEED
     )
@@ -74,7 +77,7 @@ class Config:
         DEFAULT_MODEL_NAME,
         "Identifier in logs, reports and the run folder's name; never selects an architecture.",
         group="data and model",
-        pattern=r"(?=.*[A-Za-z0-9])[^\x00-\x1f\x7f-\x9f]{1,100}",
+        pattern=r"(?=.*[A-Za-z0-9])[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,100}",  # no bytes that are no text, either
         pattern_about="1 to 100 printable characters with a letter or a digit among them",
     )
     weights: str = setting(
@@ -108,9 +111,7 @@ class Config:
     )
     num_workers: int = setting(4, "Worker processes when data are streamed.", group="hardware", least=0, most=256)
 
-    reproducible: bool = setting(
-        False, "Same machine, same versions, same command: same bits. Slower.", group="safety"
-    )
+    reproducible: bool = setting(False, "Same machine, same versions, same command: same bits. Slower.", group="safety")
     lock_file: Path = setting(default_lock_file, "One training at a time per lock file.", group="safety")
     no_process_guard: bool = setting(False, "Leave ghost processes of earlier runs alone.", group="safety")
 
@@ -122,14 +123,19 @@ class Config:
             raise ConfigError(*problems)
 
     @property
-    def has_own_model_name(self) -> bool:
-        """Whether the user named the model, so that the run folder carries that name."""
-        return self.model_name != DEFAULT_MODEL_NAME
-
-    @property
     def is_dataset_path(self) -> bool:
         """Whether ``dataset`` names a file rather than an entry of the registry."""
         return self.dataset.endswith(".npz") or "/" in self.dataset or os.sep in self.dataset
+
+    @property
+    def dataset_part(self) -> str:
+        """What the run folder's name says of the data: the registry's name, or an own file's without its ending."""
+        return Path(self.dataset).stem if self.is_dataset_path else self.dataset
+
+    @property
+    def model_part(self) -> str:
+        """What the run folder's name says of the model: the user's name for it, or the backbone's key."""
+        return BACKBONE if self.model_name == DEFAULT_MODEL_NAME else self.model_name
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as values that JSON knows, in the order of their declaration."""
@@ -190,7 +196,8 @@ def _problems(name: str, value: Any) -> Iterator[str]:
 
 def _is_of_kind(value: Any, kind: type) -> bool:
     if kind is float:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+        # compared, since math.isfinite cannot take a whole number beyond the floats
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
     if kind is int:  # True is an int to Python, never to a user
         return isinstance(value, int) and not isinstance(value, bool)
     return isinstance(value, kind)

@@ -19,6 +19,10 @@ class PipelineError(Exception):
     exit_code = 1
 
 
+class UnexpectedError(PipelineError):
+    """A mistake of the program, not of its user; the cause carries the traceback."""
+
+
 class ConfigError(PipelineError):
     """The command line or the configuration is wrong; the message has one line per problem."""
 
@@ -53,12 +57,12 @@ class StorageError(PipelineError):
     exit_code = 6
 
 
-class Interrupted(PipelineError):
-    """SIGINT or SIGTERM asked the run to stop."""
+class Interrupted(BaseException):
+    """SIGINT or SIGTERM asked the run to stop; like ``KeyboardInterrupt``, no ``except Exception`` may swallow it."""
 
     def __init__(self, signal_number: int, message: str) -> None:
         super().__init__(message)
-        self.exit_code = 128 + signal_number
+        self.exit_code = 128 + signal_number  # the shell's convention: 130 for SIGINT, 143 for SIGTERM
 
 
 REMEDIES = {

@@ -8,18 +8,19 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from scripts.core.errors import storage_errors
+from scripts.core.errors import Interrupted, PipelineError, UnexpectedError, storage_errors
 
-LOGGER_NAME = "medmnist"
-log = logging.getLogger(LOGGER_NAME)
+log = logging.getLogger("medmnist")
 
 
 class _ScreenFormatter(logging.Formatter):
-    """Bare messages; a warning says that it is one."""
+    """Bare messages; a warning or an error says on each line that it is one."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
-        return text if record.levelno <= logging.INFO else f"{record.levelname.lower()}: {text}"
+        if record.levelno <= logging.INFO:
+            return text
+        return "\n".join(f"{record.levelname.lower()}: {line}" for line in text.splitlines())
 
 
 class _RunLogHandler(logging.FileHandler):
@@ -35,34 +36,61 @@ class _RunLogHandler(logging.FileHandler):
 
 @contextmanager
 def screen_log() -> Iterator[None]:
-    """Send the log to standard output while inside, one bare line per message."""
-    handler = logging.StreamHandler(sys.stdout)
-    handler.setFormatter(_ScreenFormatter("%(message)s"))
+    """Show the log on the screen while inside: messages on standard output, warnings and errors on standard error."""
+    messages, complaints = logging.StreamHandler(sys.stdout), logging.StreamHandler(sys.stderr)
+    messages.addFilter(lambda record: record.levelno <= logging.INFO)
+    complaints.setLevel(logging.WARNING)
+    earlier_level, earlier_propagate = log.level, log.propagate
     log.setLevel(logging.INFO)
     log.propagate = False
-    log.addHandler(handler)
+    for handler in (messages, complaints):
+        handler.setFormatter(_ScreenFormatter())
+        log.addHandler(handler)
     try:
         yield
     finally:
-        log.removeHandler(handler)
+        log.removeHandler(messages)
+        log.removeHandler(complaints)
+        log.setLevel(earlier_level)
+        log.propagate = earlier_propagate
 
 
 @contextmanager
 def file_log(path: Path) -> Iterator[None]:
-    """Send the log to ``path`` too while inside, with times and levels.
+    """Write the log to ``path`` too while inside, with times and levels.
+
+    An exception that passes is written to the file before it goes on: a ``PipelineError`` as its message, any other
+    with its traceback.
 
     Raises:
+        UnexpectedError: Anything but a ``PipelineError`` was raised inside; it is the cause.
         StorageError: The file cannot be made or written.
     """
     with storage_errors(path, "open the log"):
-        handler = _RunLogHandler(path, encoding="utf-8")
+        handler = _RunLogHandler(path, encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(message)s"))
     log.addHandler(handler)
     try:
         yield
+    except BaseException as error:
+        expected = isinstance(error, (PipelineError, Interrupted))
+        handler.handle(
+            log.makeRecord(
+                log.name,
+                logging.ERROR,
+                __file__,
+                0,
+                str(error) if expected else "Unexpected error",
+                (),
+                None if expected else (type(error), error, error.__traceback__),
+            )
+        )
+        if isinstance(error, Exception) and not expected:
+            raise UnexpectedError(
+                f"Unexpected error: {type(error).__name__}: {error}. The traceback is in {path}; please report it."
+            ) from error
+        raise
     finally:
         log.removeHandler(handler)
         with storage_errors(path, "close the log"):
             handler.close()
-
-

@@ -68,3 +68,10 @@ def has_fast_bf16(device: torch.device) -> bool:
     if device.type == "cuda":
         return torch.cuda.get_device_capability(device) >= (8, 0)  # Ampere brought bf16 to the tensor cores
     return device.type == "cpu" and bool(BF16_INSTRUCTIONS & processor_flags())
+
+
+def autocast(device: torch.device, precision: str) -> torch.autocast:
+    """The context in which the network computes: bf16 where that was chosen, fp32 otherwise."""
+    import torch
+
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")

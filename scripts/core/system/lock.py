@@ -166,10 +166,8 @@ def holds_lock(process: psutil.Process) -> bool:
 
 def _open(path: Path) -> int:
     """A descriptor of the lock file, not inherited by programs that are started from here."""
-    # O_NONBLOCK: a named pipe must be refused, not waited for
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK
     try:
-        descriptor = os.open(path, flags, LOCK_FILE_MODE)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, LOCK_FILE_MODE)
     except OSError as error:
         if os.path.lexists(path):
             _refuse_unsafe(path, path.lstat())

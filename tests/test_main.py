@@ -1,0 +1,335 @@
+"""``main.py`` as its users meet it: what a run leaves, in which order things happen, and how it fails."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from openpyxl import load_workbook
+
+import main
+from scripts.core.config import Config
+from scripts.core.errors import LockHeldError
+from scripts.core.system import StopRequest
+from scripts.models.resnet import adapted_resnet18
+from tests.conftest import CommandLine, Npz
+
+QUICK = ("--weights", "none", "--epochs", "1", "--batch_size", "16")
+
+
+def digests(run_folder: Path) -> dict[str, str]:
+    """SHA-256 of the weights and of the predictions of a run."""
+    files = [run_folder / "models" / "best_model.pth", *sorted(run_folder.glob("reports/*.csv"))]
+    assert len(files) == 3
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_a_run_leaves_a_folder_that_explains_itself(command_line: CommandLine, make_npz: Npz):
+    done = command_line("--dataset", make_npz(classes=3), "--weights", "none", "--epochs", "2", "--batch_size", "16")
+
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    folder = command_line.run_folder()
+    assert folder.name.endswith("_squares_resnet18")
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    csv_files = {name for name in files if name.endswith(".csv")}
+    assert len(csv_files) == 2
+    assert files - csv_files == {
+        "config.json",
+        "summary.json",
+        "history.jsonl",
+        "logs/run.log",
+        "models/best_model.pth",
+        "models/best_model.json",
+        "models/last_checkpoint.pth",
+        "figures/dataset_samples.png",
+        "figures/training_curves.png",
+        "figures/confusion_matrix.png",
+        "figures/sample_predictions.png",
+        "reports/training_summary.xlsx",
+    }
+    model = adapted_resnet18(3, seed=0)
+    model.load_state_dict(torch.load(folder / "models/best_model.pth", weights_only=True))
+    epochs = [line for line in done.stdout.splitlines() if line.startswith("epoch ")]
+    assert len(epochs) == 2
+    log = (folder / "logs/run.log").read_text()
+    assert all(line in log for line in epochs)
+    assert load_workbook(folder / "reports/training_summary.xlsx").sheetnames[:6] == [
+        "Summary",
+        "History",
+        "Per class",
+        "Confusion matrix",
+        "Configuration",
+        "Environment",
+    ]
+
+
+def test_the_recorded_settings_are_the_applied_ones(command_line: CommandLine, make_npz: Npz):
+    path = make_npz(class_names=np.array(["dark", "bright"]))
+    done = command_line("--dataset", path, *QUICK, "--num_workers", "3", "--device", "auto", "--model_name", "My net!")
+
+    assert done.returncode == 0, done.stderr
+    folder = command_line.run_folder()
+    assert folder.name.endswith("_squares_my_net")
+    recorded = json.loads((folder / "config.json").read_text())
+    assert recorded["settings"]["num_workers"] == 0  # the images were resident
+    assert recorded["settings"]["feed"] == "resident"
+    assert recorded["settings"]["precision"] in ("fp32", "bf16")
+    assert recorded["settings"]["device"] != "auto"
+    assert recorded["dataset"]["md5"] == hashlib.md5(path.read_bytes()).hexdigest()
+    assert set(recorded["settings"]) == set(Config().as_dict())
+    card = json.loads((folder / "models/best_model.json").read_text())
+    assert card["class_names"] == ["dark", "bright"]
+    assert card["normalisation"]["mean"] == [0.485, 0.456, 0.406]
+    assert card["validation"]["accuracy"] >= 0
+    assert "--num_workers has no effect" in done.stdout
+
+
+def test_the_same_command_gives_the_same_bits_in_reproducibility_mode(make_npz: Npz, tmp_path: Path):
+    path, found = make_npz(), []
+    switches = [(("--reproducible",), {}), ((), {"DOCKER_REPRODUCIBILITY_MODE": "Yes"})]
+    for number, (flag, environment) in enumerate(switches):
+        (tmp_path / str(number)).mkdir()
+        command_line = CommandLine(tmp_path / str(number))
+        done = command_line("--dataset", path, *QUICK, *flag, environment=environment)
+        assert done.returncode == 0, done.stderr
+        found.append(digests(command_line.run_folder()))
+        recorded = json.loads((command_line.run_folder() / "config.json").read_text())
+        assert recorded["settings"]["reproducible"] is True
+        assert recorded["settings"]["precision"] == "fp32"
+
+    assert found[0] == found[1]
+
+
+def test_feeds_and_workers_change_no_bit_of_weights_and_predictions(make_npz: Npz, tmp_path: Path):
+    path, found = make_npz(channels=1), []
+    for feed in (("resident",), ("streamed", "--num_workers", "0"), ("streamed", "--num_workers", "2")):
+        folder = tmp_path / "-".join(feed)
+        folder.mkdir()
+        command_line = CommandLine(folder)
+        done = command_line("--dataset", path, *QUICK, "--feed", *feed)
+        assert done.returncode == 0, done.stderr
+        found.append(digests(command_line.run_folder()))
+
+    assert found[0] == found[1] == found[2]
+
+
+def test_an_earlier_runs_weights_are_taken_as_they_are(command_line: CommandLine, make_npz: Npz):
+    torch.save(adapted_resnet18(2, seed=5).state_dict(), command_line.folder / "earlier.pth")
+    done = command_line("--dataset", make_npz(), "--weights", "earlier.pth", "--epochs", "1", "--batch_size", "48")
+
+    assert done.returncode == 0, done.stderr
+    assert "weights earlier.pth (3×3 stem taken as it is, fc kept)" in done.stdout
+
+
+def broken(make_npz: Npz, kind: str) -> Path:
+    """A data set with one thing wrong."""
+    images = np.zeros((4, 12, 12, 3), dtype=np.uint8)
+    labels = np.zeros((4, 1), dtype=np.uint8)
+    arrays = {
+        "wrong dtype": {"train_images": images.astype(np.float32)},
+        "wrong shape": {"train_images": images[..., :2]},
+        "unequal counts": {"val_labels": labels},
+        "empty split": {"test_images": images[:0], "test_labels": labels[:0]},
+        "pickled object": {"val_labels": np.array([[None]] * 16, dtype=object)},
+        "label out of range": {"test_labels": np.full((24, 1), 9, dtype=np.uint8)},
+    }
+    path = make_npz(**arrays.get(kind, {}))
+    if kind == "missing key":
+        with np.load(path) as content:
+            np.savez(path, **{name: content[name] for name in content.files if name != "test_labels"})
+    elif kind == "truncated":
+        path.write_bytes(path.read_bytes()[:-200])
+    elif kind == "not a zip":
+        path.write_text("this is a letter")
+    return path
+
+
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "missing key",
+        "wrong dtype",
+        "wrong shape",
+        "unequal counts",
+        "empty split",
+        "pickled object",
+        "label out of range",
+        "truncated",
+        "not a zip",
+    ],
+)
+def test_bad_data_ends_with_3_and_one_message(run_in_process, make_npz: Npz, kind):
+    path = broken(make_npz, kind)
+    code, complaint = run_in_process("--dataset", str(path), *QUICK)
+
+    assert code == 3
+    assert complaint.startswith("error: ")
+    assert complaint.count("\n") == 1
+    assert str(path) in complaint
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("--dataset", "bloodmnits"), 2, "Did you mean 'bloodmnist'?"),
+        (("--dataset", "chestmnist"), 2, "not supported yet"),
+        (("--lr", "nan"), 2, "--lr must be a finite number, got nan."),
+        (("--epochs", "0"), 2, "--epochs must be at least 1, got 0."),
+        (("--hflip", "1.5"), 2, "--hflip must be at most 1, got 1.5."),
+        (("--epoch", "3"), 2, "Did you mean --epochs?"),
+        (("--device", "cuda:99"), 2, "--device cuda:99 was asked for, but"),
+        (("--dataset", "nowhere/missing.npz"), 3, "missing.npz"),
+        (("--dataset", "synthblood", "--weights", "missing.pth"), 3, "--weights missing.pth must be the file"),
+    ],
+)
+def test_bad_command_lines_end_with_their_code_and_message(run_in_process, words, code, message):
+    found, complaint = run_in_process(*words)
+
+    assert found == code
+    assert message in complaint
+    assert complaint.startswith("error: ")
+    assert "Traceback" not in complaint
+
+
+@pytest.fixture
+def run_in_process(tmp_path, monkeypatch, capsys):
+    """Calls ``main.main`` in an empty folder; returns the exit code and what stood on standard error."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DOCKER_REPRODUCIBILITY_MODE", raising=False)
+
+    def run(*words: str) -> tuple[int, str]:
+        code = main.main([*words, "--lock_file", str(tmp_path / "lock"), "--no_process_guard"])
+        return code, capsys.readouterr().err
+
+    return run
+
+
+def test_all_problems_of_a_command_line_come_at_once(run_in_process):
+    code, complaint = run_in_process("--lr", "nan", "--dataset", "bloodmnits", "--device", "cuda:99", "--oops")
+
+    assert code == 2
+    assert [line.split()[0] for line in complaint.splitlines()] == ["error:"] * 4
+
+
+def test_no_network_ends_with_3_and_says_where_to_put_the_file(run_in_process, monkeypatch, tmp_path):
+    from scripts.core import download
+
+    monkeypatch.setattr(download, "_download", lambda *_: (_ for _ in ()).throw(download._PassingError("no network")))
+    monkeypatch.setattr(download.fetch, "__kwdefaults__", download.fetch.__kwdefaults__ | {"sleep": lambda _: None})
+
+    code, complaint = run_in_process("--dataset", "bloodmnist")
+
+    assert code == 3
+    error = complaint.splitlines()[-1]
+    for part in (
+        "https://zenodo.org/records/10519652/files/bloodmnist.npz",
+        "7053d0359d879ad8a5505303e11de1dc",
+        str(tmp_path / "dataset/bloodmnist.npz"),
+        "--dataset synthblood",
+    ):
+        assert part in error
+
+
+def test_an_output_folder_that_cannot_be_made_ends_with_6(run_in_process, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    code, complaint = run_in_process("--dataset", "synthblood", "--output_dir", "file/outputs")
+
+    assert code == 6
+    assert "file/outputs" in complaint
+
+
+def test_weights_of_another_architecture_end_with_3(run_in_process, tmp_path, make_npz: Npz):
+    torch.save({"features.0.weight": torch.zeros(3)}, tmp_path / "vgg.pth")
+    code, complaint = run_in_process("--dataset", str(make_npz()), "--weights", "vgg.pth")
+
+    assert code == 3
+    assert "are not those of a ResNet-18" in complaint
+
+
+def test_a_loss_that_is_no_number_ends_with_5(run_in_process, make_npz: Npz):
+    code, complaint = run_in_process("--dataset", str(make_npz()), *QUICK, "--lr", "1e30")
+
+    assert code == 5
+    assert complaint.startswith("error: Training diverged in epoch 1")
+
+
+def test_an_unexpected_error_leaves_its_traceback_in_the_log(run_in_process, make_npz: Npz, monkeypatch, tmp_path):
+    from scripts import pipeline
+
+    monkeypatch.setattr(pipeline, "build_model", lambda *_: 1 / 0)
+    code, complaint = run_in_process("--dataset", str(make_npz()), *QUICK)
+
+    assert code == 1
+    (log,) = tmp_path.glob("outputs/*/logs/run.log")
+    assert "ZeroDivisionError: division by zero" in log.read_text()
+    assert complaint.startswith("error: Unexpected error: ZeroDivisionError: division by zero")
+    assert str(log) in complaint
+
+
+def test_a_wrong_command_line_creates_reads_and_locks_nothing(run_in_process, tmp_path):
+    assert run_in_process("--epochs", "0")[0] == 2
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_refused_start_creates_nothing(run_in_process, tmp_path):
+    from scripts.core.system import ensure_single_instance
+
+    with ensure_single_instance(tmp_path / "lock") as lock:
+        lock.note(tmp_path / "the_run_before")
+        code, complaint = run_in_process("--dataset", "synthblood")
+
+    assert code == 4
+    assert "the_run_before" in complaint
+    assert [path.name for path in tmp_path.iterdir()] == ["lock"]
+
+
+def test_the_lock_comes_before_the_guard_and_the_guard_before_the_folder(tmp_path, monkeypatch):
+    happened = []
+    config = Config(lock_file=tmp_path / "lock", output_dir=tmp_path / "outputs", dataset="synthblood")
+
+    def guard(entry_point):
+        with pytest.raises(LockHeldError), main.ensure_single_instance(config.lock_file):
+            pass
+        happened.append(("guard", entry_point.name, config.output_dir.exists()))
+
+    def steps(config, paths, stop):
+        happened.append(("steps", json.loads((tmp_path / "lock").read_text())["run_folder"] == str(paths.root)))
+
+    monkeypatch.setattr(main, "terminate_ghosts", guard)
+    monkeypatch.setattr(main, "train_and_report", steps)
+
+    paths = main.run(config, StopRequest())
+
+    assert happened == [("guard", "main.py", False), ("steps", True)]
+    assert paths.log.exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_during_training_ends_the_run_cleanly(command_line: CommandLine, make_npz: Npz, number, code):
+    words = ("--dataset", make_npz(sizes=(2000, 16, 24)), "--weights", "none", "--patience", "60")
+    process = subprocess.Popen(
+        command_line.command(*words),
+        cwd=command_line.folder,
+        env=command_line.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list(command_line.outputs.glob("*/config.json")):
+        time.sleep(0.05)
+    time.sleep(0.5)
+    process.send_signal(number)
+    _, complaint = process.communicate(timeout=60)
+
+    assert process.returncode == code
+    assert complaint.startswith(f"error: Stopped by {signal.Signals(number).name}.")
+    assert "Traceback" not in complaint

@@ -127,25 +127,8 @@ def describe_run(config: Config, dataset: Dataset) -> dict[str, Any]:
         "command": [os.fspath(word) for word in sys.argv],
         "settings": config.as_dict(),
         "backbone": BACKBONE,
-        "dataset": describe_dataset(dataset),
+        "dataset": dataset.as_dict(),
         "environment": describe_environment(config.device),
-    }
-
-
-def describe_dataset(dataset: Dataset) -> dict[str, Any]:
-    """What is known of the data set, without its images, as values that JSON knows."""
-    return {
-        "key": dataset.key,
-        "title": dataset.title,
-        "task": dataset.task,
-        "class_names": list(dataset.class_names),
-        "height": dataset.height,
-        "width": dataset.width,
-        "channels": dataset.channels,
-        "num_samples": dict(dataset.num_samples),
-        "md5": dataset.md5,
-        "source": dataset.source,
-        "note": dataset.note,
     }
 
 

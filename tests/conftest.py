@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -52,7 +53,7 @@ def make_npz(tmp_path: Path) -> Npz:
         classes: int = 2,
         **arrays: np.ndarray,
     ) -> Path:
-        content: dict[str, np.ndarray] = {}
+        content: dict[str, Any] = {}
         for number, (split, count) in enumerate(zip(("train", "val", "test"), sizes, strict=True)):
             images, labels = coloured_squares(count, side=side, channels=channels, classes=classes, seed=number)
             content |= {f"{split}_images": images, f"{split}_labels": labels}

@@ -17,7 +17,7 @@ from openpyxl import load_workbook
 import main
 from scripts.core.config import Config
 from scripts.core.errors import LockHeldError
-from scripts.core.system import StopRequest
+from scripts.core.system import StopRequest, ensure_single_instance
 from scripts.models.resnet import adapted_resnet18
 from tests.conftest import CommandLine, Npz
 
@@ -94,7 +94,10 @@ def test_the_recorded_settings_are_the_applied_ones(command_line: CommandLine, m
 
 def test_the_same_command_gives_the_same_bits_in_reproducibility_mode(make_npz: Npz, tmp_path: Path):
     path, found = make_npz(), []
-    switches = [(("--reproducible",), {}), ((), {"DOCKER_REPRODUCIBILITY_MODE": "Yes"})]
+    switches: list[tuple[tuple[str, ...], dict[str, str]]] = [
+        (("--reproducible",), {}),
+        ((), {"DOCKER_REPRODUCIBILITY_MODE": "Yes"}),
+    ]
     for number, (flag, environment) in enumerate(switches):
         (tmp_path / str(number)).mkdir()
         command_line = CommandLine(tmp_path / str(number))
@@ -133,7 +136,7 @@ def broken(make_npz: Npz, kind: str) -> Path:
     """A data set with one thing wrong."""
     images = np.zeros((4, 12, 12, 3), dtype=np.uint8)
     labels = np.zeros((4, 1), dtype=np.uint8)
-    arrays = {
+    arrays: dict[str, dict[str, np.ndarray]] = {
         "wrong dtype": {"train_images": images.astype(np.float32)},
         "wrong shape": {"train_images": images[..., :2]},
         "unequal counts": {"val_labels": labels},
@@ -223,7 +226,7 @@ def test_no_network_ends_with_3_and_says_where_to_put_the_file(run_in_process, m
     from scripts.core import download
 
     monkeypatch.setattr(download, "_download", lambda *_: (_ for _ in ()).throw(download._PassingError("no network")))
-    monkeypatch.setattr(download.fetch, "__kwdefaults__", download.fetch.__kwdefaults__ | {"sleep": lambda _: None})
+    monkeypatch.setitem(download.fetch.__kwdefaults__, "sleep", lambda _: None)
 
     code, complaint = run_in_process("--dataset", "bloodmnist")
 
@@ -280,8 +283,6 @@ def test_a_wrong_command_line_creates_reads_and_locks_nothing(run_in_process, tm
 
 
 def test_a_refused_start_creates_nothing(run_in_process, tmp_path):
-    from scripts.core.system import ensure_single_instance
-
     with ensure_single_instance(tmp_path / "lock") as lock:
         lock.note(tmp_path / "the_run_before")
         code, complaint = run_in_process("--dataset", "synthblood")
@@ -292,11 +293,11 @@ def test_a_refused_start_creates_nothing(run_in_process, tmp_path):
 
 
 def test_the_lock_comes_before_the_guard_and_the_guard_before_the_folder(tmp_path, monkeypatch):
-    happened = []
+    happened: list[tuple[object, ...]] = []
     config = Config(lock_file=tmp_path / "lock", output_dir=tmp_path / "outputs", dataset="synthblood")
 
     def guard(entry_point):
-        with pytest.raises(LockHeldError), main.ensure_single_instance(config.lock_file):
+        with pytest.raises(LockHeldError), ensure_single_instance(config.lock_file):
             pass
         happened.append(("guard", entry_point.name, config.output_dir.exists()))
 

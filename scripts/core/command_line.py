@@ -27,10 +27,19 @@ class _Parser(argparse.ArgumentParser):
         raise ConfigError(f"{message[:1].upper()}{message[1:]}.")
 
 
+class _HelpFormatter(argparse.HelpFormatter):
+    """Help that shows every value as the necessary one it is, although argparse was told that it is optional."""
+
+    def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
+        return default_metavar if action.metavar is None else str(action.metavar)
+
+
 def build_parser() -> argparse.ArgumentParser:
     """The parser of ``main.py``: a loop over the settings, so that flags and fields cannot disagree."""
     parser = _Parser(
         prog="main.py",
+        usage="main.py [--setting value ...]",
+        formatter_class=lambda prog: _HelpFormatter(prog, max_help_position=32),
         description="Train an adapted ResNet-18 on a MedMNIST v2 set, evaluate it and report.",
         epilog=f"{REPRODUCIBILITY_VARIABLE}=TRUE in the environment does what --reproducible does.",
         allow_abbrev=False,

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -60,6 +61,11 @@ class Dataset:
     source: str  # absolute path of the file, or "generated"
     note: str | None  # what every report must say of the set
     load: Callable[[str], Split]  # of "train", "val" or "test"; reads the images anew at every call
+
+    def as_dict(self) -> dict[str, Any]:
+        """What is known of the set, without its images, as values that JSON knows."""
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "load"}
+        return values | {"class_names": list(self.class_names), "num_samples": dict(self.num_samples)}
 
 
 def open_dataset(name: str, data_dir: Path) -> Dataset:

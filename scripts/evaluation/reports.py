@@ -82,7 +82,7 @@ def write_reports(
         "finished": finished.isoformat(timespec="seconds"),
         "note": dataset.note,
         "model_name": config.model_name,
-        "dataset": _dataset_facts(dataset),
+        "dataset": dataset.as_dict(),
         "training": _training_facts(config, training),
         "test": _test_facts(evaluation),
         "config": config.as_dict(),
@@ -132,21 +132,6 @@ def _earlier_files(paths: RunPaths) -> Iterator[Path]:
     """What other steps of the run have left and a reader may look for, as far as it is there."""
     earlier = (paths.config, paths.history, paths.log, paths.best_model, paths.best_model_card, paths.last_checkpoint)
     return (path for path in earlier if path.is_file())
-
-
-def _dataset_facts(dataset: Dataset) -> dict[str, Any]:
-    return {
-        "key": dataset.key,
-        "title": dataset.title,
-        "task": dataset.task,
-        "class_names": list(dataset.class_names),
-        "height": dataset.height,
-        "width": dataset.width,
-        "channels": dataset.channels,
-        "num_samples": dict(dataset.num_samples),
-        "md5": dataset.md5,
-        "source": dataset.source,
-    }
 
 
 def _training_facts(config: Config, training: TrainingResult) -> dict[str, Any]:

@@ -98,8 +98,8 @@ def test_every_setting_explains_itself():
         ),
         (
             "model_name",
-            "\udcff",
-            r"--model_name must be 1 to 100 printable characters with a letter or a digit among them, got '\udcff'.",
+            "a\udcff",
+            r"--model_name must be 1 to 100 printable characters with a letter or a digit among them, got 'a\udcff'.",
         ),
         (
             "model_name",

@@ -30,6 +30,7 @@ def run_python(program: str, *arguments: object) -> str:
     ("name", "code"),
     [
         ("PipelineError", 1),
+        ("UnexpectedError", 1),
         ("ConfigError", 2),
         ("DataError", 3),
         ("LockHeldError", 4),

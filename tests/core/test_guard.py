@@ -116,7 +116,7 @@ def test_ghosts_are_ended_however_their_command_line_was_written(processes, entr
         start_main(processes, "-u", "-W", "ignore", "-Xutf8", "main.py", cwd=project),
         start_main(processes, project.parent / "link.py"),
     ]
-    lines = result_of(start_guard(processes, entry_point))
+    lines = result_of(start_guard(processes, project.parent / "link.py"))
     assert lines[-1] == "ended 5"
     assert [ghost.wait(timeout=10) for ghost in ghosts] == [-signal.SIGTERM] * 5
 

@@ -162,11 +162,22 @@ def test_a_lock_leaves_no_descriptor_behind_whether_taken_or_refused(tmp_path):
     take(tmp_path / "lock")
     with ensure_single_instance(tmp_path / "lock"), pytest.raises(LockHeldError):
         take(tmp_path / "lock")
-    (tmp_path / "other").write_text("notes")
-    with pytest.raises(StorageError):
-        take(tmp_path / "other")
+    (tmp_path / "notes").write_text("not to be lost")
+    make_pipe(tmp_path / "pipe")
+    for name in ("notes", "pipe"):
+        with pytest.raises(StorageError):
+            take(tmp_path / name)
     assert len(os.listdir("/proc/self/fd")) == before  # noqa: PTH208
     assert lock_module._open_locks == set()
+
+
+def test_a_released_lock_is_free_although_a_copy_of_its_descriptor_is_still_open(tmp_path):
+    with ensure_single_instance(tmp_path / "lock") as lock:
+        copy = os.dup(lock._own_descriptor())  # as a program that is being started has it for a moment
+    try:
+        take(tmp_path / "lock")
+    finally:
+        os.close(copy)
 
 
 def test_a_killed_holder_frees_the_lock(processes, tmp_path):

@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from scripts.core.environment import PROJECT_ROOT
-from scripts.core.errors import DataError, Interrupted, StorageError
+from scripts.core.errors import DataError, Interrupted, StorageError, UnexpectedError
 from scripts.core.log import file_log, log, screen_log
 
 
@@ -67,9 +67,14 @@ def test_an_expected_failure_is_logged_as_its_message(tmp_path, error):
     assert "Traceback" not in logged
 
 
-def test_an_unexpected_failure_is_logged_with_its_traceback_and_goes_on(tmp_path):
-    with screen_log(), pytest.raises(ZeroDivisionError), file_log(tmp_path / "run.log"):
+def test_an_unexpected_failure_is_logged_with_its_traceback_and_told_in_one_sentence(tmp_path):
+    with screen_log(), pytest.raises(UnexpectedError) as caught, file_log(tmp_path / "run.log"):
         _ = 1 / 0
+    assert str(caught.value) == (
+        f"Unexpected error: ZeroDivisionError: division by zero. The traceback is in {tmp_path / 'run.log'}; "
+        "please report it."
+    )
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
     logged = (tmp_path / "run.log").read_text()
     assert " ERROR   Unexpected error\nTraceback (most recent call last):\n" in logged
     assert logged.endswith("ZeroDivisionError: division by zero\n")

@@ -18,7 +18,7 @@ from scripts.core.system.reproducibility import (
     worker_init_fn,
 )
 
-VARIABLES = ("PYTHONHASHSEED", "CUBLAS_WORKSPACE_CONFIG")
+VARIABLES = ("PYTHONHASHSEED", "CUBLAS_WORKSPACE_CONFIG", "PYTHONUNBUFFERED")
 PROGRAM = """
 import os, sys
 from scripts.core.system.reproducibility import restart_with_fixed_hashing

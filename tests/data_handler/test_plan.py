@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +14,7 @@ CPU = torch.device("cpu")
 
 
 def plan(num_images: int = 1000, **changes) -> EpochPlan:
-    settings = {
+    settings: dict[str, Any] = {
         "seed": 7,
         "epoch": 3,
         "batch_size": 128,

@@ -141,9 +141,10 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_good_weights(t
 
 def test_a_signal_stops_after_the_step_and_says_so(tmp_path):
     stop = StopRequest()
-    with pytest.raises(Interrupted) as caught, stop.deferred():
+    with stop.deferred():
         stop.handle(15, None)
-        train(tmp_path, stop=stop)
+        with pytest.raises(Interrupted) as caught:
+            train(tmp_path, stop=stop)
 
     assert caught.value.exit_code == 143
     assert str(caught.value).startswith("Stopped by SIGTERM. ")

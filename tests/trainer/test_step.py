@@ -57,6 +57,7 @@ def test_a_step_is_one_step_down_the_gradient_of_the_cross_entropy():
     expected.backward()
     assert_close(loss, expected.detach())
     for stepped, before in zip(model.parameters(), reference.parameters(), strict=True):
+        assert before.grad is not None
         assert_close(stepped, before - 0.1 * before.grad)
 
 

@@ -45,13 +45,16 @@ def toy_dataset(
 def toy_evaluation(
     *, num_images: int = 30, names: Sequence[str] = NAMES, task: str = MULTI_CLASS, tta: bool = True, wrong: int = 4
 ) -> EvaluationResult:
-    """Labels that go round the classes; the first ``wrong`` images are taken for the next class, ever less surely."""
+    """Labels that go round the classes; the first ``wrong`` images are taken for the next class, ever less surely.
+
+    TTA puts the last of the wrong ones right.
+    """
     num_classes = len(names)
     labels = np.arange(num_images) % num_classes
-    called = labels.copy()
-    called[:wrong] = (called[:wrong] + 1) % num_classes
 
-    def scores_of(confidence: float) -> np.ndarray:
+    def scores_of(confidence: float, num_wrong: int) -> np.ndarray:
+        called = labels.copy()
+        called[:num_wrong] = (called[:num_wrong] + 1) % num_classes
         scores = np.full((num_images, num_classes), (1 - confidence) / (num_classes - 1))
         sure = confidence - 0.03 * np.arange(num_images) / num_images
         scores[np.arange(num_images), called] = sure
@@ -60,7 +63,7 @@ def toy_evaluation(
     def judge(scores: np.ndarray) -> Metrics:
         return compute_metrics(labels, scores, task=task, class_names=names, seed=1, resamples=50)
 
-    plain, mean = scores_of(0.9), scores_of(0.8)
+    plain, mean = scores_of(0.9, wrong), scores_of(0.8, max(0, wrong - 1))
     return EvaluationResult(
         labels=labels,
         plain_scores=plain,

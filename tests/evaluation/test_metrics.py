@@ -10,6 +10,7 @@ from medmnist.evaluator import getACC, getAUC
 from sklearn.metrics import balanced_accuracy_score, f1_score
 
 from scripts.data_handler.registry import BINARY, MULTI_CLASS, ORDINAL
+from scripts.evaluation.bootstrap import percentile_interval, resample_figures
 from scripts.evaluation.metrics import EvaluationResult, compute_metrics, predict_classes
 
 
@@ -67,6 +68,13 @@ def test_accuracy_and_auc_are_the_official_ones_when_one_class_is_nearly_all(tas
 def test_accuracy_and_auc_are_the_official_ones_for_single_precision_scores(task):
     labels, scores = random_case(task, num_images=300)
     assert_official(labels, scores.astype(np.float32), task)
+
+
+def test_the_binary_auc_is_of_the_last_column_alone():
+    labels, scores = random_case(BINARY, num_images=100)
+    scores[:, 0] = np.random.default_rng(1).random(100)
+    assert_official(labels, scores, BINARY)
+    assert metrics_of(labels, scores, BINARY).per_class[0].auc != metrics_of(labels, scores, BINARY).auc.value
 
 
 def test_a_binary_tie_is_negative_and_the_last_column_decides():
@@ -153,6 +161,22 @@ def test_the_interval_narrows_with_the_number_of_images():
         wide, narrow = getattr(few, figure), getattr(many, figure)
         assert narrow.low < narrow.value < narrow.high
         assert narrow.high - narrow.low < 0.3 * (wide.high - wide.low)
+
+
+def test_each_figure_has_its_own_interval():
+    labels, scores = random_case(MULTI_CLASS, num_images=200, share_of_first=0.6)
+    metrics = metrics_of(labels, scores, seed=3, resamples=40)
+    resampled = resample_figures(
+        labels,
+        metrics.predictions,
+        scores,
+        auc_classes=range(5),
+        resamples=40,
+        generator=np.random.default_rng(3),
+    )
+    for name in ("accuracy", "auc", "macro_f1", "balanced_accuracy"):
+        estimate = getattr(metrics, name)
+        assert (estimate.low, estimate.high) == percentile_interval(getattr(resampled, name))
 
 
 def test_the_interval_of_an_accuracy_is_the_binomial_one():

@@ -61,7 +61,10 @@ def test_every_report_is_written_and_returned(finished_run):
         "sample_predictions.png",
         "training_curves.png",
     }
-    assert len(list(paths.reports.glob("toy_test_[[]AUC]*_[[]ACC]0.867@*.csv"))) == 2
+    # of 30 images 26 are right without TTA, 27 with it
+    (plain,), (tta,) = (list(paths.reports.glob(f"toy_test_[[]AUC]*@{run}.csv")) for run in ("plain", "tta"))
+    assert "[ACC]0.867@" in plain.name
+    assert "[ACC]0.900@" in tta.name
 
 
 def test_every_file_that_the_summary_names_exists_and_none_is_missing(finished_run):
@@ -99,7 +102,10 @@ def test_the_summary_has_what_a_program_wants(finished_run):
     assert summary["test"]["num_images"] == 30
     assert summary["test"]["views"] == ["plain", "flipped"]
     assert plain["accuracy"]["value"] == pytest.approx(26 / 30)
+    assert tta["accuracy"]["value"] == pytest.approx(27 / 30)
+    assert (plain["num_correct"], tta["num_correct"]) == (26, 27)
     assert set(plain["auc"]) == {"value", "low", "high"}
+    assert plain["confusion"] == evaluation.plain.confusion.tolist()
     assert tta["macro_f1"]["low"] == evaluation.headline.macro_f1.low
     assert tta["confusion"] == evaluation.headline.confusion.tolist()
     assert tta["confusion_by_row"] == evaluation.headline.confusion_by_row.tolist()
@@ -134,7 +140,8 @@ def test_the_workbook_holds_the_four_pictures(finished_run):
     with zipfile.ZipFile(paths.workbook) as parts:
         embedded = {parts.read(name) for name in parts.namelist() if name.startswith("xl/media/")}
     assert len(embedded) == len(list(paths.figures.iterdir()))
-    assert openpyxl.load_workbook(paths.workbook)["Figures"]["A4"].value == "Training curves"
+    sheet = openpyxl.load_workbook(paths.workbook)["Figures"]
+    assert (sheet["A2"].value, sheet["A4"].value) == (NOTE, "Training curves")
 
 
 def test_the_csv_files_hold_the_scores(finished_run):

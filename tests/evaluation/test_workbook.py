@@ -71,6 +71,7 @@ def test_the_summary_has_typed_facts(book):
     facts = facts_of(book["Summary"])
     assert facts["Test images"].value == 30
     assert facts["Right without TTA"].value == 26
+    assert facts["Right with TTA"].value == 27
     assert facts["Views of TTA"].value == "plain, flipped"
     assert facts["Best epoch"].value == 2
     assert facts["Best validation accuracy"].value == 0.9

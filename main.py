@@ -3,6 +3,7 @@
 python main.py                                             BloodMNIST as published: 60 epochs, seed 42
 python main.py --dataset synthblood --weights none --epochs 5          a small training without a network
 python main.py --dataset path/to/own.npz                               your own images in MedMNIST's schema
+python main.py --resume outputs/20260131_221500_bloodmnist_resnet18    go on with an interrupted run
 python main.py --help                                                  every setting
 
 Exit codes: 0 done, 1 unexpected error, 2 command line, 3 data or weights, 4 another instance runs, 5 diverged,
@@ -53,11 +54,18 @@ def run(config: Config, stop: StopRequest) -> RunPaths:
     with ensure_single_instance(config.lock_file) as lock:
         if not config.no_process_guard:
             terminate_ghosts(ENTRY_POINT)
-        paths = RunPaths.create(config.output_dir, config.dataset_part, config.model_part, now=datetime.now())
-        lock.note(paths.root)
+        paths = RunPaths(Path(config.resume)) if config.resume else _new_folder(config)
+        lock.note(paths.root.absolute())
         with file_log(paths.log):
-            train_and_report(config, paths, stop)
+            if paths.summary.exists():
+                log.info(f"the run in {paths.root} is finished: its results are in {paths.summary}")
+            else:
+                train_and_report(config, paths, stop)
     return paths
+
+
+def _new_folder(config: Config) -> RunPaths:
+    return RunPaths.create(config.output_dir, config.dataset_part, config.model_part, now=datetime.now())
 
 
 def train_and_report(config: Config, paths: RunPaths, stop: StopRequest) -> None:
@@ -69,11 +77,12 @@ def train_and_report(config: Config, paths: RunPaths, stop: StopRequest) -> None
     config, device = pipeline.prepare_machine(config)
     dataset = pipeline.open_dataset(config.dataset, config.data_dir)
     config = pipeline.apply_feed(config, dataset, device)
+    provenance = pipeline.record_provenance(config, dataset, paths, stop)
     train, val = dataset.load("train"), dataset.load("val")
-    model = pipeline.build_model(config, dataset, device)
-    training = pipeline.train(model, train, val, dataset, config, paths, stop)
+    state = pipeline.begin_or_resume(config, dataset, device, paths)
+    training = pipeline.train(state, train, val, dataset, config, provenance, paths, stop)
     test = dataset.load("test")  # not before: nothing about it may reach the training
-    evaluation = pipeline.evaluate_best(model, test, dataset, config, paths)
+    evaluation = pipeline.evaluate_best(state.model, test, dataset, config, paths)
     pipeline.report(train, test, dataset, training, evaluation, config, paths)
 
 

@@ -14,10 +14,12 @@ from torch import nn
 
 from scripts.core.config import BACKBONE, Config
 from scripts.core.environment import describe_environment
+from scripts.core.errors import DataError
 from scripts.core.files import write_json
 from scripts.core.log import log
 from scripts.core.paths import RunPaths
 from scripts.core.records import TrainingResult
+from scripts.core.resume import differences, resume_command
 from scripts.core.system import StopRequest, prepare_machine
 from scripts.data_handler.augmentation import MEAN, STD
 from scripts.data_handler.dataset import Dataset, Split, open_dataset
@@ -27,9 +29,20 @@ from scripts.evaluation.metrics import EvaluationResult, Metrics
 from scripts.evaluation.reports import write_reports
 from scripts.models import factory
 from scripts.models.weights import load_weights, read_state_dict
-from scripts.trainer.fit import fit
+from scripts.trainer.checkpoint import load_checkpoint, require_space
+from scripts.trainer.fit import begin_training, fit
+from scripts.trainer.state import TrainingState
 
-__all__ = ["apply_feed", "build_model", "evaluate_best", "open_dataset", "prepare_machine", "report", "train"]
+__all__ = [
+    "apply_feed",
+    "begin_or_resume",
+    "evaluate_best",
+    "open_dataset",
+    "prepare_machine",
+    "record_provenance",
+    "report",
+    "train",
+]
 
 
 def apply_feed(config: Config, dataset: Dataset, device: torch.device) -> Config:
@@ -46,23 +59,73 @@ def apply_feed(config: Config, dataset: Dataset, device: torch.device) -> Config
     return replace(config, feed=feed, num_workers=num_workers)
 
 
-def build_model(config: Config, dataset: Dataset, device: torch.device) -> nn.Module:
-    """The model on the device, with its starting weights, in the memory layout that convolutions are fastest in."""
+def record_provenance(config: Config, dataset: Dataset, paths: RunPaths, stop: StopRequest) -> dict[str, Any]:
+    """Write all that the result depends on into ``config.json``; from here on the run can be resumed.
+
+    A resumed run keeps its ``config.json``, compares it with what is here now, and says what differs.
+
+    Raises:
+        DataError: The data are not those that the run was started with.
+    """
+    stop.advice = f"Go on with: {resume_command(config, paths.root)}"
+    provenance = describe_run(config, dataset)
+    if not config.resume:
+        write_json(paths.config, provenance)
+        return provenance
+    stored: dict[str, Any] = json.loads(paths.config.read_text())
+    if dataset.md5 != stored["dataset"]["md5"]:
+        raise DataError(
+            f"--resume {paths.root} was trained on data with the MD5 {stored['dataset']['md5']}, but {dataset.source} "
+            f"has {dataset.md5}. Put the right file there, or name it with --dataset."
+        )
+    for difference in differences(stored["environment"], provenance["environment"]):
+        log.warning(f"{difference}: the result may differ in its last bits from that of an uninterrupted run")
+    return stored
+
+
+def begin_or_resume(config: Config, dataset: Dataset, device: torch.device, paths: RunPaths) -> TrainingState:
+    """The state of the training: before its first step, or where the newest sound checkpoint left it.
+
+    Raises:
+        DataError: The starting weights cannot be had, or the checkpoint does not fit the model.
+        StorageError: The disk has too little space for what the run will write.
+    """
+    saved = load_checkpoint(paths) if config.resume else None
+    weights = "none" if saved else config.weights  # a checkpoint replaces whatever the run was started from
     model = factory.build_model(
-        num_classes=len(dataset.class_names), weights=config.weights, data_dir=config.data_dir, seed=config.seed
+        num_classes=len(dataset.class_names), weights=weights, data_dir=config.data_dir, seed=config.seed
     )
-    return model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]
+    require_space(paths.root, sum(tensor.nbytes for tensor in model.state_dict().values()))
+    # the memory layout that convolutions are fastest in
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    state = begin_training(model, config, device)
+    if saved:
+        try:
+            state.restore(saved)
+        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise DataError(
+                f"--resume {paths.root}: its checkpoint does not fit this version of the program ({error})."
+            ) from error
+        log.info(f"resumed at epoch {state.epoch}, after {state.steps_done} of its steps")
+    elif config.resume:
+        log.info("there is no checkpoint yet: starting at the beginning")
+    return state
 
 
 def train(
-    model: nn.Module, train: Split, val: Split, dataset: Dataset, config: Config, paths: RunPaths, stop: StopRequest
+    state: TrainingState,
+    train: Split,
+    val: Split,
+    dataset: Dataset,
+    config: Config,
+    provenance: dict[str, Any],
+    paths: RunPaths,
+    stop: StopRequest,
 ) -> TrainingResult:
-    """Record what the run is made of, then fit; the best weights are in the run folder afterwards."""
-    provenance = describe_run(config, dataset)
-    write_json(paths.config, provenance)
+    """Fit; the best weights are in the run folder afterwards."""
     with stop.deferred():
         return fit(
-            model,
+            state,
             _examples(train, dataset, config),
             _examples(val, dataset, config),
             config,

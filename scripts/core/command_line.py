@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from scripts.core.config import SETTINGS, Config, Setting
 from scripts.core.errors import ConfigError
+from scripts.core.resume import with_stored_settings
 
 REPRODUCIBILITY_VARIABLE = "DOCKER_REPRODUCIBILITY_MODE"
 _TRUE, _FALSE = ("1", "true", "yes"), ("", "0", "false", "no")
@@ -50,7 +51,7 @@ def build_parser() -> argparse.ArgumentParser:
         group_name = known.metadata["group"]
         if group_name not in groups:
             groups[group_name] = parser.add_argument_group(group_name)
-        about = known.metadata["about"]
+        about, kind_name = known.metadata["about"], known.kind.__name__.upper()
         if known.kind is bool:
             groups[group_name].add_argument(known.flag, action="store_true", help=about.replace("%", "%%"))
         else:
@@ -59,8 +60,8 @@ def build_parser() -> argparse.ArgumentParser:
                 # the value is optional to argparse alone: a missing one is then reported with the other problems
                 nargs="?",
                 const=_NO_VALUE,
-                metavar="|".join(known.metadata.get("choices", ())) or known.kind.__name__.upper(),
-                help=f"{about} (default: {known.default})".replace("%", "%%"),
+                metavar=known.metadata.get("metavar") or "|".join(known.metadata.get("choices", ())) or kind_name,
+                help=(f"{about} (default: {known.default})" if known.default != "" else about).replace("%", "%%"),
             )
     return parser
 
@@ -90,9 +91,13 @@ def parse_command_line(
         except ConfigError as error:
             problems.extend(error.problems)
     try:
-        values["reproducible"] = values.get("reproducible", False) or _wants_reproducibility(environment)
+        if _wants_reproducibility(environment):
+            values["reproducible"] = True
+        if values.get("resume"):
+            values = with_stored_settings(values)
     except ConfigError as error:
         problems.extend(error.problems)
+        values.pop("resume", None)
 
     config, value_problems = _build(values)
     problems.extend(value_problems)

@@ -111,6 +111,12 @@ class Config:
     )
     num_workers: int = setting(4, "Worker processes when data are streamed.", group="hardware", least=0, most=256)
 
+    resume: str = setting(
+        "",
+        "Continue an interrupted run to the same bits it would have had; its settings are taken over.",
+        group="safety",
+        metavar="RUN_DIR",
+    )
     reproducible: bool = setting(False, "Same machine, same versions, same command: same bits. Slower.", group="safety")
     lock_file: Path = setting(default_lock_file, "One training at a time per lock file.", group="safety")
     no_process_guard: bool = setting(False, "Leave ghost processes of earlier runs alone.", group="safety")

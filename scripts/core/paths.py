@@ -100,8 +100,13 @@ class RunPaths:
 
     @property
     def last_checkpoint(self) -> Path:
-        """The whole training state after the last epoch."""
+        """The whole training state after the last epoch, or after the step at which a signal stopped it."""
         return self.models / "last_checkpoint.pth"
+
+    @property
+    def previous_checkpoint(self) -> Path:
+        """The checkpoint before the last one, for the case that the last one is damaged."""
+        return self.models / "previous_checkpoint.pth"
 
     @property
     def figures(self) -> Path:

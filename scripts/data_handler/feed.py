@@ -47,8 +47,8 @@ class ResidentFeed:
     def batches(self, order: Indices, batch_size: int) -> Iterator[torch.Tensor]:
         """See ``Feed``."""
         on_device = torch.from_numpy(order).to(self._images.device)
-        for indices in on_device.split(batch_size):
-            yield self._images.index_select(0, indices)
+        for start in range(0, len(order), batch_size):
+            yield self._images.index_select(0, on_device[start : start + batch_size])
 
 
 class StreamedFeed:

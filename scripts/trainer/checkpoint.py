@@ -2,59 +2,131 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 import json
+import os
+import pickle
+import shutil
+import struct
+from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
 
+from scripts.core.errors import StorageError, storage_errors
 from scripts.core.files import write_bytes, write_text
+from scripts.core.log import log
+from scripts.core.paths import RunPaths
 from scripts.core.records import EpochRecord
-from scripts.trainer.early_stopping import EarlyStopping
 
 FORMAT_VERSION = 1
 
+# A checkpoint is a zip archive, and a zip archive may end with a comment: there stands the SHA-256 of all before it.
+# PyTorch reads the file as any other; its own reader compares no checksum.
+END_RECORD = b"PK\x05\x06"
+END_RECORD_BYTES = 22
+COMMENT_START = b"sha256:"
+COMMENT_BYTES = len(COMMENT_START) + 2 * hashlib.sha256().digest_size
 
-def plain_state_dict(model: nn.Module) -> dict[str, Tensor]:
-    """The model's tensors on the CPU in their usual memory layout, whatever device and layout they trained in."""
-    return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}
+# of the model's parameters, what a run may have on the disk at once: the best weights; three checkpoints (the newest,
+# its predecessor, the one being written) of weights, momentum and best weights
+STORED_COPIES = 1 + 3 * 3
+REPORT_BYTES = 20_000_000
 
 
-def save_tensors(path: Path, content: Any) -> None:
-    """Write what ``torch.load(path, weights_only=True)`` reads back, whole or not at all.
+def tensors_as_bytes(content: Any) -> bytes:
+    """The file that ``torch.load(path, weights_only=True)`` reads back; the same content gives the same bytes."""
+    buffer = io.BytesIO()  # to a path, PyTorch would write the path's name into the file
+    torch.save(content, buffer)
+    return buffer.getvalue()
 
-    The same content gives the same bytes: PyTorch writes the file's own name into it, so it is made in memory.
+
+def save_checkpoint(paths: RunPaths, content: dict[str, Any]) -> None:
+    """Write the newest checkpoint whole or not at all; the one before it becomes its predecessor.
 
     Raises:
-        StorageError: The file cannot be written.
+        StorageError: It cannot be written.
     """
-    buffer = io.BytesIO()
-    torch.save(content, buffer)
-    write_bytes(path, buffer.getvalue())
+    sealed = seal(tensors_as_bytes({"format_version": FORMAT_VERSION} | content))
+    newest, predecessor = paths.last_checkpoint, paths.previous_checkpoint
+    with storage_errors(predecessor, "keep the checkpoint before"):
+        if newest.exists():
+            # a second name for the file: there is no moment without a newest checkpoint
+            spare = predecessor.with_name(f".{predecessor.name}.part")
+            spare.unlink(missing_ok=True)
+            try:
+                os.link(newest, spare)
+            except OSError:  # a file system without hard links
+                shutil.copyfile(newest, spare)
+            os.replace(spare, predecessor)
+    write_bytes(newest, sealed)
 
 
-def training_state(
-    model: nn.Module,
-    optimizer: Optimizer,
-    stopping: EarlyStopping,
-    history: list[EpochRecord],
-    provenance: dict[str, Any],
-) -> dict[str, Any]:
-    """Everything that the rest of a training depends on, after the last epoch of ``history``."""
-    return {
-        "format_version": FORMAT_VERSION,
-        "model": plain_state_dict(model),
-        "optimizer": optimizer.state_dict(),
-        "early_stopping": asdict(stopping),
-        "history": [asdict(record) for record in history],
-        "provenance": provenance,
-    }
+def load_checkpoint(paths: RunPaths) -> dict[str, Any] | None:
+    """The newest checkpoint that is whole; None if there is none.
+
+    A damaged newest one gives way to its predecessor, with a warning.
+    """
+    for path in (paths.last_checkpoint, paths.previous_checkpoint):
+        if not path.exists():
+            continue
+        content = _read_checkpoint(path)
+        if content is not None:
+            return content
+        log.warning(f"the checkpoint {path} is damaged: its checksum does not fit; looking for the one before it")
+    return None
 
 
-def write_history(path: Path, history: list[EpochRecord]) -> None:
+def seal(archive: bytes) -> bytes:
+    """Append the SHA-256 of a zip archive to it, as the archive's comment."""
+    start, length_field = archive[:-2], archive[-2:]
+    if archive[-END_RECORD_BYTES : -END_RECORD_BYTES + 4] != END_RECORD or length_field != b"\0\0":
+        raise ValueError("Expected a zip archive without a comment.")
+    unsigned = start + struct.pack("<H", COMMENT_BYTES)
+    return unsigned + COMMENT_START + hashlib.sha256(unsigned).hexdigest().encode()
+
+
+def is_sealed(archive: bytes) -> bool:
+    """Whether an archive ends with the right SHA-256 of itself."""
+    unsigned, comment = archive[:-COMMENT_BYTES], archive[-COMMENT_BYTES:]
+    return comment == COMMENT_START + hashlib.sha256(unsigned).hexdigest().encode()
+
+
+def write_history(path: Path, history: Sequence[EpochRecord]) -> None:
     """Write one JSON object per epoch and line, whole or not at all."""
     write_text(path, "".join(json.dumps(asdict(record)) + "\n" for record in history))
+
+
+def require_space(folder: Path, model_bytes: int) -> None:
+    """Make sure, before hours of training, that what it will write fits on the disk.
+
+    Args:
+        folder: The run's folder.
+        model_bytes: Size of the model's parameters.
+
+    Raises:
+        StorageError: It does not fit.
+    """
+    needed = STORED_COPIES * model_bytes + REPORT_BYTES
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise StorageError(
+            f"The run needs {needed / 1e6:,.0f} MB for checkpoints and reports, but only {free / 1e6:,.0f} MB are free "
+            f"at {folder}. Free some space, or choose another place with --output_dir."
+        )
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any] | None:
+    with storage_errors(path, "read the checkpoint"):
+        archive = path.read_bytes()
+    if not is_sealed(archive):
+        return None
+    with suppress(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError):
+        content = torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
+        if isinstance(content, dict) and content.get("format_version") == FORMAT_VERSION:
+            return content
+    return None

@@ -4,31 +4,31 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import SGD, Optimizer
+from torch.optim import SGD
 from tqdm import tqdm
 
 from scripts.core.config import Config
 from scripts.core.errors import DivergedError
-from scripts.core.files import write_json
+from scripts.core.files import write_bytes, write_json
 from scripts.core.log import log
 from scripts.core.paths import RunPaths
 from scripts.core.records import EpochRecord, TrainingResult
 from scripts.core.system.signals import StopRequest
 from scripts.data_handler.feed import Examples
 from scripts.data_handler.plan import EpochPlan, draw_plan
-from scripts.trainer.checkpoint import plain_state_dict, save_tensors, training_state, write_history
+from scripts.trainer.checkpoint import save_checkpoint, tensors_as_bytes, write_history
 from scripts.trainer.early_stopping import EarlyStopping
 from scripts.trainer.schedule import cosine_lr
+from scripts.trainer.state import TrainingState
 from scripts.trainer.step import is_finite, train_epoch, validate
 
 
 def fit(
-    model: nn.Module,
+    state: TrainingState,
     train: Examples,
     val: Examples,
     config: Config,
@@ -41,7 +41,7 @@ def fit(
     """Train until the last epoch or until patience ends; the best weights are then in ``paths.best_model``.
 
     Args:
-        model: The network, on the device; it ends with the last epoch's weights.
+        state: Where the training stands: at its beginning, or where a checkpoint left it. It ends at the end.
         train: The training split.
         val: The validation split, by which the best epoch is chosen.
         config: The settings as applied.
@@ -52,101 +52,104 @@ def fit(
 
     Raises:
         DivergedError: A loss is not a finite number.
-        Interrupted: A signal asked to stop.
+        Interrupted: A signal asked to stop; the state is saved.
         StorageError: A checkpoint cannot be written.
     """
-    device = train.targets.device
-    optimizer = make_optimizer(model, config, device)
-    stopping = EarlyStopping(config.patience)
-    history: list[EpochRecord] = []
-    started = time.perf_counter()
-    for epoch in range(1, config.epochs + 1):
-        record = _run_epoch(model, optimizer, train, val, config, epoch=epoch, stopping=stopping, stop=stop)
+
+    def save() -> None:
+        save_checkpoint(paths, state.as_dict() | {"provenance": provenance})
+
+    def stop_if_asked(place: str) -> None:
+        if stop.signal_number is not None:
+            save()
+            stop.raise_if_received(f"Everything up to {place} is saved.")
+
+    if state.history:
+        # a kill may have left the files one epoch behind the checkpoint, or a damaged checkpoint one epoch ahead of it
+        _write_results(state, paths, model_card)
+    while not state.is_finished(config.epochs):
+        record = _run_epoch(state, train, val, config, stop_if_asked)
         if not is_finite(record.train_loss, record.val_loss):
             raise DivergedError(_divergence(record, config, paths))
-        history.append(record)
-        if record.is_best:
-            save_tensors(paths.best_model, plain_state_dict(model))
-            write_json(paths.best_model_card, model_card | {"validation": _validation_figures(record)})
-        save_tensors(paths.last_checkpoint, training_state(model, optimizer, stopping, history, provenance))
-        write_history(paths.history, history)
-        log.info(epoch_line(record, config.epochs, _seconds_left(history, config, stopping)))
-        stop.raise_if_received(f"{len(history)} epochs are done; the best weights so far are {paths.best_model}.")
-        if stopping.should_stop:
-            log.info("no better epoch in %d: stopped early", config.patience)
-            break
-    log.info(
-        "best epoch %d: val_acc %.4f  val_loss %.4f", stopping.best_epoch, stopping.best_accuracy, stopping.best_loss
-    )
+        state.finish_epoch(record)
+        # the checkpoint first: it holds the best weights, so that any moment to be killed in is as good as any other
+        save()
+        _write_results(state, paths, model_card, with_weights=record.is_best)
+        log.info(epoch_line(record, config.epochs, _seconds_left(state, config)))
+    if state.stopping.should_stop:
+        log.info(f"no better epoch in {config.patience}: stopped early")
+    best = state.stopping
+    log.info(f"best epoch {best.best_epoch}: val_acc {best.best_accuracy:.4f}  val_loss {best.best_loss:.4f}")
     return TrainingResult(
-        history=tuple(history),
-        best_epoch=stopping.best_epoch,
-        best_val_accuracy=stopping.best_accuracy,
-        best_val_loss=stopping.best_loss,
-        stopped_early=len(history) < config.epochs,
-        seconds=time.perf_counter() - started,
+        history=tuple(state.history),
+        best_epoch=best.best_epoch,
+        best_val_accuracy=best.best_accuracy,
+        best_val_loss=best.best_loss,
+        stopped_early=len(state.history) < config.epochs,
+        seconds=sum(record.seconds for record in state.history),
     )
 
 
-def make_optimizer(model: nn.Module, config: Config, device: torch.device) -> SGD:
-    """SGD with momentum and L2 penalty; one fused update of all parameters where PyTorch has one."""
-    return SGD(
+def begin_training(model: nn.Module, config: Config, device: torch.device) -> TrainingState:
+    """The state before the first step: SGD with momentum and L2 penalty, nothing trained yet."""
+    optimizer = SGD(
         model.parameters(),
         lr=config.lr,
         momentum=config.momentum,
         weight_decay=config.weight_decay,
-        fused=device.type in ("cpu", "cuda"),
+        fused=device.type in ("cpu", "cuda"),  # one update of all parameters, where PyTorch has one
     )
+    return TrainingState(model, optimizer, EarlyStopping(config.patience), torch.zeros((), device=device))
 
 
 def _run_epoch(
-    model: nn.Module,
-    optimizer: Optimizer,
-    train: Examples,
-    val: Examples,
-    config: Config,
-    *,
-    epoch: int,
-    stopping: EarlyStopping,
-    stop: StopRequest,
+    state: TrainingState, train: Examples, val: Examples, config: Config, stop_if_asked: Callable[[str], None]
 ) -> EpochRecord:
-    """Train and validate once."""
+    """Train and validate the epoch at hand, from where it stands."""
+    epoch, seconds_before = state.epoch, state.seconds
     started = time.perf_counter()
-    num_steps = -(-train.size // config.batch_size)
+    num_steps, first_step = -(-train.size // config.batch_size), state.steps_done
 
     def learning_rate(step: int) -> float:
         steps_before = (epoch - 1) * num_steps
         return cosine_lr(steps_before + step, num_steps=config.epochs * num_steps, initial=config.lr)
 
-    with tqdm(total=num_steps, desc=f"epoch {epoch}/{config.epochs}", unit="step", leave=False, disable=None) as bar:
+    def after_step() -> None:
+        bar.update()
+        state.seconds = seconds_before + time.perf_counter() - started
+        stop_if_asked(f"epoch {epoch}, step {state.steps_done} of {num_steps},")
+
+    title = f"epoch {epoch}/{config.epochs}"
+    with tqdm(total=num_steps, initial=first_step, desc=title, unit="step", leave=False, disable=None) as bar:
         train_loss = train_epoch(
-            model,
-            optimizer,
+            state,
             train,
             _plan_of(epoch, train.size, config, train.targets.device),
             batch_size=config.batch_size,
             rotates=config.rotation_angle > 0,
             learning_rate=learning_rate,
             precision=config.precision,
-            after_step=partial(_after_step, bar.update, stop),
+            after_step=after_step,
         )
     train_seconds = time.perf_counter() - started
-    val_loss, val_accuracy = validate(model, val, precision=config.precision)
+    val_loss, val_accuracy = validate(
+        state.model,
+        val,
+        precision=config.precision,
+        after_batch=lambda: stop_if_asked(f"the training steps of epoch {epoch}"),
+    )
+    trained_here = min((num_steps - first_step) * config.batch_size, train.size)
+    finite = is_finite(train_loss, val_loss)
     return EpochRecord(
         epoch=epoch,
         train_loss=train_loss,
         val_loss=val_loss,
         val_accuracy=val_accuracy,
         learning_rate=learning_rate(0),
-        images_per_second=train.size / train_seconds,
-        seconds=time.perf_counter() - started,
-        is_best=is_finite(train_loss, val_loss) and stopping.update(epoch, accuracy=val_accuracy, loss=val_loss),
+        images_per_second=trained_here / train_seconds,
+        seconds=seconds_before + time.perf_counter() - started,
+        is_best=finite and state.stopping.update(epoch, accuracy=val_accuracy, loss=val_loss),
     )
-
-
-def _after_step(advance_bar: Callable[[], object], stop: StopRequest) -> None:
-    advance_bar()
-    stop.raise_if_received("The epoch was not finished.")
 
 
 def _plan_of(epoch: int, num_images: int, config: Config, device: torch.device) -> EpochPlan:
@@ -163,6 +166,18 @@ def _plan_of(epoch: int, num_images: int, config: Config, device: torch.device) 
     )
 
 
+def _write_results(
+    state: TrainingState, paths: RunPaths, model_card: dict[str, Any], *, with_weights: bool = True
+) -> None:
+    """Write the history, and the best weights with their card."""
+    write_history(paths.history, state.history)
+    if with_weights:
+        best = state.history[state.stopping.best_epoch - 1]
+        write_bytes(paths.best_model, tensors_as_bytes(state.best_weights))
+        figures = {"epoch": best.epoch, "accuracy": best.val_accuracy, "loss": best.val_loss}
+        write_json(paths.best_model_card, model_card | {"validation": figures})
+
+
 def _divergence(record: EpochRecord, config: Config, paths: RunPaths) -> str:
     kept = f"The best weights before it are kept: {paths.best_model}." if paths.best_model.exists() else ""
     return (
@@ -171,14 +186,12 @@ def _divergence(record: EpochRecord, config: Config, paths: RunPaths) -> str:
     ).strip()
 
 
-def _validation_figures(record: EpochRecord) -> dict[str, float]:
-    return {"epoch": record.epoch, "accuracy": record.val_accuracy, "loss": record.val_loss}
-
-
-def _seconds_left(history: list[EpochRecord], config: Config, stopping: EarlyStopping) -> float:
+def _seconds_left(state: TrainingState, config: Config) -> float:
     """At most: the mean epoch so far, times the epochs that are left."""
-    epochs_left = 0 if stopping.should_stop else config.epochs - len(history)
-    return epochs_left * sum(record.seconds for record in history) / len(history)
+    if state.is_finished(config.epochs):
+        return 0.0
+    epochs_left = config.epochs - len(state.history)
+    return epochs_left * sum(record.seconds for record in state.history) / len(state.history)
 
 
 def epoch_line(record: EpochRecord, num_epochs: int, seconds_left: float) -> str:

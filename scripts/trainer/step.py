@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,6 +16,7 @@ from scripts.data_handler.augmentation import augment, normalise, to_float
 from scripts.data_handler.feed import Examples
 from scripts.data_handler.plan import EpochPlan
 from scripts.trainer.mixup import mix
+from scripts.trainer.state import TrainingState
 
 VALIDATION_BATCH_SIZE = 256
 
@@ -44,8 +46,7 @@ def training_step(
 
 
 def train_epoch(
-    model: nn.Module,
-    optimizer: Optimizer,
+    state: TrainingState,
     train: Examples,
     plan: EpochPlan,
     *,
@@ -53,44 +54,53 @@ def train_epoch(
     rotates: bool,
     learning_rate: Callable[[int], float],
     precision: str,
-    after_step: Callable[[], None],
+    after_step: Callable[[], None] = lambda: None,
 ) -> float:
-    """One pass over the training split; the host never waits for the device until it ends.
+    """The rest of one pass over the training split; the host never waits for the device until it ends.
 
     Args:
-        model: The network, on the device.
-        optimizer: Updates it.
+        state: Model, optimiser and the steps of this epoch done so far; it moves on step by step.
         train: The training split.
         plan: Every random decision of this epoch.
         batch_size: Images per step.
         rotates: Whether the plan's angles may differ from 0.
         learning_rate: From the number of the step in this epoch, counted from 0, to its learning rate.
         precision: ``"fp32"`` or ``"bf16"``.
-        after_step: Called after each step.
+        after_step: Called after each step, with the state up to date.
 
     Returns:
-        Mean training loss over the images.
+        Mean training loss over the images of the whole epoch.
     """
-    model.train()
-    loss_sum = torch.zeros((), device=train.targets.device)
-    for step, images in enumerate(train.feed.batches(plan.order, batch_size)):
+    state.model.train()
+    rest = plan.order[state.steps_done * batch_size :]
+    for images in train.feed.batches(rest, batch_size):
+        step = state.steps_done
         window = slice(step * batch_size, (step + 1) * batch_size)
         inputs = normalise(augment(to_float(images), plan.augmentation.part(window), rotates=rotates))
         targets = train.targets[plan.order_on_device[window]]
         if plan.mix:
             inputs, targets = mix(inputs, targets, plan.partner[window], plan.mix[step])
-        for group in optimizer.param_groups:
+        for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(step)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
-        loss = training_step(model, optimizer, inputs, targets, precision=precision)
-        loss_sum += loss * len(images)
+        loss = training_step(state.model, state.optimizer, inputs, targets, precision=precision)
+        state.loss_sum += loss * len(images)
+        state.steps_done = step + 1
         after_step()
-    return float(loss_sum) / train.size
+    return float(state.loss_sum) / train.size
 
 
 @torch.inference_mode()
-def validate(model: nn.Module, val: Examples, *, precision: str) -> tuple[float, float]:
+def validate(
+    model: nn.Module, val: Examples, *, precision: str, after_batch: Callable[[], None] = lambda: None
+) -> tuple[float, float]:
     """Mean cross-entropy and accuracy over a split, without augmentation.
+
+    Args:
+        model: The network, on the device.
+        val: The split.
+        precision: ``"fp32"`` or ``"bf16"``.
+        after_batch: Called after each batch.
 
     Returns:
         The loss, and the accuracy as a fraction in [0, 1].
@@ -98,13 +108,14 @@ def validate(model: nn.Module, val: Examples, *, precision: str) -> tuple[float,
     model.eval()
     device = val.targets.device
     loss_sum, num_correct = torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device)
-    batches = val.feed.batches(torch.arange(val.size).numpy(), VALIDATION_BATCH_SIZE)
+    batches = val.feed.batches(np.arange(val.size), VALIDATION_BATCH_SIZE)
     for targets, images in zip(val.targets.split(VALIDATION_BATCH_SIZE), batches, strict=True):
         inputs = normalise(to_float(images)).contiguous(memory_format=torch.channels_last)
         with autocast(device, precision):
             logits = model(inputs)
         loss_sum += F.cross_entropy(logits.float(), targets, reduction="sum")
         num_correct += (logits.argmax(dim=1) == targets.argmax(dim=1)).sum()
+        after_batch()
     return float(loss_sum) / val.size, int(num_correct) / val.size
 
 

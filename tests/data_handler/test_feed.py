@@ -28,6 +28,11 @@ def test_streamed_batches_equal_resident_ones(num_workers):
         assert np.array_equal(torch.cat([batch for batch, _ in pairs]).numpy(), IMAGES[order])
 
 
+@pytest.mark.parametrize("feed", [ResidentFeed(IMAGES, CPU), StreamedFeed(IMAGES, CPU, 0)])
+def test_no_images_are_no_batches(feed):
+    assert list(feed.batches(ORDER[:0], 3)) == []
+
+
 def test_a_worker_seeds_every_generator_and_each_worker_differently():
     def drawn_by(worker: int) -> tuple[float, float, float]:
         torch.manual_seed(100 + worker)  # what a DataLoader does before it calls worker_init_fn

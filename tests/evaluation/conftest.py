@@ -45,7 +45,7 @@ def toy_dataset(
 def toy_evaluation(
     *, num_images: int = 30, names: Sequence[str] = NAMES, task: str = MULTI_CLASS, tta: bool = True, wrong: int = 4
 ) -> EvaluationResult:
-    """Labels that go round the classes; the first ``wrong`` images are taken for the next class, ever less surely.
+    """Labels that go round the classes; the first ``wrong`` images are taken for the next class, ever more surely.
 
     TTA puts the last of the wrong ones right.
     """
@@ -56,7 +56,7 @@ def toy_evaluation(
         called = labels.copy()
         called[:num_wrong] = (called[:num_wrong] + 1) % num_classes
         scores = np.full((num_images, num_classes), (1 - confidence) / (num_classes - 1))
-        sure = confidence - 0.03 * np.arange(num_images) / num_images
+        sure = confidence + 0.09 * np.arange(num_images) / num_images
         scores[np.arange(num_images), called] = sure
         return scores / scores.sum(axis=1, keepdims=True)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from datetime import datetime
@@ -13,17 +14,19 @@ import torch
 from torch import nn
 
 from scripts.core.config import Config
-from scripts.core.errors import DivergedError, Interrupted
+from scripts.core.errors import DivergedError, Interrupted, StorageError
 from scripts.core.paths import RunPaths
 from scripts.core.records import EpochRecord, TrainingResult
 from scripts.core.system import StopRequest
 from scripts.data_handler.dataset import Split
 from scripts.data_handler.feed import Examples, make_examples
-from scripts.trainer.fit import epoch_line, fit
+from scripts.trainer.checkpoint import is_sealed, load_checkpoint, require_space, seal
+from scripts.trainer.fit import begin_training, epoch_line, fit
 from scripts.trainer.step import validate
 from tests.conftest import coloured_squares
 
 CPU = torch.device("cpu")
+TIMES = ("seconds", "images_per_second")
 CONFIG = Config(epochs=3, batch_size=8, lr=0.02, precision="fp32", mixup_alpha=0.2)
 
 
@@ -41,11 +44,26 @@ def examples(count: int, feed: str = "resident", num_workers: int = 0) -> Exampl
 
 
 def train(
-    folder: Path, config: Config = CONFIG, *, model: nn.Module | None = None, stop: StopRequest | None = None, **feed
+    folder: Path,
+    config: Config = CONFIG,
+    *,
+    model: nn.Module | None = None,
+    stop: StopRequest | None = None,
+    resume: bool = False,
+    **feed,
 ) -> tuple[RunPaths, TrainingResult]:
-    paths = RunPaths.create(folder, "squares", "small", now=datetime(2026, 1, 31, 22, 15))
+    if resume:
+        (root,) = folder.iterdir()
+        paths = RunPaths(root)
+    else:
+        paths = RunPaths.create(folder, "squares", "small", now=datetime(2026, 1, 31, 22, 15))
+    state = begin_training(model or small_network(), config, CPU)
+    if resume:
+        saved = load_checkpoint(paths)
+        assert saved is not None
+        state.restore(saved)
     result = fit(
-        model or small_network(),
+        state,
         examples(20, **feed),
         examples(10, **feed),
         config,
@@ -139,15 +157,117 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_good_weights(t
     assert all(tensor.isfinite().all() for tensor in torch.load(kept, weights_only=True).values())
 
 
-def test_a_signal_stops_after_the_step_and_says_so(tmp_path):
-    stop = StopRequest()
-    with stop.deferred():
-        stop.handle(15, None)
-        with pytest.raises(Interrupted) as caught:
-            train(tmp_path, stop=stop)
+class StopAfter(StopRequest):
+    """A signal that comes while a certain step, or batch of a validation, is being computed."""
 
+    def __init__(self, ticks: int) -> None:
+        super().__init__()
+        self.ticks = ticks
+
+    def __getattribute__(self, name: str) -> object:
+        if name == "signal_number":
+            self.ticks -= 1
+            if self.ticks == 0:
+                self.signal_number = 15
+        return super().__getattribute__(name)
+
+
+def times_aside(history: Path) -> list[dict[str, object]]:
+    lines = [json.loads(line) for line in history.read_text().splitlines()]
+    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
+
+
+def outcome(paths: RunPaths) -> tuple[bytes, list[dict[str, object]]]:
+    return paths.best_model.read_bytes(), times_aside(paths.history)
+
+
+# three epochs of three steps and a validation of one batch are twelve places to be stopped at
+@pytest.mark.parametrize("tick", range(1, 13))
+def test_a_training_stopped_at_any_place_and_resumed_ends_with_the_same_bytes(tmp_path, tick):
+    straight, _ = train(tmp_path / "straight")
+    with pytest.raises(Interrupted) as caught:
+        train(tmp_path / "cut", stop=StopAfter(tick))
     assert caught.value.exit_code == 143
-    assert str(caught.value).startswith("Stopped by SIGTERM. ")
+    assert str(caught.value).startswith("Stopped by SIGTERM. Everything up to ")
+
+    resumed, result = train(tmp_path / "cut", resume=True, model=small_network(seed=99))
+
+    assert outcome(resumed) == outcome(straight)
+    assert len(result.history) == 3
+
+
+def test_a_training_stopped_again_and_again_ends_with_the_same_bytes(tmp_path):
+    straight, _ = train(tmp_path / "straight")
+    with pytest.raises(Interrupted):
+        train(tmp_path / "cut", stop=StopAfter(1))
+    for _ in range(9):
+        with pytest.raises(Interrupted):
+            train(tmp_path / "cut", stop=StopAfter(1), resume=True)
+    resumed, _ = train(tmp_path / "cut", resume=True)
+
+    assert outcome(resumed) == outcome(straight)
+
+
+@pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
+def test_a_damaged_newest_checkpoint_gives_way_to_its_predecessor(tmp_path, caplog, damage):
+    straight, _ = train(tmp_path / "straight")
+    with pytest.raises(Interrupted):
+        train(tmp_path / "cut", stop=StopAfter(10))
+    (path,) = (tmp_path / "cut").rglob("last_checkpoint.pth")
+    content = bytearray(path.read_bytes())
+    if damage == "flipped":
+        content[len(content) // 2] ^= 1
+    path.write_bytes({"truncated": content[: len(content) // 2], "empty": b""}.get(damage, content))
+
+    resumed, _ = train(tmp_path / "cut", resume=True)
+
+    assert f"the checkpoint {path} is damaged" in caplog.text
+    assert outcome(resumed) == outcome(straight)
+
+
+def test_resuming_mends_best_weights_that_were_lost_or_are_ahead(tmp_path):
+    straight, _ = train(tmp_path / "straight")
+    with pytest.raises(Interrupted):
+        train(tmp_path / "cut", stop=StopAfter(10))
+    (path,) = (tmp_path / "cut").rglob("best_model.pth")
+    path.write_bytes(b"of an epoch that never was")
+
+    resumed, _ = train(tmp_path / "cut", resume=True)
+
+    assert outcome(resumed) == outcome(straight)
+
+
+def test_a_finished_training_is_not_trained_again(tmp_path):
+    straight, first = train(tmp_path / "straight")
+    before = outcome(straight)
+
+    _, second = train(tmp_path / "straight", resume=True)
+
+    assert second == first
+    assert outcome(straight) == before
+
+
+def test_a_sealed_archive_shows_every_flipped_bit_and_is_still_read():
+    buffer = io.BytesIO()
+    torch.save({"numbers": torch.arange(3)}, buffer)
+    sealed = seal(buffer.getvalue())
+
+    assert is_sealed(sealed)
+    assert torch.load(io.BytesIO(sealed), weights_only=True)["numbers"].tolist() == [0, 1, 2]
+    for place in range(len(sealed)):
+        damaged = bytearray(sealed)
+        damaged[place] ^= 1 << (place % 8)
+        assert not is_sealed(bytes(damaged))
+    assert not any(is_sealed(sealed[:length]) for length in range(len(sealed)))
+
+
+def test_too_little_space_is_found_before_training(tmp_path):
+    with pytest.raises(StorageError) as caught:
+        require_space(tmp_path, 10**15)
+
+    assert str(caught.value).startswith("The run needs 10,000,000,020 MB for checkpoints and reports, but only ")
+    assert str(tmp_path) in str(caught.value)
+    require_space(tmp_path, 0)
 
 
 def test_an_epoch_line_reads_as_documented():

@@ -14,7 +14,9 @@ from torch.testing import assert_close
 from scripts.data_handler.dataset import Split
 from scripts.data_handler.feed import Examples, make_examples
 from scripts.data_handler.plan import draw_plan
+from scripts.trainer.early_stopping import EarlyStopping
 from scripts.trainer.mixup import mix
+from scripts.trainer.state import TrainingState
 from scripts.trainer.step import train_epoch, training_step, validate
 from tests.conftest import coloured_squares
 
@@ -25,6 +27,10 @@ def two_layers(seed: int = 0) -> nn.Sequential:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 5), nn.ReLU(), nn.Linear(5, 2))
+
+
+def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainingState:
+    return TrainingState(model, optimizer, EarlyStopping(5), torch.zeros(()))
 
 
 def squares(count: int = 20, channels: int = 3) -> Examples:
@@ -105,15 +111,13 @@ def test_training_lowers_the_loss_and_raises_the_accuracy(channels, alpha):
 
     for epoch in range(1, 9):
         train_epoch(
-            model,
-            optimizer,
+            state_of(model, optimizer),
             examples,
             plan_for(examples, alpha=alpha, epoch=epoch),
             batch_size=8,
             rotates=True,
             learning_rate=lambda step: 0.05,
             precision="fp32",
-            after_step=lambda: None,
         )
     after, accuracy = validate(model, examples, precision="fp32")
 
@@ -131,8 +135,7 @@ def test_an_epoch_sets_the_rate_of_every_step_and_reports_the_mean_loss_of_the_i
     model, examples, ticks = two_layers(), squares(20), []
     optimizer = Recorder(model.parameters(), lr=9.0)
     mean_loss = train_epoch(
-        model,
-        optimizer,
+        state_of(model, optimizer),
         examples,
         plan_for(examples),
         batch_size=8,

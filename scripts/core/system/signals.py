@@ -22,6 +22,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
+        self.advice = ""  # how to go on, once there is something to go on with; ends every message
         self._deferring = False
 
     @contextmanager
@@ -38,7 +39,7 @@ class StopRequest:
         """Raise ``Interrupted`` if a signal has come; ``message`` follows "Stopped by SIGTERM."."""
         if self.signal_number is not None:
             name = signal.Signals(self.signal_number).name
-            raise Interrupted(self.signal_number, f"Stopped by {name}. {message}".strip())
+            raise Interrupted(self.signal_number, " ".join(filter(None, (f"Stopped by {name}.", message, self.advice))))
 
     def handle(self, signal_number: int, _frame: FrameType | None) -> None:
         """Take one signal; the handler of ``stop_request``."""

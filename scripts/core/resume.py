@@ -1,0 +1,103 @@
+"""A run that goes on: the settings it was started with, and what may be said anew beside them."""
+
+from __future__ import annotations
+
+import json
+import shlex
+import sys
+from collections.abc import Iterator, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+from scripts.core.config import SETTINGS, Config
+from scripts.core.errors import ConfigError
+from scripts.core.paths import RunPaths
+
+# settings that change no bit of the result, so a resumed run may have others than it was started with
+FREE = frozenset({"resume", "lock_file", "no_process_guard", "num_workers", "feed", "data_dir"})
+# of those, the ones that belong to an invocation and not to the run
+UNSTORED = FREE - {"data_dir"}
+
+
+def with_stored_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of the run that ``--resume`` names, with what else was given.
+
+    Args:
+        given: Settings from the command line, ``resume`` among them.
+
+    Raises:
+        ConfigError: The folder is no run's, or settings were given that would change the result; every such setting
+            has its line.
+    """
+    folder = Path(given["resume"]).expanduser()
+    stored = _read_stored(folder)
+    problems = [_conflict(name, value, stored, folder) for name, value in given.items()]
+    if any(problems):
+        raise ConfigError(*filter(None, problems))
+    own_path = {"dataset": given["dataset"]} if "dataset" in given else {}
+    free = {name: value for name, value in given.items() if name in FREE}
+    return stored | own_path | free | {"resume": str(folder)}
+
+
+def resume_command(config: Config, root: Path) -> str:
+    """What to type to go on with the run in ``root``, as this one was typed."""
+    words = [*_program(), "--resume", str(root)]
+    for name in ("lock_file", "no_process_guard"):
+        known, value = SETTINGS[name], getattr(config, name)
+        if value != known.default:
+            words += [known.flag] if known.kind is bool else [known.flag, str(value)]
+    return shlex.join(words)
+
+
+def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """One sentence for each part of the environment that may change the bits of a result and is not what it was."""
+    for name in ("commit", "python", "device_name", "cuda", "cudnn", "torch_threads"):
+        if before.get(name) != now.get(name):
+            yield f"{name} was {before.get(name)} and is {now.get(name)}"
+    packages_before, packages_now = before.get("packages", {}), now.get("packages", {})
+    for name in ("torch", "torchvision", "numpy", "scikit-learn"):
+        if packages_before.get(name) != packages_now.get(name):
+            yield f"{name} was {packages_before.get(name)} and is {packages_now.get(name)}"
+
+
+def _read_stored(folder: Path) -> dict[str, Any]:
+    path = RunPaths(folder).config
+    if not path.is_file():
+        what = "is not there" if not folder.exists() else "has no config.json, so nothing was trained there yet"
+        raise ConfigError(f"--resume must be the folder of a run, but {folder} {what}.")
+    try:
+        content = json.loads(path.read_text())
+        settings, source = content["settings"], content["dataset"]["source"]
+        kept = {entry.name: settings[entry.name] for entry in fields(Config) if entry.name not in UNSTORED}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise ConfigError(
+            f"--resume {folder} cannot be used: its config.json is damaged or of another version of the program "
+            f"({type(error).__name__}: {error}). Start a new run."
+        ) from error
+    if source != "generated" and Config(dataset=kept["dataset"]).is_dataset_path:
+        kept["dataset"] = source  # absolute: the run may be resumed from another folder
+    return {name: Path(value) if SETTINGS[name].kind is Path else value for name, value in kept.items()}
+
+
+def _conflict(name: str, value: Any, stored: Mapping[str, Any], folder: Path) -> str | None:
+    """Why a setting cannot be given beside ``--resume``; None if it can."""
+    known = SETTINGS[name]
+    if name in FREE or value == stored[name] or (name in ("device", "precision") and value == "auto"):
+        return None
+    if name == "dataset" and all(Config(dataset=text).is_dataset_path for text in (value, stored[name])):
+        return None  # the file may have moved: its MD5 will tell
+    start = f"{known.flag} {value} cannot be used with --resume {folder}, which was started with {stored[name]}"
+    if name == "epochs":
+        return (
+            f"{start}: the learning rate follows a cosine over all epochs, so with another number of them every epoch "
+            "so far would have been another. Leave it out, or start a new run, from these weights if you like "
+            f"(--weights {RunPaths(folder).best_model})."
+        )
+    return f"{start}: the result would be another. Leave it out, or start a new run."
+
+
+def _program() -> list[str]:
+    """The interpreter and the script as they were typed."""
+    interpreter = sys.orig_argv[0] if sys.orig_argv else "python"
+    return [interpreter, sys.argv[0] or "main.py"]

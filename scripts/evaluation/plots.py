@@ -187,9 +187,9 @@ def draw_confusion_matrix(metrics: Metrics, caption: Caption, *, scores: str) ->
         scores: What the predictions rest on, such as ``"with TTA"``.
     """
     num_classes = len(metrics.per_class)
-    cell = (
-        max(62.0, min(180.0, 720 / num_classes)) if num_classes <= MOST_WRITTEN_CLASSES else MATRIX_SIDE / num_classes
-    )
+    cell = MATRIX_SIDE / num_classes
+    if num_classes <= MOST_WRITTEN_CLASSES:  # room for a number, and no more than it needs
+        cell = max(62.0, min(180.0, 720 / num_classes))
     names = [figures.name for figures in metrics.per_class] if num_classes <= MOST_NAMED_CLASSES else []
     rows, columns = _labels(names, width=24, lines=2), _labels(names, width=24, lines=1)
     side, gap, left, top = cell * num_classes, 56, MARGIN + 52 + _text_width(rows, size=8.5), caption.height + 58
@@ -206,17 +206,13 @@ def draw_confusion_matrix(metrics: Metrics, caption: Caption, *, scores: str) ->
     for row, name in enumerate(rows):
         page.text(left - 14, top + (row + 0.5) * cell, name, ha="right", va="center", size=size, linespacing=1.05)
     page.text(MARGIN, top + side / 2, "true class", rotation=90, va="center", color=MUTED)
-    for x, title, shares, texts in (
-        (left, "Images", metrics.confusion / metrics.confusion.max(), _counts(metrics.confusion)),
-        (
-            left + side + gap,
-            "Share of the true class, %",
-            metrics.confusion_by_row,
-            _percentages(metrics.confusion_by_row),
-        ),
+    counts, shares = metrics.confusion, metrics.confusion_by_row
+    for x, title, shades, texts in (
+        (left, "Images", counts / counts.max(), _counts(counts)),
+        (left + side + gap, "Share of the true class, %", shares, _percentages(shares)),
     ):
         page.text(x, top - 40, title, size=10.5, weight="bold")
-        _draw_matrix(page, x, top, cell, shares, texts)
+        _draw_matrix(page, x, top, cell, shades, texts)
         for column, name in enumerate(columns):
             look: dict[str, Any] = {"rotation": 45, "rotation_mode": "anchor", "ha": "right", "va": "center"}
             page.text(x + (column + 0.5) * cell, top + side + 14, name, size=size, **look)

@@ -5,7 +5,7 @@ VENV := .venv
 RUN_READY := $(VENV)/.run-ready
 DEV_READY := $(VENV)/.dev-ready
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint bench clean
 
 demo: $(RUN_READY)
 	$(VENV)/bin/python main.py --dataset synthblood --weights none --epochs 4 --batch_size 64
@@ -17,6 +17,9 @@ lint: $(DEV_READY)
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/mypy
+
+bench: $(DEV_READY)
+	$(VENV)/bin/python -m benchmarks.speed
 
 clean:
 	rm -rf $(VENV) outputs .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis

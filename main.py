@@ -18,8 +18,9 @@ from datetime import datetime
 from pathlib import Path
 
 from scripts.core import Config, RunPaths, ensure_single_instance, log, parse_command_line
-from scripts.core.errors import Interrupted, PipelineError
+from scripts.core.errors import Interrupted, PipelineError, StorageError
 from scripts.core.log import file_log, screen_log
+from scripts.core.resume import start_command
 from scripts.core.system import (
     StopRequest,
     device_problems,
@@ -36,12 +37,13 @@ def main(words: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code."""
     with screen_log():
         try:
-            config = parse_command_line(
-                sys.argv[1:] if words is None else words, checks=(dataset_problems, device_problems)
-            )
-            if config.reproducible:
-                restart_with_fixed_hashing(config.seed)
             with stop_request() as stop:
+                stop.advice = f"Start again with: {start_command()}"
+                config = parse_command_line(
+                    sys.argv[1:] if words is None else words, checks=(dataset_problems, device_problems)
+                )
+                if config.reproducible:
+                    restart_with_fixed_hashing(config.seed)
                 run(config, stop)
         except (PipelineError, Interrupted) as error:
             log.error(str(error))
@@ -54,13 +56,16 @@ def run(config: Config, stop: StopRequest) -> RunPaths:
     with ensure_single_instance(config.lock_file) as lock:
         if not config.no_process_guard:
             terminate_ghosts(ENTRY_POINT)
-        paths = RunPaths(Path(config.resume)) if config.resume else _new_folder(config)
+        paths = RunPaths.reopen(Path(config.resume)) if config.resume else _new_folder(config)
         lock.note(paths.root.absolute())
         with file_log(paths.log):
             if paths.summary.exists():
                 log.info(f"the run in {paths.root} is finished: its results are in {paths.summary}")
-            else:
+                return paths
+            try:
                 train_and_report(config, paths, stop)
+            except StorageError as error:
+                raise StorageError(f"{error} {stop.advice}") from error
     return paths
 
 
@@ -83,6 +88,7 @@ def train_and_report(config: Config, paths: RunPaths, stop: StopRequest) -> None
     training = pipeline.train(state, train, val, dataset, config, provenance, paths, stop)
     test = dataset.load("test")  # not before: nothing about it may reach the training
     evaluation = pipeline.evaluate_best(state.model, test, dataset, config, paths)
+    stop.raise_if_received()  # in case a library swallowed it
     pipeline.report(train, test, dataset, training, evaluation, config, paths)
 
 

@@ -29,7 +29,7 @@ from scripts.evaluation.metrics import EvaluationResult, Metrics
 from scripts.evaluation.reports import write_reports
 from scripts.models import factory
 from scripts.models.weights import load_weights, read_state_dict
-from scripts.trainer.checkpoint import load_checkpoint, require_space
+from scripts.trainer.checkpoint import forget_predecessor, load_checkpoint, require_space
 from scripts.trainer.fit import begin_training, fit
 from scripts.trainer.state import TrainingState
 
@@ -67,10 +67,12 @@ def record_provenance(config: Config, dataset: Dataset, paths: RunPaths, stop: S
     Raises:
         DataError: The data are not those that the run was started with.
     """
-    stop.advice = f"Go on with: {resume_command(config, paths.root)}"
     provenance = describe_run(config, dataset)
+    with stop.deferred():  # the advice is good once the file is there, and not before
+        if not config.resume:
+            write_json(paths.config, provenance)
+        stop.advice = f"Go on with: {resume_command(config, paths.root)}"
     if not config.resume:
-        write_json(paths.config, provenance)
         return provenance
     stored: dict[str, Any] = json.loads(paths.config.read_text())
     if dataset.md5 != stored["dataset"]["md5"]:
@@ -108,7 +110,7 @@ def begin_or_resume(config: Config, dataset: Dataset, device: torch.device, path
             ) from error
         log.info(f"resumed at epoch {state.epoch}, after {state.steps_done} of its steps")
     elif config.resume:
-        log.info("there is no checkpoint yet: starting at the beginning")
+        log.info("there is no sound checkpoint: starting at the beginning")
     return state
 
 
@@ -171,6 +173,7 @@ def report(
         test_images=test.images,
         finished=datetime.now(),
     )
+    forget_predecessor(paths)
     for name, metrics in _variants(evaluation).items():
         figures = (
             f"{title} {estimate.value:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]"

@@ -334,3 +334,42 @@ def test_a_signal_during_training_ends_the_run_cleanly(command_line: CommandLine
     assert process.returncode == code
     assert complaint.startswith(f"error: Stopped by {signal.Signals(number).name}.")
     assert "Traceback" not in complaint
+
+
+def test_a_stopped_run_is_resumed_by_the_command_it_prints(command_line: CommandLine, make_npz: Npz, tmp_path: Path):
+    words = ("--dataset", make_npz(sizes=(400, 16, 24)), "--weights", "none", "--epochs", "3", "--batch_size", "16")
+    (tmp_path / "straight").mkdir()
+    straight = CommandLine(tmp_path / "straight")
+    assert straight(*words).returncode == 0
+
+    process = subprocess.Popen(
+        command_line.command(*words),
+        cwd=command_line.folder,
+        env=command_line.environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list(command_line.outputs.glob("*/history.jsonl")):
+        time.sleep(0.02)
+    process.terminate()
+    _, complaint = process.communicate(timeout=60)
+    assert process.returncode == 143
+    resume = complaint.split("Go on with: ")[1].strip()
+    done = subprocess.run(
+        ["bash", "-c", resume],
+        cwd=command_line.folder,
+        env=command_line.environment,
+        capture_output=True,
+        text=True,
+        timeout=200,
+        check=False,
+    )
+
+    assert done.returncode == 0, done.stderr
+    assert "resumed at epoch" in done.stdout
+    assert digests(command_line.run_folder()) == digests(straight.run_folder())
+    again = command_line("--resume", command_line.run_folder())
+    assert again.returncode == 0
+    assert "is finished: its results are in" in again.stdout

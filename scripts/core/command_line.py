@@ -93,7 +93,7 @@ def parse_command_line(
     try:
         if _wants_reproducibility(environment):
             values["reproducible"] = True
-        if values.get("resume"):
+        if "resume" in values:
             values = with_stored_settings(values)
     except ConfigError as error:
         problems.extend(error.problems)

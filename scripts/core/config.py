@@ -35,7 +35,11 @@ def setting(default: Any, about: str, *, group: str, **limits: Any) -> Any:
 def default_lock_file() -> Path:
     """One lock per user, in the temp folder, so that two users of a machine do not wait for each other."""
     user = str(os.getuid()) if hasattr(os, "getuid") else getpass.getuser()
-    return Path(tempfile.gettempdir()) / f"medmnist_training_{user}.lock"
+    try:
+        folder = tempfile.gettempdir()
+    except FileNotFoundError:  # every temp folder is read-only; home may not be, and if it is, the lock will say so
+        folder = os.path.expanduser("~")  # noqa: PTH111 (Path's own raises where there is no home)
+    return Path(folder) / f"medmnist_training_{user}.lock"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

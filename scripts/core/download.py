@@ -202,7 +202,10 @@ def _download(wanted: _Wanted, limits: _Limits) -> None:
     """
     digest = hashlib.new(wanted.algorithm, usedforsecurity=False)
     size, beginning = 0, b""
-    with _answer(wanted.url, limits) as response, replace_atomically(wanted.path) as stream:
+    with (
+        _answer(wanted.url, limits) as response,
+        replace_atomically(wanted.path, needed_bytes=_expected_size(response)) as stream,
+    ):
         expected_size = _expected_size(response)
         with _progress(wanted.what, expected_size) as advance:
             for chunk in _chunks(response, limits):

@@ -8,6 +8,7 @@ keeps its traceback, and leaves with 1.
 from __future__ import annotations
 
 import errno
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -75,13 +76,18 @@ REMEDIES = {
 }
 
 
+# of those, the ones that space would help against
+SPACE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+
+
 @contextmanager
-def storage_errors(path: Path, purpose: str) -> Iterator[None]:
+def storage_errors(path: Path, purpose: str, *, needed_bytes: int | None = None) -> Iterator[None]:
     """Turn an ``OSError`` raised inside into a ``StorageError`` about ``path``.
 
     Args:
         path: The file or folder being written.
         purpose: What was being done, such as ``"write the checkpoint"``.
+        needed_bytes: Space that it takes; None where that is not known.
 
     Raises:
         StorageError: Any ``OSError`` was raised inside.
@@ -90,4 +96,16 @@ def storage_errors(path: Path, purpose: str) -> Iterator[None]:
         yield
     except OSError as error:
         remedy = REMEDIES.get(error.errno or 0, f"{error.strerror or error}: check the path")
-        raise StorageError(f"Cannot {purpose} at {path}. {remedy}, or choose another place.") from error
+        space = _space(path, needed_bytes, error) if needed_bytes is not None else ""
+        raise StorageError(f"Cannot {purpose} at {path}{space}. {remedy}, or choose another place.") from error
+
+
+def _space(path: Path, needed_bytes: int, error: OSError) -> str:
+    """What is needed of the space whose lack was the error; nothing where it was something else."""
+    needed = f": it needs {needed_bytes:,} bytes" if error.errno in SPACE_ERRORS else ""
+    if error.errno != errno.ENOSPC:  # a quota or a limit leaves less than the disk has
+        return needed
+    try:
+        return f"{needed}, and {shutil.disk_usage(path.parent).free:,} are free"
+    except OSError:
+        return needed

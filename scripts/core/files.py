@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
@@ -15,27 +16,34 @@ from typing import Any, BinaryIO
 from scripts.core.errors import storage_errors
 
 CHUNK_BYTES = 1 << 20
+PART = ".part"  # ends the name of a file that is being written; the name begins with a dot and the final name
 
 
 @contextmanager
-def replace_atomically(path: Path) -> Iterator[BinaryIO]:
+def replace_atomically(path: Path, *, needed_bytes: int | None = None) -> Iterator[BinaryIO]:
     """Open a temporary file beside ``path`` that takes its name once it is written whole and on the disk.
 
-    Whatever goes wrong inside, ``path`` keeps its earlier content and the temporary file is removed.
+    Whatever goes wrong inside, ``path`` keeps its earlier content and the temporary file is removed. One that a killed
+    process left there earlier is removed first.
+
+    Args:
+        path: Where the file goes, in an existing folder.
+        needed_bytes: Size of the file, for the message when it does not fit; None where it is not known.
 
     Raises:
         StorageError: The file cannot be written.
     """
-    with storage_errors(path, "write the file"):
-        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
+    with storage_errors(path, "write the file", needed_bytes=needed_bytes):
+        remove_leftovers(path.parent, of=path.name)
+        descriptor, temporary = _make_temporary(path)
         try:
             with os.fdopen(descriptor, "wb") as stream:
                 yield stream
                 stream.flush()
                 os.fsync(stream.fileno())
-            # mkstemp makes the file private; a result is as readable as the user's umask allows
-            os.chmod(temporary, 0o666 & ~_UMASK)
-            os.replace(temporary, path)
+                # mkstemp makes the file private; a result is as readable as the user's umask allows
+                os.chmod(temporary, 0o666 & ~_UMASK)
+                os.replace(temporary, path)  # before it is closed, which would make it look like a leftover
         except BaseException:
             with suppress(FileNotFoundError):
                 os.unlink(temporary)
@@ -43,9 +51,22 @@ def replace_atomically(path: Path) -> Iterator[BinaryIO]:
         _sync_folder(path.parent)
 
 
+def remove_leftovers(folder: Path, *, of: str = "") -> None:
+    """Remove the temporary files in ``folder`` whose writers were killed; those that are being written stay.
+
+    Args:
+        folder: Searched without its subfolders.
+        of: Only temporary files of this final name; of any name where it is empty.
+    """
+    with suppress(OSError):  # whoever writes there next will say what is wrong with the folder
+        for name in os.listdir(folder):  # noqa: PTH208 (names, not paths)
+            if name.startswith(f".{of}." if of else ".") and name.endswith(PART):
+                _remove_unless_written(folder / name)
+
+
 def write_bytes(path: Path, content: bytes) -> None:
     """Write ``content`` to ``path`` whole or not at all."""
-    with replace_atomically(path) as stream:
+    with replace_atomically(path, needed_bytes=len(content)) as stream:
         stream.write(content)
 
 
@@ -73,6 +94,27 @@ def file_digest(path: Path, algorithm: str) -> str:
         while chunk := stream.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _make_temporary(path: Path) -> tuple[int, str]:
+    """A new file beside ``path``, locked as long as it is open: the sign that its writer lives."""
+    while True:
+        descriptor, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=PART, dir=path.parent)
+        with suppress(OSError):  # a file system without locks, where no leftover is ever removed
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        if os.fstat(descriptor).st_nlink > 0:
+            return descriptor, temporary
+        os.close(descriptor)  # another process took it for a leftover in the moment before it was locked
+
+
+def _remove_unless_written(temporary: Path) -> None:
+    with suppress(OSError):  # its writer has just finished, or it is another user's
+        descriptor = os.open(temporary, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(temporary)
+        finally:
+            os.close(descriptor)
 
 
 def _read_umask() -> int:

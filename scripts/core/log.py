@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from scripts.core.errors import Interrupted, PipelineError, UnexpectedError, storage_errors
+from scripts.core.errors import Interrupted, PipelineError, StorageError, UnexpectedError, storage_errors
 
 log = logging.getLogger("medmnist")
 
@@ -29,7 +29,8 @@ class _RunLogHandler(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
         error = sys.exc_info()[1]
         if isinstance(error, OSError):
-            with storage_errors(Path(self.baseFilename), "write the log"):
+            needed_bytes = len(self.format(record)) + 1
+            with storage_errors(Path(self.baseFilename), "write the log", needed_bytes=needed_bytes):
                 raise error
         super().handleError(record)
 
@@ -74,17 +75,21 @@ def file_log(path: Path) -> Iterator[None]:
         yield
     except BaseException as error:
         expected = isinstance(error, (PipelineError, Interrupted))
-        handler.handle(
-            log.makeRecord(
-                log.name,
-                logging.ERROR,
-                __file__,
-                0,
-                str(error) if expected else "Unexpected error",
-                (),
-                None if expected else (type(error), error, error.__traceback__),
+        # a disk too full for it must not hide what went wrong
+        with suppress(StorageError):
+            handler.handle(
+                log.makeRecord(
+                    log.name,
+                    logging.ERROR,
+                    __file__,
+                    0,
+                    str(error) if expected else "Unexpected error",
+                    (),
+                    None if expected else (type(error), error, error.__traceback__),
+                )
             )
-        )
+        with suppress(OSError):
+            handler.close()
         if isinstance(error, Exception) and not expected:
             raise UnexpectedError(
                 f"Unexpected error: {type(error).__name__}: {error}. The traceback is in {path}; please report it."

@@ -10,6 +10,7 @@ from itertools import count
 from pathlib import Path
 
 from scripts.core.errors import storage_errors
+from scripts.core.files import remove_leftovers
 
 LONGEST_SLUG = 60
 
@@ -54,9 +55,29 @@ class RunPaths:
                     continue
                 break
             paths = cls(root)
-            for folder in (paths.logs, paths.models, paths.figures, paths.reports):
+            for folder in paths.folders:
                 folder.mkdir()
         return paths
+
+    @classmethod
+    def reopen(cls, root: Path) -> RunPaths:
+        """Make the folder of an earlier run ready to go on in: whole, and without what a killed run left half written.
+
+        Raises:
+            StorageError: A folder cannot be made.
+        """
+        paths = cls(root)
+        for folder in paths.folders:
+            with storage_errors(folder, "make the folder"):
+                folder.mkdir(exist_ok=True)
+        for folder in (root, *paths.folders):
+            remove_leftovers(folder)
+        return paths
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """The subfolders, which are there before anything is written."""
+        return self.logs, self.models, self.figures, self.reports
 
     @property
     def config(self) -> Path:

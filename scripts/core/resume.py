@@ -30,7 +30,7 @@ def with_stored_settings(given: Mapping[str, Any]) -> dict[str, Any]:
         ConfigError: The folder is no run's, or settings were given that would change the result; every such setting
             has its line.
     """
-    folder = Path(given["resume"]).expanduser()
+    folder = _folder_of(given["resume"])
     stored = _read_stored(folder)
     problems = [_conflict(name, value, stored, folder) for name, value in given.items()]
     if any(problems):
@@ -38,6 +38,11 @@ def with_stored_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     own_path = {"dataset": given["dataset"]} if "dataset" in given else {}
     free = {name: value for name, value in given.items() if name in FREE}
     return stored | own_path | free | {"resume": str(folder)}
+
+
+def start_command() -> str:
+    """What was typed to start this run."""
+    return shlex.join([*_program(), *sys.argv[1:]])
 
 
 def resume_command(config: Config, root: Path) -> str:
@@ -61,23 +66,42 @@ def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[s
             yield f"{name} was {packages_before.get(name)} and is {packages_now.get(name)}"
 
 
-def _read_stored(folder: Path) -> dict[str, Any]:
-    path = RunPaths(folder).config
-    if not path.is_file():
-        what = "is not there" if not folder.exists() else "has no config.json, so nothing was trained there yet"
-        raise ConfigError(f"--resume must be the folder of a run, but {folder} {what}.")
+def _folder_of(text: str) -> Path:
+    """The folder that ``--resume`` names, which is there."""
     try:
-        content = json.loads(path.read_text())
+        folder = Path(text).expanduser()
+        if text and folder.is_dir():
+            return folder
+        what = f"{folder} is not there" if text else "got ''"
+    except (OSError, RuntimeError, ValueError) as error:  # too long, closed to us, or of a user who is not known here
+        what = f"{text!r} cannot be looked at ({error})"
+    raise ConfigError(f"--resume must be the folder of a run, but {what}.")
+
+
+def _read_stored(folder: Path) -> dict[str, Any]:
+    """The settings in a run's ``config.json``; ConfigError unless all of them make a Config."""
+    path = RunPaths(folder).config
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
         settings, source = content["settings"], content["dataset"]["source"]
         kept = {entry.name: settings[entry.name] for entry in fields(Config) if entry.name not in UNSTORED}
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        values: dict[str, Any] = {
+            name: Path(value) if SETTINGS[name].kind is Path else value for name, value in kept.items()
+        }
+        if source != "generated" and Config(**values).is_dataset_path:
+            values["dataset"] = source  # absolute: the run may be resumed from another folder
+        Config(**values)
+    except FileNotFoundError:
+        raise ConfigError(
+            f"--resume must be the folder of a run, but {folder} has no config.json, so nothing was trained there yet."
+        ) from None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError, ConfigError) as error:
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
         raise ConfigError(
             f"--resume {folder} cannot be used: its config.json is damaged or of another version of the program "
-            f"({type(error).__name__}: {error}). Start a new run."
+            f"({reason}). Start a new run."
         ) from error
-    if source != "generated" and Config(dataset=kept["dataset"]).is_dataset_path:
-        kept["dataset"] = source  # absolute: the run may be resumed from another folder
-    return {name: Path(value) if SETTINGS[name].kind is Path else value for name, value in kept.items()}
+    return values
 
 
 def _conflict(name: str, value: Any, stored: Mapping[str, Any], folder: Path) -> str | None:

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 
 from scripts.core.errors import StorageError, storage_errors
-from scripts.core.files import write_bytes, write_text
+from scripts.core.files import PART, write_bytes, write_text
 from scripts.core.log import log
 from scripts.core.paths import RunPaths
 from scripts.core.records import EpochRecord
@@ -53,10 +53,10 @@ def save_checkpoint(paths: RunPaths, content: dict[str, Any]) -> None:
     """
     sealed = seal(tensors_as_bytes({"format_version": FORMAT_VERSION} | content))
     newest, predecessor = paths.last_checkpoint, paths.previous_checkpoint
-    with storage_errors(predecessor, "keep the checkpoint before"):
-        if newest.exists():
+    if newest.exists():
+        with storage_errors(predecessor, "keep the checkpoint before", needed_bytes=len(sealed)):
             # a second name for the file: there is no moment without a newest checkpoint
-            spare = predecessor.with_name(f".{predecessor.name}.part")
+            spare = predecessor.with_name(f".{predecessor.name}{PART}")
             spare.unlink(missing_ok=True)
             try:
                 os.link(newest, spare)
@@ -70,15 +70,30 @@ def load_checkpoint(paths: RunPaths) -> dict[str, Any] | None:
     """The newest checkpoint that is whole; None if there is none.
 
     A damaged newest one gives way to its predecessor, with a warning.
+
+    Raises:
+        StorageError: A checkpoint is there and cannot be read, or cannot take a damaged one's place.
     """
-    for path in (paths.last_checkpoint, paths.previous_checkpoint):
+    newest, predecessor = paths.last_checkpoint, paths.previous_checkpoint
+    for path in (newest, predecessor):
         if not path.exists():
             continue
         content = _read_checkpoint(path)
-        if content is not None:
-            return content
-        log.warning(f"the checkpoint {path} is damaged: its checksum does not fit; looking for the one before it")
+        if content is None:
+            log.warning(f"the checkpoint {path} is damaged: its checksum does not fit; looking for the one before it")
+            continue
+        if path == predecessor:
+            # or the damaged one would become the predecessor, and a kill before its successor is written lose both
+            with storage_errors(newest, "put the checkpoint before it in place"):
+                os.replace(predecessor, newest)
+        return content
     return None
+
+
+def forget_predecessor(paths: RunPaths) -> None:
+    """Remove the checkpoint before the last one, which a finished run has no use for."""
+    with storage_errors(paths.previous_checkpoint, "remove the checkpoint before"):
+        paths.previous_checkpoint.unlink(missing_ok=True)
 
 
 def seal(archive: bytes) -> bytes:
@@ -105,14 +120,16 @@ def require_space(folder: Path, model_bytes: int) -> None:
     """Make sure, before hours of training, that what it will write fits on the disk.
 
     Args:
-        folder: The run's folder.
+        folder: The run's folder; what it holds already need not be written anew.
         model_bytes: Size of the model's parameters.
 
     Raises:
         StorageError: It does not fit.
     """
-    needed = STORED_COPIES * model_bytes + REPORT_BYTES
-    free = shutil.disk_usage(folder).free
+    with storage_errors(folder, "look for free space"):
+        held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+        free = shutil.disk_usage(folder).free
+    needed = max(0, STORED_COPIES * model_bytes + REPORT_BYTES - held)
     if free < needed:
         raise StorageError(
             f"The run needs {needed / 1e6:,.0f} MB for checkpoints and reports, but only {free / 1e6:,.0f} MB are free "

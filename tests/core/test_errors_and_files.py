@@ -163,8 +163,8 @@ except StorageError as error:
     print(error)
 """
     assert run_python(program, path) == (
-        f"Cannot write the file at {path}. The file would exceed the size limit that is set: raise it (ulimit -f), "
-        "or choose another place."
+        f"Cannot write the file at {path}: it needs 5,000 bytes. The file would exceed the size limit that is set: "
+        "raise it (ulimit -f), or choose another place."
     )
     assert path.read_bytes() == b"old"
     assert names_in(tmp_path) == ["weights"]

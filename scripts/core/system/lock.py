@@ -107,7 +107,7 @@ class InstanceLock:
     def _write(self, content: bytes) -> None:
         descriptor = self._own_descriptor()
         # in place and never by renaming: the lock is on this inode, and another one would be free
-        with storage_errors(self.path, "write the lock file"):
+        with storage_errors(self.path, "write the lock file", needed_bytes=len(content)):
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, content, 0)
 

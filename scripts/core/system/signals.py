@@ -22,7 +22,7 @@ class StopRequest:
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
-        self.advice = ""  # how to go on, once there is something to go on with; ends every message
+        self.advice = ""  # how to go on; ends every message
         self._deferring = False
 
     @contextmanager
@@ -33,9 +33,9 @@ class StopRequest:
             yield
         finally:
             self._deferring = False
-        self.raise_if_received("")
+        self.raise_if_received()
 
-    def raise_if_received(self, message: str) -> None:
+    def raise_if_received(self, message: str = "") -> None:
         """Raise ``Interrupted`` if a signal has come; ``message`` follows "Stopped by SIGTERM."."""
         if self.signal_number is not None:
             name = signal.Signals(self.signal_number).name
@@ -48,7 +48,7 @@ class StopRequest:
             os._exit(128 + signal_number)
         self.signal_number = signal_number
         if not self._deferring:
-            self.raise_if_received("")
+            self.raise_if_received()
 
 
 @contextmanager

@@ -1,0 +1,1 @@
+"""Programs that measure: speed against the conventional way, and survival of faults."""

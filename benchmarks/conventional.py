@@ -1,0 +1,150 @@
+"""The conventional way to train on small pictures, written plainly: what the pipeline is compared with.
+
+Pictures are augmented one by one with torchvision's transforms on PIL images, brought by a DataLoader with worker
+processes, and computed on in NCHW and fp32; the loss is read after every step. Model, optimiser, batch size, views and
+reports are the pipeline's own, so that only the way differs.
+
+python -m benchmarks.conventional DATA.npz --epochs 1      the whole of it as a program, from start to last report
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+from torchvision.transforms import functional as pictures
+
+from scripts.data_handler.augmentation import MEAN, STD
+from scripts.models.resnet import adapted_resnet18
+
+BATCH_SIZE = 128
+NUM_WORKERS = 2
+VIEWS = ((False, 0), (True, 0), (False, 5), (False, -5))  # flip, degrees: those of the pipeline's TTA
+
+TRAINING = transforms.Compose(
+    [
+        transforms.ToPILImage(),
+        transforms.RandomHorizontalFlip(),
+        transforms.RandomRotation(10, interpolation=transforms.InterpolationMode.BILINEAR),
+        transforms.ColorJitter(brightness=0.2, contrast=0.2),
+        transforms.ToTensor(),
+        transforms.Normalize(MEAN, STD),
+    ]
+)
+
+
+def view_transform(flip: bool, angle: float) -> transforms.Compose:
+    """The test pictures in one view."""
+
+    def turn(picture: Tensor) -> Tensor:
+        picture = pictures.hflip(picture) if flip else picture
+        return pictures.rotate(picture, angle, pictures.InterpolationMode.BILINEAR) if angle else picture
+
+    steps = [transforms.ToPILImage(), turn, transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+    return transforms.Compose(steps)
+
+
+class Pictures(Dataset[tuple[Tensor, int]]):
+    """Images and labels, transformed one at a time."""
+
+    def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.integer], transform: transforms.Compose) -> None:
+        self.images, self.labels, self.transform = images, labels, transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.transform(self.images[index]), int(self.labels[index])
+
+
+def loader(
+    images: NDArray[np.uint8], labels: NDArray[np.integer], transform: transforms.Compose = TRAINING, **options: object
+) -> DataLoader[tuple[Tensor, int]]:
+    """A DataLoader with worker processes, as tutorials have it."""
+    settings = {"batch_size": BATCH_SIZE, "num_workers": NUM_WORKERS, "persistent_workers": NUM_WORKERS > 0} | options
+    return DataLoader(Pictures(images, labels, transform), **settings)  # type: ignore[arg-type]
+
+
+def train_epoch(
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: DataLoader[tuple[Tensor, int]],
+    device: torch.device,
+    *,
+    alpha: float = 0.002,
+) -> float:
+    """One pass in fp32, reading the loss after every step."""
+    model.train()
+    total = 0.0
+    for stored_images, stored_labels in batches:
+        images, labels = stored_images.to(device), stored_labels.to(device)
+        weight = float(np.random.beta(alpha, alpha))
+        partner = torch.randperm(len(images), device=device)
+        logits = model(weight * images + (1 - weight) * images[partner])
+        loss = weight * F.cross_entropy(logits, labels) + (1 - weight) * F.cross_entropy(logits, labels[partner])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        total += loss.item() * len(images)
+    return total / len(batches.dataset)  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def predict(model: nn.Module, loaders: Sequence[DataLoader[tuple[Tensor, int]]], device: torch.device) -> Tensor:
+    """Mean class probabilities over the views, one loader for each."""
+    model.eval()
+    views = [torch.cat([model(images.to(device)).softmax(1).cpu() for images, _ in view]) for view in loaders]
+    return torch.stack(views).mean(0)
+
+
+def main() -> None:
+    """Train, evaluate with TTA and report, as a script of this kind does."""
+    parser = argparse.ArgumentParser()
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--output_dir", type=Path, default=Path("outputs"))
+    given = parser.parse_args()
+
+    import matplotlib as mpl
+
+    mpl.use("Agg")
+    import matplotlib.pyplot as plt
+    from sklearn.metrics import classification_report, confusion_matrix, roc_auc_score
+
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    with np.load(given.data) as data:
+        arrays = {name: data[name] for name in data.files}
+    labels = {split: arrays[f"{split}_labels"][:, 0] for split in ("train", "val", "test")}
+    model = adapted_resnet18(int(labels["train"].max()) + 1, seed=42).to(device)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.008, momentum=0.9, weight_decay=5e-4)
+    batches = loader(arrays["train_images"], labels["train"], shuffle=True)
+    val = loader(arrays["val_images"], labels["val"], view_transform(False, 0))
+    given.output_dir.mkdir(parents=True, exist_ok=True)
+    for _ in range(given.epochs):
+        train_epoch(model, optimizer, batches, device)
+        predict(model, [val], device)
+        torch.save(model.state_dict(), given.output_dir / "conventional.pth")
+    views = [loader(arrays["test_images"], labels["test"], view_transform(*view)) for view in VIEWS]
+    scores = predict(model, views, device).numpy()
+    predicted = scores.argmax(1)
+    print(classification_report(labels["test"], predicted, zero_division=0))
+    print("accuracy", (predicted == labels["test"]).mean())
+    print(
+        "AUC",
+        np.mean([roc_auc_score(labels["test"] == label, scores[:, label]) for label in np.unique(labels["test"])]),
+    )
+    figure, axes = plt.subplots()
+    axes.imshow(confusion_matrix(labels["test"], predicted))
+    figure.savefig(given.output_dir / "conventional.png")
+
+
+if __name__ == "__main__":
+    main()

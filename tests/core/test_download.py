@@ -4,6 +4,7 @@ import io
 import logging
 import os
 import socket
+import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,7 @@ import pytest
 from scripts.core.download import fetch
 from scripts.core.errors import DataError, StorageError
 from scripts.core.log import log
+from tests.core.conftest import Processes, line_of
 
 CONTENT = bytes(range(256)) * 4000  # 1,024,000 bytes
 MD5 = hashlib.md5(CONTENT).hexdigest()
@@ -471,11 +473,110 @@ def test_a_full_disk_is_a_storage_error_met_once(serve, tmp_path, monkeypatch):
 
     server = serve(good)
     monkeypatch.setattr(os, "fsync", full)
-    with pytest.raises(StorageError, match=r"Cannot write the file at .*set\.npz\. The disk is full: free some space"):
+    with pytest.raises(StorageError) as caught:
         fetch_quickly(server.url, tmp_path / "set.npz")
+    assert str(caught.value).startswith(
+        f"Cannot write the file at {tmp_path / 'set.npz'}: it needs 1,024,000 bytes, and "
+    )
+    assert " are free. The disk is full: free some space, " in str(caught.value)
 
     assert server.num_requests == 1
     assert names_in(tmp_path) == []
+
+
+DOWNLOAD = """
+import resource, sys
+from pathlib import Path
+from scripts.core.download import fetch
+from scripts.core.errors import StorageError
+url, path, digest, most_bytes = sys.argv[1:]
+if most_bytes:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (int(most_bytes), int(most_bytes)))
+try:
+    fetch(url, Path(path), digest=digest, what="TestMNIST")
+except StorageError as error:
+    print(error, flush=True)
+else:
+    print("done", flush=True)
+"""
+
+
+def start_download(processes: Processes, server: Server, path: Path, most_bytes: str = "") -> subprocess.Popen[str]:
+    return processes.python("-c", DOWNLOAD, server.url, path, MD5, most_bytes, variables={"NO_PROXY": "*"})
+
+
+def half_then_wait(handler: Handler) -> None:
+    cut(handler)
+    handler.wfile.flush()
+    handler.server.ended.wait()
+
+
+def parts_in(folder: Path, *, at_least: int) -> list[str]:
+    """The unfinished files in a folder, once there are so many."""
+    deadline = time.monotonic() + 30
+    while time.monotonic() < deadline:
+        parts = [name for name in names_in(folder) if name.endswith(".part")]
+        if len(parts) >= at_least:
+            return parts
+        time.sleep(0.02)
+    raise AssertionError(f"only {names_in(folder)} after 30 s")
+
+
+def test_what_a_killed_download_left_is_removed_by_the_next_one(serve, processes, tmp_path):
+    server, path = serve(half_then_wait, good), tmp_path / "set.npz"
+    first = start_download(processes, server, path)
+    assert len(parts_in(tmp_path, at_least=1)) == 1
+    first.kill()
+    first.wait()
+    assert len(names_in(tmp_path)) == 1  # it had no time to tidy up
+
+    fetch_quickly(server.url, path)
+
+    assert path.read_bytes() == CONTENT
+    assert names_in(tmp_path) == ["set.npz"]
+
+
+def test_a_download_leaves_that_of_another_process_alone(serve, processes, tmp_path):
+    go_on = threading.Event()
+
+    def slow(handler: Handler) -> None:
+        handler.send_response(200)
+        handler.send_header("Content-Length", str(len(CONTENT)))
+        handler.end_headers()
+        handler.wfile.write(CONTENT[:500_000])
+        handler.wfile.flush()
+        go_on.wait(30)
+        handler.wfile.write(CONTENT[500_000:])
+
+    server, path = serve(slow, good), tmp_path / "set.npz"
+    slow_one = start_download(processes, server, path)
+    (part,) = parts_in(tmp_path, at_least=1)
+
+    fetch_quickly(server.url, path)
+    assert names_in(tmp_path) == sorted([part, "set.npz"])
+    go_on.set()
+
+    assert line_of(slow_one) == "done"
+    assert path.read_bytes() == CONTENT
+    assert names_in(tmp_path) == ["set.npz"]
+
+
+def test_a_disk_that_fills_during_a_download_is_a_storage_error_and_keeps_what_was_there(serve, processes, tmp_path):
+    server, path = serve(good), tmp_path / "set.npz"
+    path.write_bytes(b"half a file")
+    # a size limit stands for a full disk: the kernel refuses the write in the same place
+    answer = line_of(start_download(processes, server, path, most_bytes="600000"))
+    while not answer.startswith("Cannot"):  # first comes the warning of the invalid file
+        assert "is not TestMNIST" in answer
+        answer = line_of(processes._started[-1])
+
+    assert answer == (
+        f"Cannot write the file at {path}: it needs 1,024,000 bytes. The file would exceed the size limit that is set: "
+        "raise it (ulimit -f), or choose another place."
+    )
+    assert server.num_requests == 1
+    assert path.read_bytes() == b"half a file"
+    assert names_in(tmp_path) == ["set.npz"]
 
 
 def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path):

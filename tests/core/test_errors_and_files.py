@@ -1,20 +1,25 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import json
 import os
+import shutil
 import stat
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from scripts.core import errors
 from scripts.core.environment import PROJECT_ROOT
 from scripts.core.errors import ConfigError, Interrupted, PipelineError, StorageError, storage_errors
-from scripts.core.files import file_digest, replace_atomically, write_bytes, write_json, write_text
+from scripts.core.files import file_digest, remove_leftovers, replace_atomically, write_bytes, write_json, write_text
+from tests.core.conftest import line_of, tell
 
 
 def names_in(folder: Path) -> list[str]:
@@ -74,6 +79,22 @@ def test_an_operating_system_error_becomes_a_remedy(number, message):
     assert isinstance(caught.value.__cause__, OSError)
 
 
+def test_a_lack_of_space_is_told_with_what_is_needed_and_what_is_there(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1234 if folder == tmp_path else 0))
+
+    def message(number: int) -> str:
+        with pytest.raises(StorageError) as caught, storage_errors(tmp_path / "x", "save", needed_bytes=5_000_000):
+            raise OSError(number, os.strerror(number))
+        return str(caught.value)
+
+    assert message(errno.ENOSPC) == (
+        f"Cannot save at {tmp_path}/x: it needs 5,000,000 bytes, and 1,234 are free. The disk is full: "
+        "free some space, or choose another place."
+    )
+    assert message(errno.EDQUOT).startswith(f"Cannot save at {tmp_path}/x: it needs 5,000,000 bytes. The disk quota")
+    assert message(errno.EACCES).startswith(f"Cannot save at {tmp_path}/x. Permission is denied")
+
+
 def test_errors_of_other_kinds_pass_through_storage_errors():
     with pytest.raises(KeyError), storage_errors(Path("x"), "save"):
         raise KeyError("a programmer's mistake")
@@ -114,6 +135,79 @@ def test_a_failing_writer_leaves_the_old_content_and_no_temporary_file(tmp_path,
         write_half()
     assert path.read_bytes() == b"old"
     assert names_in(tmp_path) == ["weights"]
+
+
+WRITE_SLOWLY = """
+import sys
+from pathlib import Path
+from scripts.core.files import replace_atomically
+with replace_atomically(Path(sys.argv[1])) as stream:
+    stream.write(b"new")
+    stream.flush()
+    print("half way", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_what_a_killed_writer_left_is_removed_by_the_next_one(processes, tmp_path):
+    path = tmp_path / "weights"
+    writer = processes.python("-c", WRITE_SLOWLY, path)
+    assert line_of(writer) == "half way"
+    writer.kill()
+    writer.wait()
+    assert len(names_in(tmp_path)) == 1
+    (tmp_path / ".weights.2.other.part").mkdir()  # no file of ours
+    (tmp_path / ".other.abc.part").write_bytes(b"of another name")
+
+    write_bytes(path, b"whole")
+
+    assert names_in(tmp_path) == [".other.abc.part", ".weights.2.other.part", "weights"]
+    remove_leftovers(tmp_path)
+    assert names_in(tmp_path) == [".weights.2.other.part", "weights"]
+
+
+def test_what_a_living_writer_writes_stays(processes, tmp_path):
+    path = tmp_path / "weights"
+    writer = processes.python("-c", WRITE_SLOWLY, path)
+    assert line_of(writer) == "half way"
+
+    write_bytes(path, b"old")
+    remove_leftovers(tmp_path)
+    assert len(names_in(tmp_path)) == 2
+    tell(writer)
+    assert writer.wait(30) == 0
+
+    assert names_in(tmp_path) == ["weights"]
+    assert path.read_bytes() == b"new"
+
+
+def test_a_file_taken_for_a_leftover_in_its_first_moment_is_made_again(tmp_path, monkeypatch):
+    make, made = tempfile.mkstemp, list[str]()
+
+    def make_and_lose(**where: object) -> tuple[int, str]:
+        descriptor, name = make(**where)  # type: ignore[call-overload]
+        if not made:
+            os.unlink(name)
+        made.append(name)
+        return descriptor, name
+
+    monkeypatch.setattr(tempfile, "mkstemp", make_and_lose)
+    write_bytes(tmp_path / "weights", b"whole")
+
+    assert len(made) == 2
+    assert names_in(tmp_path) == ["weights"]
+    assert (tmp_path / "weights").read_bytes() == b"whole"
+
+
+def test_a_file_system_without_locks_is_good_enough(tmp_path, monkeypatch):
+    def no_locks(descriptor: int, operation: int) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr(fcntl, "flock", no_locks)
+    (tmp_path / ".weights.abc.part").write_bytes(b"perhaps of a living writer")
+    write_bytes(tmp_path / "weights", b"whole")
+
+    assert names_in(tmp_path) == [".weights.abc.part", "weights"]
 
 
 def test_nan_is_refused_as_json_and_leaves_nothing(tmp_path):

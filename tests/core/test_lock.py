@@ -337,7 +337,7 @@ def test_a_full_disk_is_a_storage_error_and_frees_the_lock(processes, tmp_path):
         "sys.stdin.readline()\n"
     )
     assert re.fullmatch(
-        f"6 Cannot write the lock file at {tmp_path / 'lock'}: it needs [0-9]{{2,3}} bytes. The file would exceed the size "
+        f"6 Cannot write the lock file at {tmp_path}/lock: it needs [0-9]{{2,3}} bytes. The file would exceed the size "
         r"limit that is set: raise it \(ulimit -f\), or choose another place\.",
         line_of(processes.python("-c", program, tmp_path / "lock")),
     )

@@ -107,7 +107,37 @@ with screen_log():
     path = tmp_path / "run.log"
     command = [sys.executable, "-c", program, str(path)]
     found = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, check=True)
-    assert found.stdout.splitlines()[-1].endswith(
-        f"the log at {path}. The file would exceed the size limit that is set: raise it (ulimit -f), "
-        "or choose another place."
+    assert re.fullmatch(
+        f"Cannot write the log at {path}: it needs 2,0[0-9]{{2}} bytes. The file would exceed the size limit that is "
+        r"set: raise it \(ulimit -f\), or choose another place\.",
+        found.stdout.splitlines()[-1],
     )
+
+
+@pytest.mark.parametrize(
+    ("raised", "caught"),
+    [
+        ("DataError('The file is truncated.')", "DataError: The file is truncated."),
+        ("Interrupted(15, 'Stopped by SIGTERM.')", "Interrupted: Stopped by SIGTERM."),
+        ("KeyError('a mistake')", "UnexpectedError: Unexpected error: KeyError: 'a mistake'. The traceback is in"),
+    ],
+)
+def test_a_log_that_cannot_be_written_does_not_hide_what_went_wrong(tmp_path, raised, caught):
+    program = f"""
+import resource, sys
+from pathlib import Path
+from scripts.core.errors import DataError, Interrupted
+from scripts.core.log import file_log, log, screen_log
+with screen_log():
+    try:
+        with file_log(Path(sys.argv[1])):
+            log.info("a line that still fits")
+            resource.setrlimit(resource.RLIMIT_FSIZE, (60, 60))
+            raise {raised}
+    except BaseException as error:
+        print(f"{{type(error).__name__}}: {{error}}")
+"""
+    command = [sys.executable, "-W", "error", "-c", program, str(tmp_path / "run.log")]
+    found = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, check=True)
+    assert found.stdout.splitlines()[-1].startswith(caught)
+    assert found.stderr == ""

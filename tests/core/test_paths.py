@@ -85,3 +85,25 @@ def test_an_output_folder_that_is_a_file_is_a_storage_error(tmp_path):
     assert str(caught.value) == (
         f"Cannot make the run folder at {tmp_path / 'outputs'}. File exists: check the path, or choose another place."
     )
+
+
+def test_an_earlier_runs_folder_is_reopened_whole_and_without_what_was_half_written(tmp_path):
+    root = RunPaths.create(tmp_path, "a", "b", now=NOW).root
+    (root / "figures").rmdir()
+    (root / "models" / ".best_model.pth.abc.part").write_bytes(b"half")
+    (root / ".config.json.abc.part").write_bytes(b"half")
+    (root / "models" / "best_model.pth").write_bytes(b"whole")
+
+    paths = RunPaths.reopen(root)
+
+    assert paths == RunPaths(root)
+    names = sorted(str(path.relative_to(root)) for path in root.rglob("*"))
+    assert names == ["figures", "logs", "models", "models/best_model.pth", "reports"]
+
+
+def test_a_folder_that_cannot_be_made_again_is_a_storage_error(tmp_path):
+    root = RunPaths.create(tmp_path, "a", "b", now=NOW).root
+    (root / "figures").rmdir()
+    (root / "figures").write_bytes(b"in the way")
+    with pytest.raises(StorageError, match=r"Cannot make the folder at .*/figures\. File exists"):
+        RunPaths.reopen(root)

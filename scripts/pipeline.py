@@ -7,7 +7,7 @@ import os
 import sys
 from dataclasses import replace
 from datetime import datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -24,14 +24,14 @@ from scripts.core.system import StopRequest, prepare_machine
 from scripts.data_handler.augmentation import MEAN, STD
 from scripts.data_handler.dataset import Dataset, Split, open_dataset
 from scripts.data_handler.feed import Examples, choose_feed, make_examples
-from scripts.evaluation.inference import PLAIN, evaluate, tta_views
-from scripts.evaluation.metrics import EvaluationResult, Metrics
-from scripts.evaluation.reports import write_reports
 from scripts.models import factory
 from scripts.models.weights import load_weights, read_state_dict
 from scripts.trainer.checkpoint import forget_predecessor, load_checkpoint, require_space
 from scripts.trainer.fit import begin_training, fit
 from scripts.trainer.state import TrainingState
+
+if TYPE_CHECKING:
+    from scripts.evaluation.metrics import EvaluationResult, Metrics
 
 __all__ = [
     "apply_feed",
@@ -140,6 +140,9 @@ def train(
 
 def evaluate_best(model: nn.Module, test: Split, dataset: Dataset, config: Config, paths: RunPaths) -> EvaluationResult:
     """Judge the best weights, read back from their file, on the test split."""
+    # here rather than above: what judges takes a second to import, for which training need not wait
+    from scripts.evaluation.inference import PLAIN, evaluate, tta_views
+
     load_weights(model, read_state_dict(paths.best_model), origin=str(paths.best_model))
     views = tta_views(hflip=config.hflip, rotation_angle=config.rotation_angle)
     if config.no_tta:
@@ -160,6 +163,8 @@ def report(
     paths: RunPaths,
 ) -> None:
     """Write every report, add the test figures to the model's card, and say what came out."""
+    from scripts.evaluation.reports import write_reports
+
     card = json.loads(paths.best_model_card.read_text())
     write_json(paths.best_model_card, card | {"test": _test_figures(evaluation)})
     write_reports(
@@ -193,6 +198,7 @@ def describe_run(config: Config, dataset: Dataset) -> dict[str, Any]:
         "command": [os.fspath(word) for word in sys.argv],
         "settings": config.as_dict(),
         "backbone": BACKBONE,
+        "memory_format": "channels_last",
         "dataset": dataset.as_dict(),
         "environment": describe_environment(config.device),
     }

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from scripts.core.config import SETTINGS, Config
+from scripts.core.config import SETTINGS, Config, default_lock_file
 from scripts.core.environment import PROJECT_ROOT
 from scripts.core.errors import ConfigError
 
@@ -212,3 +212,12 @@ def test_importing_the_core_imports_nothing_slow():
         [sys.executable, "-c", program], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True
     )
     assert found.stdout.strip() == "[]"
+
+
+def test_without_any_temp_folder_the_lock_is_at_home(monkeypatch):
+    def nowhere() -> str:
+        raise FileNotFoundError("No usable temporary directory found")
+
+    monkeypatch.setattr(tempfile, "gettempdir", nowhere)
+    monkeypatch.setenv("HOME", "/home/somebody")
+    assert default_lock_file() == Path(f"/home/somebody/medmnist_training_{os.getuid()}.lock")

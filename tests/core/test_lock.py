@@ -6,6 +6,7 @@ import os
 import re
 import signal
 import subprocess
+import tempfile
 import time
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -322,6 +323,29 @@ def test_a_folder_that_is_not_there_is_a_storage_error_and_is_not_made(tmp_path,
         f"Cannot open the lock file (--lock_file) at {lock_file}. {reason}: check the path, or choose another place."
     )
     assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_read_only_temp_folder_is_a_storage_error_that_names_the_flag(processes, tmp_path):
+    # a lock of one's own in a folder that only another user may write to, even where the tests run as root
+    program = START + (
+        "os.chmod(Path(sys.argv[1]).parent, 0o555)\n"
+        "if os.geteuid() == 0:\n"
+        "    os.seteuid(12345)\n"
+        "try:\n"
+        "    with ensure_single_instance(Path(sys.argv[1])):\n"
+        "        print('held')\n"
+        "except PipelineError as error:\n"
+        "    print(error.exit_code, error, flush=True)\n"
+    )
+    folder = Path(tempfile.mkdtemp(prefix="lock_test_"))  # tmp_path is closed to other users
+    try:
+        assert line_of(processes.python("-c", program, folder / "lock")) == (
+            f"6 Cannot open the lock file (--lock_file) at {folder}/lock. Permission is denied: change the folder's "
+            "permissions, or choose another place."
+        )
+        assert list(folder.iterdir()) == []
+    finally:
+        folder.rmdir()
 
 
 def test_a_full_disk_is_a_storage_error_and_frees_the_lock(processes, tmp_path):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import shutil
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,7 +23,8 @@ from scripts.core.records import EpochRecord, TrainingResult
 from scripts.core.system import StopRequest
 from scripts.data_handler.dataset import Split
 from scripts.data_handler.feed import Examples, make_examples
-from scripts.trainer.checkpoint import is_sealed, load_checkpoint, require_space, seal
+from scripts.trainer import checkpoint
+from scripts.trainer.checkpoint import forget_predecessor, is_sealed, load_checkpoint, require_space, seal
 from scripts.trainer.fit import begin_training, epoch_line, fit
 from scripts.trainer.step import validate
 from tests.conftest import coloured_squares
@@ -225,6 +229,52 @@ def test_a_damaged_newest_checkpoint_gives_way_to_its_predecessor(tmp_path, capl
     assert outcome(resumed) == outcome(straight)
 
 
+def test_a_kill_after_resuming_from_the_predecessor_does_not_lose_both(tmp_path, monkeypatch):
+    straight, _ = train(tmp_path / "straight")
+    with pytest.raises(Interrupted):
+        train(tmp_path / "cut", stop=StopAfter(10))
+    (path,) = (tmp_path / "cut").rglob("last_checkpoint.pth")
+    path.write_bytes(path.read_bytes()[:-1])
+    with monkeypatch.context() as patched:
+        # a kill, for all that is left on the disk
+        patched.setattr(checkpoint, "write_bytes", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "cut", resume=True)
+
+    resumed, _ = train(tmp_path / "cut", resume=True)
+
+    assert outcome(resumed) == outcome(straight)
+
+
+def test_the_predecessor_of_a_finished_training_can_be_forgotten(tmp_path):
+    paths, _ = train(tmp_path)
+    assert paths.previous_checkpoint.exists()
+    for _ in range(2):
+        forget_predecessor(paths)
+    assert not paths.previous_checkpoint.exists()
+    assert load_checkpoint(paths) is not None
+
+
+def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_earlier_ones(tmp_path, monkeypatch):
+    straight, _ = train(tmp_path / "straight")
+
+    def full(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(Interrupted):
+        train(tmp_path / "cut", stop=StopAfter(6))
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        with pytest.raises(StorageError) as caught:
+            train(tmp_path / "cut", resume=True)
+    assert "it needs " in str(caught.value)
+    assert not list(tmp_path.rglob("*.part"))
+
+    resumed, _ = train(tmp_path / "cut", resume=True)
+
+    assert outcome(resumed) == outcome(straight)
+
+
 def test_resuming_mends_best_weights_that_were_lost_or_are_ahead(tmp_path):
     straight, _ = train(tmp_path / "straight")
     with pytest.raises(Interrupted):
@@ -268,6 +318,18 @@ def test_too_little_space_is_found_before_training(tmp_path):
     assert str(caught.value).startswith("The run needs 10,000,000,020 MB for checkpoints and reports, but only ")
     assert str(tmp_path) in str(caught.value)
     require_space(tmp_path, 0)
+
+
+def test_what_a_resumed_run_holds_already_is_not_asked_for_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=120_000_000))
+    with pytest.raises(
+        StorageError, match="The run needs 220 MB for checkpoints and reports, but only 120 MB are free"
+    ):
+        require_space(tmp_path, 20_000_000)
+    (tmp_path / "models").mkdir()
+    with (tmp_path / "models" / "last_checkpoint.pth").open("wb") as stream:
+        stream.truncate(100_000_000)
+    require_space(tmp_path, 20_000_000)
 
 
 def test_an_epoch_line_reads_as_documented():

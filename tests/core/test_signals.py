@@ -1,0 +1,91 @@
+"""SIGINT and SIGTERM: at once, deferred, and twice."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+
+from scripts.core.errors import Interrupted
+from scripts.core.system.signals import STOP_SIGNALS, stop_request
+from tests.core.conftest import line_of
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_signal_stops_the_run_at_once_and_says_how_to_go_on(number, code):
+    def run() -> None:
+        with stop_request() as stop:
+            stop.advice = "Go on with: this."
+            os.kill(os.getpid(), number)
+
+    with pytest.raises(Interrupted) as caught:
+        run()
+    assert caught.value.exit_code == code
+    assert str(caught.value) == f"Stopped by {signal.Signals(number).name}. Go on with: this."
+
+
+def test_a_deferred_signal_waits_until_it_is_asked_for():
+    happened = []
+
+    def run() -> None:
+        with stop_request() as stop, stop.deferred():
+            os.kill(os.getpid(), signal.SIGTERM)
+            happened.append(f"the step goes on, knowing of signal {stop.signal_number}")
+            stop.raise_if_received("All is saved.")
+            happened.append("never")
+
+    with pytest.raises(Interrupted) as caught:
+        run()
+    assert happened == ["the step goes on, knowing of signal 15"]
+    assert str(caught.value) == "Stopped by SIGTERM. All is saved."
+
+
+def test_a_deferred_signal_that_nobody_asked_for_stops_the_run_at_the_end_of_the_block():
+    happened = []
+
+    def run() -> None:
+        with stop_request() as stop:
+            with stop.deferred():
+                os.kill(os.getpid(), signal.SIGINT)
+                happened.append("the block ends")
+            happened.append("never")
+
+    with pytest.raises(Interrupted):
+        run()
+    assert happened == ["the block ends"]
+
+
+def test_without_a_signal_nothing_is_raised():
+    with stop_request() as stop:
+        with stop.deferred():
+            stop.raise_if_received()
+        stop.raise_if_received()
+    assert stop.signal_number is None
+
+
+def test_afterwards_signals_mean_what_they_meant_before():
+    before = [signal.getsignal(number) for number in STOP_SIGNALS]
+    with stop_request() as stop:
+        assert [signal.getsignal(number) for number in STOP_SIGNALS] == [stop.handle, stop.handle]
+    assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
+
+
+@pytest.mark.parametrize(("second", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+def test_a_second_signal_ends_the_process_at_once(processes, second, code):
+    program = """
+import time
+from scripts.core.system.signals import stop_request
+with stop_request() as stop, stop.deferred():
+    print("deferring", flush=True)
+    while stop.signal_number is None:
+        time.sleep(0.01)
+    print("stopping", flush=True)
+    time.sleep(60)
+"""
+    process = processes.python("-c", program)
+    assert line_of(process) == "deferring"
+    process.send_signal(signal.SIGTERM)
+    assert line_of(process) == "stopping"
+    process.send_signal(second)
+    assert process.wait(10) == code

@@ -63,6 +63,8 @@ def save_checkpoint(paths: RunPaths, content: dict[str, Any]) -> None:
             except OSError:  # a file system without hard links
                 shutil.copyfile(newest, spare)
             os.replace(spare, predecessor)
+            # after a kill both may be names of one file already, and renaming one to the other does nothing then
+            spare.unlink(missing_ok=True)
     write_bytes(newest, sealed)
 
 

@@ -136,6 +136,15 @@ def test_patience_ends_the_training(tmp_path):
     assert len(result.history) - result.best_epoch == 2
 
 
+def test_patience_that_ends_with_the_last_epoch_stopped_nothing_early(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        _, result = train(tmp_path, replace(CONFIG, epochs=2, lr=1e-12, patience=1, mixup_alpha=0.0))
+
+    assert len(result.history) == 2
+    assert not result.stopped_early
+    assert "stopped early" not in caplog.text
+
+
 def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_good_weights(tmp_path):
     with pytest.raises(DivergedError) as caught:
         train(tmp_path, replace(CONFIG, lr=1e30))
@@ -243,6 +252,26 @@ def test_a_kill_after_resuming_from_the_predecessor_does_not_lose_both(tmp_path,
 
     resumed, _ = train(tmp_path / "cut", resume=True)
 
+    assert outcome(resumed) == outcome(straight)
+
+
+def test_a_kill_between_two_checkpoints_leaves_nothing_for_good(tmp_path):
+    straight, _ = train(tmp_path / "straight")
+    with pytest.raises(Interrupted):
+        train(tmp_path / "cut", stop=StopAfter(12))
+    (newest,) = (tmp_path / "cut").rglob("last_checkpoint.pth")
+    predecessor = newest.with_name("previous_checkpoint.pth")
+    predecessor.unlink()
+    os.link(newest, predecessor)  # as a kill leaves them before the next checkpoint is written
+
+    resumed, _ = train(tmp_path / "cut", resume=True)
+
+    assert sorted(path.name for path in newest.parent.iterdir()) == [
+        "best_model.json",
+        "best_model.pth",
+        "last_checkpoint.pth",
+        "previous_checkpoint.pth",
+    ]
     assert outcome(resumed) == outcome(straight)
 
 

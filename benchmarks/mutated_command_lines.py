@@ -1,0 +1,197 @@
+"""Mutated command lines: every one is a valid ``Config``, or refused with every wrong value named."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import random
+from pathlib import Path
+from typing import Any
+
+from scripts.core.command_line import parse_command_line
+from scripts.core.config import SETTINGS, Config, Setting
+from scripts.core.errors import ConfigError
+from scripts.core.system.device import device_problems
+from scripts.data_handler import dataset_problems
+from scripts.data_handler.registry import DATASET_REGISTRY
+
+
+def prepare(_folder: Path) -> None:
+    """Load what asking for a GPU loads."""
+    with contextlib.suppress(ConfigError):
+        parse_command_line(["--device", "cuda:99"], {}, checks=[device_problems])
+
+
+def judge_command_line(chance: random.Random, _folder: Path) -> str:
+    """Parse a mutated command line; where its parts are known, hold the answer against them."""
+    if chance.random() < 0.5:
+        return _judge_known(chance)
+    words = _wild_words(chance)
+    environment = {"DOCKER_REPRODUCIBILITY_MODE": chance.choice(_WILD_VALUES)} if chance.random() < 0.1 else {}
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            config = parse_command_line(words, environment, checks=[dataset_problems, device_problems])
+    except ConfigError as error:
+        _require_sentences(error, words)
+        return "refused"
+    except SystemExit as leaving:
+        if leaving.code != 0 or not any(word.startswith("-h") or word == "--help" for word in words):
+            raise
+        return "helped"
+    if config != Config(**{name: getattr(config, name) for name in SETTINGS}):
+        raise AssertionError(f"{words} gave a Config that cannot be made")
+    return "valid"
+
+
+def _judge_known(chance: random.Random) -> str:
+    """A line of settings that are each known to be right or wrong."""
+    names = chance.sample(sorted(set(SETTINGS) - {"resume"}), chance.randrange(0, 9))
+    words, expected, wrong = list[str](), dict[str, Any](), list[str]()
+    if chance.random() < 0.2:
+        words.append(chance.choice(["stray", "5", "-e"]))
+        wrong.append(repr(words[0]))
+    for name in names:
+        known = SETTINGS[name]
+        if chance.random() < 0.7:
+            text, expected[name] = _right_value(known, chance)
+        else:
+            text = _wrong_value(known, chance)
+            wrong.append(known.flag)
+        if known.kind is bool:
+            words.append(known.flag + (f"={text}" if text else ""))
+        elif chance.random() < 0.5:
+            words += [known.flag, text]
+        else:
+            words.append(f"{known.flag}={text}")
+    if chance.random() < 0.2:
+        words.append(chance.choice(["--epohcs=5", "--oops", "--batch-size=3", "--no_tt"]))
+        wrong.append(repr(words[-1].partition("=")[0]))
+    if expected.get("precision") == "bf16" and expected.get("reproducible"):
+        wrong.append("--precision")
+    return _compare(words, expected, wrong)
+
+
+def _compare(words: list[str], expected: dict[str, Any], wrong: list[str]) -> str:
+    try:
+        config = parse_command_line(words, {}, checks=[dataset_problems, device_problems])
+    except ConfigError as error:
+        _require_sentences(error, words)
+        missing = [thing for thing in wrong if not any(thing in problem for problem in error.problems)]
+        if missing or not wrong:
+            raise AssertionError(f"{words}: {missing} not named in {error.problems}") from error
+        return "refused"
+    found = {name: getattr(config, name) for name in expected}
+    if wrong or found != expected:
+        raise AssertionError(f"{words} gave {found}, expected {expected} and complaints about {wrong}")
+    return "valid"
+
+
+def _require_sentences(error: ConfigError, words: list[str]) -> None:
+    if not error.problems or not all(problem.endswith((".", "?")) for problem in error.problems):
+        raise AssertionError(f"{words} gave {error.problems}")
+
+
+def _right_value(known: Setting, chance: random.Random) -> tuple[str, Any]:
+    """A text that the setting accepts, and the value that it stands for."""
+    limits = known.metadata
+    if known.kind is bool:
+        return "", True
+    if known.kind is int:
+        number = chance.randint(limits["least"], min(limits["most"], limits["least"] + 300))
+        return str(number), number
+    if known.kind is float:
+        low, high = limits.get("least", limits.get("above", 0.0)), min(limits.get("most", limits.get("below", 3)), 3)
+        fraction = low + (high - low) * chance.uniform(0.01, 0.99)
+        return repr(fraction), fraction
+    if known.kind is Path:
+        text = chance.choice(["data", "a b/c", "ünï", "../x", "/nowhere/at/all"])
+        return text, Path(text)
+    examples = {
+        "dataset": ["synthblood", "own/cells.npz", *(key for key in DATASET_REGISTRY if key != "chestmnist")],
+        "model_name": ["ResNet-18 Adapted", "My net!", "né 2"],
+        "weights": ["imagenet", "none", "some/weights.pth"],
+        "device": ["auto", "cpu"],
+    }
+    text = chance.choice([*limits.get("choices", ()), *examples.get(known.name, ())])
+    return text, text
+
+
+def _wrong_value(known: Setting, chance: random.Random) -> str:
+    """A text that the setting refuses."""
+    limits = known.metadata
+    if known.kind is bool:
+        return chance.choice(["yes", "False", "1"])
+    if known.kind in (int, float):
+        wrong = ["", "many", "1,5", "nan", "inf", "--", "0x10", "1e999", "1" + "0" * 400]
+        wrong += ["3.5", "1e3"] if known.kind is int else []
+        wrong += [str(limits["least"] - 1)] if "least" in limits else []
+        wrong += [str(limits["most"] + 1)] if "most" in limits else []
+        wrong += [str(limits["above"])] if "above" in limits else []
+        wrong += [str(limits["below"])] if "below" in limits else []
+        return chance.choice(wrong)
+    if known.kind is Path:
+        return chance.choice(["", "a\0b", "~nobody_of_that_name/x"])
+    examples = {
+        "dataset": ["bloodmnits", "", "chestmnist", "organmnist3d", "BloodMNIST"],
+        "model_name": ["", "!!!", "a\nb", "x" * 101, "\udcff1"],
+        "weights": [""],
+        "device": ["gpu", "cuda:x", "CPU", "", "cpu:0", "cuda:999"],
+    }
+    return chance.choice(examples.get(known.name, ["", "other", "AUTO", " auto"]))
+
+
+_WILD_VALUES = (
+    *(
+        "",
+        "0",
+        "-1",
+        "1",
+        "3.5",
+        "-0.5",
+        "nan",
+        "-inf",
+        "1e400",
+        "9" * 5000,
+        "True",
+        "auto",
+        "cuda:0",
+        "cuda:99",
+        "mps",
+    ),
+    *(
+        "synthblood",
+        "chestmnist",
+        "x.npz",
+        "/",
+        ".",
+        "~",
+        "~nobody_of_that_name",
+        "a\0b",
+        "\udcff",
+        "é\u202e",
+        "%s",
+        "{}",
+    ),
+    *("--", "-", "-h", "-5", "=", "--=", "x" * 5000, "../" * 2000, "\n", "bf16", "none"),
+)
+
+
+def _wild_words(chance: random.Random) -> list[str]:
+    """Flags, halves of flags and values in any order and form."""
+    flags = [known.flag for known in SETTINGS.values()]
+    words = []
+    for _ in range(chance.randrange(0, 9)):
+        flag, value = chance.choice(flags), chance.choice(_WILD_VALUES)
+        kind = chance.random()
+        if kind < 0.1:
+            flag = flag[: chance.randrange(len(flag) + 1)]
+        elif kind < 0.2:
+            at = chance.randrange(len(flag))
+            flag = (
+                flag[:at] + chr(chance.choice([45, 61, 95, 0, 233, 0xDCFF, chance.randrange(32, 127)])) + flag[at + 1 :]
+            )
+        words += chance.choice(
+            [[flag], [value], [flag, value], [flag, value], [f"{flag}={value}"], [f"{flag}={value}"]]
+        )
+    chance.shuffle(words)
+    return words

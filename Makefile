@@ -22,7 +22,7 @@ bench: $(DEV_READY)
 	$(VENV)/bin/python -m benchmarks.speed
 
 clean:
-	rm -rf $(VENV) outputs .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) .coverage .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \

@@ -14,20 +14,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
-from datetime import datetime
 from pathlib import Path
 
 from scripts.core import Config, RunPaths, ensure_single_instance, log, parse_command_line
 from scripts.core.errors import Interrupted, PipelineError, StorageError
 from scripts.core.log import file_log, screen_log
+from scripts.core.paths import open_run_folder
 from scripts.core.resume import start_command
-from scripts.core.system import (
-    StopRequest,
-    device_problems,
-    restart_with_fixed_hashing,
-    stop_request,
-    terminate_ghosts,
-)
+from scripts.core.system import StopRequest, device_problems, restart_with_fixed_hashing, stop_request, terminate_ghosts
 from scripts.data_handler import dataset_problems
 
 ENTRY_POINT = Path(__file__).resolve()
@@ -35,13 +29,12 @@ ENTRY_POINT = Path(__file__).resolve()
 
 def main(words: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code."""
+    words = sys.argv[1:] if words is None else words
     with screen_log():
         try:
             with stop_request() as stop:
                 stop.advice = f"Start again with: {start_command()}"
-                config = parse_command_line(
-                    sys.argv[1:] if words is None else words, checks=(dataset_problems, device_problems)
-                )
+                config = parse_command_line(words, checks=(dataset_problems, device_problems))
                 if config.reproducible:
                     restart_with_fixed_hashing(config.seed)
                 run(config, stop)
@@ -56,12 +49,9 @@ def run(config: Config, stop: StopRequest) -> RunPaths:
     with ensure_single_instance(config.lock_file) as lock:
         if not config.no_process_guard:
             terminate_ghosts(ENTRY_POINT)
-        paths = RunPaths.reopen(Path(config.resume)) if config.resume else _new_folder(config)
+        paths = open_run_folder(config)
         lock.note(paths.root.absolute())
         with file_log(paths.log):
-            if paths.summary.exists():
-                log.info(f"the run in {paths.root} is finished: its results are in {paths.summary}")
-                return paths
             try:
                 train_and_report(config, paths, stop)
             except StorageError as error:
@@ -69,19 +59,18 @@ def run(config: Config, stop: StopRequest) -> RunPaths:
     return paths
 
 
-def _new_folder(config: Config) -> RunPaths:
-    return RunPaths.create(config.output_dir, config.dataset_part, config.model_part, now=datetime.now())
-
-
 def train_and_report(config: Config, paths: RunPaths, stop: StopRequest) -> None:
     """Device, data, model, fit, evaluate, report: each step's result is the next one's input."""
-    # here rather than above: these take seconds to import, which --help and a wrong flag should not
+    if paths.summary.exists():
+        log.info(f"the run in {paths.root} is finished: its results are in {paths.summary}")
+        return
+    # here rather than above: it takes seconds to import, which --help and a wrong flag should not
     from scripts import pipeline
 
-    log.info("run folder %s", paths.root)
+    log.info(f"run folder {paths.root}")
     config, device = pipeline.prepare_machine(config)
     dataset = pipeline.open_dataset(config.dataset, config.data_dir)
-    config = pipeline.apply_feed(config, dataset, device)
+    config = pipeline.settle(config, dataset, device)
     provenance = pipeline.record_provenance(config, dataset, paths, stop)
     train, val = dataset.load("train"), dataset.load("val")
     state = pipeline.begin_or_resume(config, dataset, device, paths)

@@ -28,7 +28,7 @@ from torchvision.models import resnet18
 
 from main import run
 from scripts.core import Config, RunPaths, ensure_single_instance, parse_command_line
-from scripts.core.errors import ConfigError, DataError, LockHeldError
+from scripts.core.errors import ConfigError, DataError, Interrupted, LockHeldError
 from scripts.core.system import stop_request
 from scripts.data_handler.dataset import Dataset, open_dataset
 from scripts.data_handler.npz import validate_npz_keys
@@ -228,6 +228,9 @@ def main() -> int:
             title = str(check.__doc__).rstrip(".")
             try:
                 check(trial)
+            except Interrupted as stopped:
+                print(f"STOPPED {title}", flush=True)
+                return stopped.exit_code
             except Exception as error:  # whatever it is, the check has failed
                 print(f"FAILED  {title}\n        {type(error).__name__}: {error}", flush=True)
                 return 1

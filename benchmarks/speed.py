@@ -37,7 +37,8 @@ from scripts.data_handler.dataset import Split
 from scripts.data_handler.feed import Examples, make_examples
 from scripts.data_handler.plan import EpochPlan, draw_plan
 from scripts.data_handler.synthetic import open_synthblood
-from scripts.evaluation.inference import predict, tta_views
+from scripts.data_handler.views import tta_views
+from scripts.evaluation.inference import predict
 from scripts.models.resnet import adapted_resnet18
 from scripts.trainer import step as training
 from scripts.trainer.fit import begin_training

@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -14,7 +16,7 @@ from torch import nn
 
 from scripts.core.config import BACKBONE, Config
 from scripts.core.environment import describe_environment
-from scripts.core.errors import DataError
+from scripts.core.errors import ConfigError, DataError, PipelineError
 from scripts.core.files import write_json
 from scripts.core.log import log
 from scripts.core.paths import RunPaths
@@ -24,29 +26,37 @@ from scripts.core.system import StopRequest, prepare_machine
 from scripts.data_handler.augmentation import MEAN, STD
 from scripts.data_handler.dataset import Dataset, Split, open_dataset
 from scripts.data_handler.feed import Examples, choose_feed, make_examples
+from scripts.data_handler.registry import BINARY
+from scripts.data_handler.views import View, tta_views
 from scripts.models import factory
 from scripts.models.weights import load_weights, read_state_dict
 from scripts.trainer.checkpoint import forget_predecessor, load_checkpoint, require_space
 from scripts.trainer.fit import begin_training, fit
 from scripts.trainer.state import TrainingState
 
+LARGEST_SINGLE_POINT = 8  # pixels of a side: the last stage sees an eighth of it, rounded up
+
 if TYPE_CHECKING:
     from scripts.evaluation.metrics import EvaluationResult, Metrics
 
 __all__ = [
-    "apply_feed",
     "begin_or_resume",
     "evaluate_best",
     "open_dataset",
     "prepare_machine",
     "record_provenance",
     "report",
+    "settle",
     "train",
 ]
 
 
-def apply_feed(config: Config, dataset: Dataset, device: torch.device) -> Config:
-    """The settings with ``feed`` and ``num_workers`` as applied; the log says what was chosen, and why."""
+def settle(config: Config, dataset: Dataset, device: torch.device) -> Config:
+    """The settings as applied to this data set; the log says what was chosen, and why.
+
+    Raises:
+        ConfigError: A batch would hold a single value per channel, which batch normalisation cannot train on.
+    """
     pixels = dataset.height * dataset.width * dataset.channels
     feed, reason = choose_feed(config.feed, sum(dataset.num_samples.values()) * pixels, device)
     if feed == "resident":
@@ -56,7 +66,19 @@ def apply_feed(config: Config, dataset: Dataset, device: torch.device) -> Config
     else:
         num_workers, consequence = config.num_workers, f"{config.num_workers} worker processes"
     log.info("feed %s: %s; %s", feed, reason, consequence)
-    return replace(config, feed=feed, num_workers=num_workers)
+
+    smallest_batch = dataset.num_samples["train"] % config.batch_size or config.batch_size
+    if smallest_batch == 1 and max(dataset.height, dataset.width) <= LARGEST_SINGLE_POINT:
+        raise ConfigError(
+            f"--batch_size {config.batch_size} leaves one of the {dataset.num_samples['train']} training images in a "
+            f"batch of its own, which batch normalisation cannot train on with pictures of {dataset.width} × "
+            f"{dataset.height} pixels. Take another --batch_size."
+        )
+    no_tta = config.no_tta
+    if not no_tta and len(_views(config)) == 1:
+        no_tta = True
+        log.info("no test-time augmentation: training shows every picture in one view only")
+    return replace(config, feed=feed, num_workers=num_workers, no_tta=no_tta)
 
 
 def record_provenance(config: Config, dataset: Dataset, paths: RunPaths, stop: StopRequest) -> dict[str, Any]:
@@ -125,7 +147,7 @@ def train(
     stop: StopRequest,
 ) -> TrainingResult:
     """Fit; the best weights are in the run folder afterwards."""
-    with stop.deferred():
+    with stop.deferred(), memory_advice(config):
         return fit(
             state,
             _examples(train, dataset, config),
@@ -141,16 +163,13 @@ def train(
 def evaluate_best(model: nn.Module, test: Split, dataset: Dataset, config: Config, paths: RunPaths) -> EvaluationResult:
     """Judge the best weights, read back from their file, on the test split."""
     # here rather than above: what judges takes a second to import, for which training need not wait
-    from scripts.evaluation.inference import PLAIN, evaluate, tta_views
+    from scripts.evaluation.inference import evaluate
 
-    load_weights(model, read_state_dict(paths.best_model), origin=str(paths.best_model))
-    views = tta_views(hflip=config.hflip, rotation_angle=config.rotation_angle)
-    if config.no_tta:
-        views = (PLAIN,)
-    elif len(views) == 1:
-        log.info("no test-time augmentation: training neither flipped nor rotated, so there is no other view")
+    load_weights(model, read_state_dict(paths.best_model, origin=f"The best weights {paths.best_model}"), origin="best")
+    views = () if config.no_tta else _views(config)
     examples = _examples(test, dataset, config)
-    return evaluate(model, examples, test.labels, dataset, views, precision=config.precision, seed=config.seed)
+    with memory_advice(config):
+        return evaluate(model, examples, test.labels, dataset, views, precision=config.precision, seed=config.seed)
 
 
 def report(
@@ -192,6 +211,18 @@ def report(
     log.info("reports in %s%s", paths.root, f"  ({dataset.note})" if dataset.note else "")
 
 
+@contextmanager
+def memory_advice(config: Config) -> Iterator[None]:
+    """Say what to do when the device's memory does not suffice."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise PipelineError(
+            f"The memory of {config.device} is used up with --batch_size {config.batch_size} and --feed {config.feed}. "
+            "Take a smaller --batch_size, --feed streamed, or a device that no other program uses."
+        ) from error
+
+
 def describe_run(config: Config, dataset: Dataset) -> dict[str, Any]:
     """All that the result depends on, as values that JSON knows."""
     return {
@@ -217,11 +248,18 @@ def describe_model(config: Config, dataset: Dataset) -> dict[str, Any]:
             "width": dataset.width,
             "channels": 3,
             "stored_channels": dataset.channels,
-            "range": "uint8 / 255, then normalised; grey pictures become three equal channels",
+            "range": "uint8 / 255, then normalised; RGB; grey pictures become three equal channels",
         },
         "normalisation": {"mean": list(MEAN), "std": list(STD)},
+        "decision": "p[1] > 0.5" if dataset.task == BINARY else "argmax of softmax",
+        "tta_views": [] if config.no_tta else [view.name for view in _views(config)],
+        "precision": config.precision,
         "dataset": {"key": dataset.key, "title": dataset.title, "md5": dataset.md5, "note": dataset.note},
     }
+
+
+def _views(config: Config) -> tuple[View, ...]:
+    return tta_views(hflip=config.hflip, rotation_angle=config.rotation_angle)
 
 
 def _variants(evaluation: EvaluationResult) -> dict[str, Metrics]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import hashlib
 import json
 import signal
+import socket
 import subprocess
 import time
 from pathlib import Path
@@ -16,8 +19,10 @@ from openpyxl import load_workbook
 
 import main
 from scripts.core.config import Config
+from scripts.core.download import fetch
 from scripts.core.errors import LockHeldError
 from scripts.core.system import StopRequest, ensure_single_instance
+from scripts.data_handler.registry import DATASET_REGISTRY
 from scripts.models.resnet import adapted_resnet18
 from tests.conftest import CommandLine, Npz
 
@@ -223,17 +228,20 @@ def test_all_problems_of_a_command_line_come_at_once(run_in_process):
 
 
 def test_no_network_ends_with_3_and_says_where_to_put_the_file(run_in_process, monkeypatch, tmp_path):
-    from scripts.core import download
-
-    monkeypatch.setattr(download, "_download", lambda *_: (_ for _ in ()).throw(download._PassingError("no network")))
-    monkeypatch.setitem(download.fetch.__kwdefaults__, "sleep", lambda _: None)
+    with socket.socket() as closed:  # a port at which nobody answers
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/bloodmnist.npz"
+    info = dataclasses.replace(DATASET_REGISTRY["bloodmnist"], url=url)
+    monkeypatch.setattr("scripts.data_handler.dataset.DATASET_REGISTRY", {"bloodmnist": info})
+    monkeypatch.setattr("scripts.data_handler.dataset.fetch", functools.partial(fetch, sleep=lambda _: None))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
     code, complaint = run_in_process("--dataset", "bloodmnist")
 
     assert code == 3
     error = complaint.splitlines()[-1]
     for part in (
-        "https://zenodo.org/records/10519652/files/bloodmnist.npz",
+        url,
         "7053d0359d879ad8a5505303e11de1dc",
         str(tmp_path / "dataset/bloodmnist.npz"),
         "--dataset synthblood",
@@ -267,14 +275,14 @@ def test_a_loss_that_is_no_number_ends_with_5(run_in_process, make_npz: Npz):
 def test_an_unexpected_error_leaves_its_traceback_in_the_log(run_in_process, make_npz: Npz, monkeypatch, tmp_path):
     from scripts import pipeline
 
-    monkeypatch.setattr(pipeline, "build_model", lambda *_: 1 / 0)
+    monkeypatch.setattr(pipeline, "begin_or_resume", lambda *_: 1 / 0)
     code, complaint = run_in_process("--dataset", str(make_npz()), *QUICK)
 
     assert code == 1
     (log,) = tmp_path.glob("outputs/*/logs/run.log")
     assert "ZeroDivisionError: division by zero" in log.read_text()
     assert complaint.startswith("error: Unexpected error: ZeroDivisionError: division by zero")
-    assert str(log) in complaint
+    assert str(log.relative_to(tmp_path)) in complaint
 
 
 def test_a_wrong_command_line_creates_reads_and_locks_nothing(run_in_process, tmp_path):
@@ -373,3 +381,58 @@ def test_a_stopped_run_is_resumed_by_the_command_it_prints(command_line: Command
     again = command_line("--resume", command_line.run_folder())
     assert again.returncode == 0
     assert "is finished: its results are in" in again.stdout
+
+
+def test_views_that_training_does_not_show_are_off_and_recorded_as_off(run_in_process, make_npz: Npz, tmp_path):
+    words = ("--dataset", str(make_npz()), *QUICK, "--hflip", "0", "--rotation_angle", "0")
+    assert run_in_process(*words)[0] == 0
+
+    (folder,) = (tmp_path / "outputs").iterdir()
+    assert json.loads((folder / "config.json").read_text())["settings"]["no_tta"] is True
+    assert json.loads((folder / "models/best_model.json").read_text())["tta_views"] == []
+    assert json.loads((folder / "summary.json").read_text())["test"]["tta"] is None
+
+
+def test_a_batch_that_cannot_be_normalised_is_refused_before_training(run_in_process, make_npz: Npz):
+    tiny = str(make_npz(sizes=(33, 8, 8), side=8))
+    code, complaint = run_in_process("--dataset", tiny, *QUICK)
+
+    assert code == 2
+    assert complaint == (
+        "error: --batch_size 16 leaves one of the 33 training images in a batch of its own, which batch normalisation "
+        "cannot train on with pictures of 8 × 8 pixels. Take another --batch_size.\n"
+    )
+    assert run_in_process("--dataset", tiny, *QUICK, "--batch_size", "11")[0] == 0
+
+
+def test_the_card_is_enough_to_use_the_weights(run_in_process, make_npz: Npz, tmp_path):
+    path = make_npz(sizes=(96, 16, 40))
+    assert run_in_process("--dataset", str(path), *QUICK, "--precision", "fp32")[0] == 0
+    (folder,) = (tmp_path / "outputs").iterdir()
+    card = json.loads((folder / "models/best_model.json").read_text())
+
+    with np.load(path) as data:
+        images, labels = data["test_images"], data["test_labels"][:, 0]
+    mean, std = (torch.tensor(card["normalisation"][name]) for name in ("mean", "std"))
+    inputs = ((torch.from_numpy(images) / 255 - mean) / std).permute(0, 3, 1, 2)
+    model = adapted_resnet18(len(card["class_names"]), seed=0).eval()
+    model.load_state_dict(torch.load(folder / "models/best_model.pth", weights_only=True))
+    with torch.inference_mode():
+        probabilities = model(inputs).softmax(1).numpy()
+
+    assert card["decision"] == "p[1] > 0.5"
+    assert ((probabilities[:, 1] > 0.5) == labels).mean() == card["test"]["without TTA"]["accuracy"]
+    assert card["precision"] == "fp32"
+
+
+def test_used_up_memory_gives_advice(run_in_process, make_npz: Npz, monkeypatch):
+    from scripts import pipeline
+
+    def fit(*_: object, **__: object) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
+
+    monkeypatch.setattr(pipeline, "fit", fit)
+    code, complaint = run_in_process("--dataset", str(make_npz()), *QUICK)
+
+    assert code == 1
+    assert complaint.startswith("error: The memory of cpu is used up with --batch_size 16 and --feed resident. Take")

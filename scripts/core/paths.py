@@ -9,6 +9,7 @@ from datetime import datetime
 from itertools import count
 from pathlib import Path
 
+from scripts.core.config import Config
 from scripts.core.errors import storage_errors
 from scripts.core.files import remove_leftovers
 
@@ -143,3 +144,14 @@ class RunPaths:
     def workbook(self) -> Path:
         """The Excel report."""
         return self.reports / "training_summary.xlsx"
+
+
+def open_run_folder(config: Config) -> RunPaths:
+    """The folder of a run: a new one, or with ``--resume`` that of the run to go on with.
+
+    Raises:
+        StorageError: A folder cannot be made.
+    """
+    if config.resume:
+        return RunPaths.reopen(Path(config.resume))
+    return RunPaths.create(config.output_dir, config.dataset_part, config.model_part, now=datetime.now())

@@ -1,16 +1,16 @@
 """From a data set's name to batches on the device.
 
-``DATASET_REGISTRY`` is light; what needs NumPy or PyTorch is imported when it is first asked for.
+What reads arrays needs NumPy and is imported when it is first asked for, so that ``--help`` need not wait.
 """
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from scripts.core.system.reproducibility import worker_init_fn
 from scripts.data_handler.registry import DATASET_REGISTRY, dataset_problems
 
 if TYPE_CHECKING:
-    from scripts.core.system.reproducibility import worker_init_fn
     from scripts.data_handler.dataset import open_dataset
     from scripts.data_handler.npz import validate_npz_keys
 
@@ -26,8 +26,4 @@ def __getattr__(name: str) -> Any:
         from scripts.data_handler.dataset import open_dataset
 
         return open_dataset
-    if name == "worker_init_fn":
-        from scripts.core.system.reproducibility import worker_init_fn
-
-        return worker_init_fn
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -14,10 +14,14 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from scripts.core.system.device import to_device
 from scripts.core.system.reproducibility import worker_init_fn
 from scripts.data_handler.dataset import Split
 
 Indices = NDArray[np.int64]
+
+# without gradients a batch needs little memory, and with more images at once a GPU is busier
+EVALUATION_BATCH_SIZE = 256
 
 # of a GPU's free memory: the rest is for the network, whose activations are the larger part
 RESIDENT_SHARE = 0.5
@@ -46,7 +50,7 @@ class ResidentFeed:
 
     def batches(self, order: Indices, batch_size: int) -> Iterator[torch.Tensor]:
         """See ``Feed``."""
-        on_device = torch.from_numpy(order).to(self._images.device)
+        on_device = to_device(order, self._images.device)
         for start in range(0, len(order), batch_size):
             yield self._images.index_select(0, on_device[start : start + batch_size])
 

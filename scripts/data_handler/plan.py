@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from scripts.core.system.device import to_device
+
 # one independent stream of numbers per decision
 ORDER, FLIP, ANGLE, BRIGHTNESS, CONTRAST, PARTNER, MIX = range(7)
 
@@ -93,19 +95,19 @@ def draw_plan(
 
     def of_images(stream: int, low: float, high: float) -> torch.Tensor:
         drawn = low + (high - low) * uniform(seed, epoch, stream, order)
-        return torch.from_numpy(drawn.astype(np.float32)).to(device)
+        return to_device(drawn.astype(np.float32), device)
 
     augmentation = AugmentationPlan(
-        flip=torch.from_numpy(uniform(seed, epoch, FLIP, order) < hflip).to(device),
+        flip=to_device(uniform(seed, epoch, FLIP, order) < hflip, device),
         angle=of_images(ANGLE, -rotation_angle, rotation_angle),
         brightness=of_images(BRIGHTNESS, 1 - jitter, 1 + jitter),
         contrast=of_images(CONTRAST, 1 - jitter, 1 + jitter),
     )
     return EpochPlan(
         order=order,
-        order_on_device=torch.from_numpy(order).to(device),
+        order_on_device=to_device(order, device),
         augmentation=augmentation,
-        partner=torch.from_numpy(_partners(num_images, seed, epoch, batch_size)).to(device),
+        partner=to_device(_partners(num_images, seed, epoch, batch_size), device),
         mix=_mix_weights(-(-num_images // batch_size), seed, epoch, mixup_alpha),
     )
 

@@ -54,6 +54,11 @@ class Caption:
     note: str | None  # such as that the data are synthetic
 
     @property
+    def origin(self) -> str:
+        """The data set and the model, in one line."""
+        return f"{self.dataset} · {self.model}"
+
+    @property
     def height(self) -> int:
         """Pixels below the top edge that a picture's heading takes."""
         return 210 if self.note else 158
@@ -89,9 +94,8 @@ class _Page:
     def head(self, title: str, detail: str, caption: Caption) -> None:
         """Title, origin and, where there is one, the note of the data set."""
         room = int((self.width - 2 * MARGIN) / (9 * POINT * LETTER_WIDTH))
-        origin = f"{caption.dataset} · {caption.model}"
         self.text(MARGIN, 34, title, size=14, weight="bold")
-        for y, line in ((76, origin), (104, detail)):
+        for y, line in ((76, caption.origin), (104, detail)):
             self.text(MARGIN, y, textwrap.shorten(_one_line(line), room, placeholder=" …"), color=MUTED)
         if caption.note:
             box = {"facecolor": NOTE_COLOUR, "edgecolor": WRONG_COLOUR, "boxstyle": "round,pad=0.35", "linewidth": 0.8}
@@ -114,20 +118,24 @@ def draw_dataset_samples(
     height, width = SAMPLE_HEIGHT, SAMPLE_HEIGHT * images.shape[2] / images.shape[1]
     counts = [f"{np.count_nonzero(labels == index):,} images" for index in range(len(names))]
     gap, first_column = 8, MARGIN + 24 + max(_text_width(names, size=9), _text_width(counts, size=7.5))
-    page = _Page(
-        first_column + SAMPLES_PER_CLASS * (width + gap) + MARGIN, caption.height + len(names) * (height + gap) + MARGIN
-    )
     hidden = f", the first {len(names)} of {len(class_names)} classes" if len(names) < len(class_names) else ""
-    size = " × ".join(map(str, images.shape[1:3]))
-    page.head("Training images", f"{len(labels):,} images of {size} pixels{hidden}", caption)
+    detail = f"{len(labels):,} images of {images.shape[2]} × {images.shape[1]} pixels{hidden}"
+    chosen = [_evenly(np.flatnonzero(labels == row), SAMPLES_PER_CLASS) for row in range(len(names))]
+    widest, fitting = (
+        first_column + columns * (width + gap) + MARGIN for columns in (SAMPLES_PER_CLASS, max(map(len, chosen)))
+    )
+    page = _Page(
+        max(fitting, min(widest, _head_width(detail, caption))),
+        caption.height + len(names) * (height + gap) + MARGIN,
+    )
+    page.head("Training images", detail, caption)
     for row, name in enumerate(names):
         y = caption.height + row * (height + gap)
-        found = np.flatnonzero(labels == row)
         num_lines = name.count("\n") + 1
         middle = y + height / 2 + 10 * (num_lines - 2)
         page.text(MARGIN, middle + 8, name, va="bottom", linespacing=1.05)
         page.text(MARGIN, middle + 12, counts[row], size=7.5, color=MUTED)
-        for column, index in enumerate(_evenly(found, SAMPLES_PER_CLASS)):
+        for column, index in enumerate(chosen[row]):
             page.image(_as_rgb(images[index]), first_column + column * (width + gap), y, width, height)
     return page.figure
 
@@ -143,17 +151,21 @@ def draw_training_curves(training: TrainingResult, caption: Caption) -> Figure:
     page.head("Training", f"{len(history)} epoch{'s' * (len(history) > 1)}, {ending}", caption)
     loss, accuracy, rate = (page.axes(left + index * (side + gap), top, side, 380) for index in range(3))
     look: dict[str, Any] = {"marker": "o" if len(history) <= 20 else "", "markersize": 3.5, "linewidth": 1.6}
+    look |= {"clip_on": False, "zorder": 3}  # a loss or a rate of zero lies on the edge
 
     loss.plot(epochs, [record.train_loss for record in history], color=MUTED, linestyle="--", label="training", **look)
     loss.plot(epochs, [record.val_loss for record in history], color=RIGHT_COLOUR, label="validation", **look)
     loss.legend(frameon=False, labelcolor=INK)
     accuracy.plot(epochs, [record.val_accuracy for record in history], color=RIGHT_COLOUR, **look)
     accuracy.plot(
-        [training.best_epoch], [training.best_val_accuracy], color=INK, marker="D", markersize=6.5, clip_on=False
+        [training.best_epoch], [training.best_val_accuracy], **{**look, "color": INK, "marker": "D", "markersize": 6.5}
     )
     accuracy.yaxis.set_major_formatter(PercentFormatter(1.0))
+    _keep_to_shares(accuracy)
     rate.plot(epochs, [record.learning_rate for record in history], color=MUTED, **look)
     for axes in (loss, rate):
+        axes.update_datalim([(epochs[0], 0)])  # room above the points is a part of what is shown, which starts at 0
+        axes.autoscale_view()
         axes.set_ylim(bottom=0)
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # no power of ten hidden above the axis
 
@@ -162,6 +174,14 @@ def draw_training_curves(training: TrainingResult, caption: Caption) -> Figure:
     _dress_curve(accuracy, "Validation accuracy", best, epochs[-1], training.best_epoch)
     _dress_curve(rate, "Learning rate", "at the first step of the epoch", epochs[-1], training.best_epoch)
     return page.figure
+
+
+def _keep_to_shares(axes: Axes) -> None:
+    """Let the vertical axis go no further than it must for points of 0 and 1 to lie inside, and name no other value."""
+    lowest, highest = axes.get_ylim()
+    room = 0.05 * (highest - lowest)
+    lowest, highest = axes.set_ylim(max(lowest, -room), min(highest, 1 + room))
+    axes.set_yticks([tick for tick in axes.get_yticks().round(9) if max(0, lowest) <= tick <= min(1, highest)])
 
 
 def _dress_curve(axes: Axes, title: str, detail: str, last_epoch: int, best_epoch: int) -> None:
@@ -191,7 +211,7 @@ def draw_confusion_matrix(metrics: Metrics, caption: Caption, *, scores: str) ->
     if num_classes <= MOST_WRITTEN_CLASSES:  # room for a number, and no more than it needs
         cell = max(62.0, min(180.0, 720 / num_classes))
     names = [figures.name for figures in metrics.per_class] if num_classes <= MOST_NAMED_CLASSES else []
-    rows, columns = _labels(names, width=24, lines=2), _labels(names, width=24, lines=1)
+    rows, columns = _numbered_alike(_shortened(names, width=24, lines=2), _shortened(names, width=24, lines=1))
     side, gap, left, top = cell * num_classes, 56, MARGIN + 52 + _text_width(rows, size=8.5), caption.height + 58
     below = 36 + 0.72 * _text_width(columns, size=8.5)
     page = _Page(max(left + 2 * side + gap + MARGIN, 1100), top + side + below + 110)
@@ -359,8 +379,18 @@ def _in_turn(candidates: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArra
 
 def _labels(names: Sequence[str], *, width: int, lines: int) -> list[str]:
     """The names in at most ``lines`` lines of about ``width`` characters; numbered where that makes two the same."""
-    short = [_shorten(_one_line(name), width, lines) for name in names]
-    return [f"{index}: {name}" if short.count(name) > 1 else name for index, name in enumerate(short)]
+    return _numbered_alike(_shortened(names, width=width, lines=lines))[0]
+
+
+def _numbered_alike(*ways: list[str]) -> list[list[str]]:
+    """Labels of the same classes in several ways; all with the class's number if any way has two that are the same."""
+    if all(len(set(labels)) == len(labels) for labels in ways):
+        return list(ways)
+    return [[f"{index}: {label}" for index, label in enumerate(labels)] for labels in ways]
+
+
+def _shortened(names: Sequence[str], *, width: int, lines: int) -> list[str]:
+    return [_shorten(_one_line(name), width, lines) for name in names]
 
 
 def _shorten(name: str, width: int, lines: int) -> str:
@@ -377,6 +407,12 @@ def _text_width(labels: Sequence[str], *, size: float) -> float:
     """About how many pixels the longest line of the labels takes at ``size`` points."""
     longest = max((len(line) for label in labels for line in label.split("\n")), default=0)
     return longest * size * POINT * LETTER_WIDTH
+
+
+def _head_width(detail: str, caption: Caption) -> float:
+    """About how many pixels a page needs across for its heading in full."""
+    lines = [_one_line(line) for line in (caption.origin, detail, caption.note or "")]
+    return 2 * MARGIN + _text_width([f"{line}  " for line in lines], size=9)
 
 
 def _one_line(text: str) -> str:

@@ -35,7 +35,7 @@ HEADER_FILL = PatternFill("solid", fgColor="FFE3ECF5")
 BEST_FILL = PatternFill("solid", fgColor="FFFFE8B8")
 FONT = "Calibri"
 UNDEFINED = "–"
-FIGURE_WIDTH = 1000  # pixels on the sheet
+FIGURE_WIDTH = 1000  # pixels on the sheet, at most
 ROW_PIXELS, ROW_POINTS = 20, 15  # of a row of the usual height
 NAME_WIDTH, MOST_NAME_LINES = 40, 8  # of a class's name, in characters and lines
 
@@ -77,7 +77,7 @@ def write_workbook(
     """
     book = Workbook()
     book.remove(book.worksheets[0])
-    book.properties.title = clean_text(f"{caption.dataset} · {caption.model}")
+    book.properties.title = clean_text(caption.origin)
     _write_summary(_sheet(book, "Summary", caption), config, dataset, training, evaluation, finished)
     _write_history(_sheet(book, "History", caption), training)
     _write_per_class(_sheet(book, "Per class", caption), evaluation)
@@ -97,7 +97,7 @@ def clean_text(text: str) -> str:
 
 def _sheet(book: Workbook, title: str, caption: Caption) -> Worksheet:
     sheet: Worksheet = book.create_sheet(title)
-    _put(sheet, 1, 1, f"{caption.dataset} · {caption.model}", bold=True, size=14)
+    _put(sheet, 1, 1, caption.origin, bold=True, size=14)
     if caption.note:
         _put(sheet, 2, 1, caption.note, bold=True, colour=ORANGE)
     sheet.sheet_view.showGridLines = False
@@ -152,7 +152,8 @@ def _facts(
     yield "Data set", dataset.title, None
     yield "Task", dataset.task, None
     yield "Classes", len(dataset.class_names), COUNT
-    yield "Image size", f"{dataset.height} × {dataset.width}, {'grey' if dataset.channels == 1 else 'RGB'}", None
+    colours = "grey" if dataset.channels == 1 else "RGB"
+    yield "Image size, width × height", f"{dataset.width} × {dataset.height}, {colours}", None
     for split, title in (("train", "Training images"), ("val", "Validation images")):
         yield title, dataset.num_samples[split], COUNT
     yield "MD5 of the data", dataset.md5, None
@@ -262,8 +263,9 @@ def _write_figures(sheet: Worksheet, figures: Mapping[str, Path]) -> None:
             sheet.row_breaks.append(Break(id=row - 1))
         _put(sheet, row, 1, title, bold=True, size=12)
         picture = Image(io.BytesIO(path.read_bytes()))
-        picture.height = round(picture.height * FIGURE_WIDTH / picture.width)
-        picture.width = FIGURE_WIDTH
+        width = min(picture.width, FIGURE_WIDTH)
+        picture.height = round(picture.height * width / picture.width)
+        picture.width = width
         sheet.add_image(picture, f"A{row + 1}")
         row += picture.height // ROW_PIXELS + 4
 

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import os
-import pickle
-import zipfile
+import warnings
 from pathlib import Path
 
 import torch
@@ -46,29 +45,48 @@ def fetch_imagenet_weights(data_dir: Path, *, url: str = IMAGENET_URL) -> Path:
     return path
 
 
-def read_state_dict(path: Path) -> StateDict:
+def read_state_dict(path: Path, *, origin: str | None = None) -> StateDict:
     """The tensors of a state dict file; nothing but tensors is ever unpickled.
+
+    Args:
+        path: The file.
+        origin: What the file is in the user's words, for messages; otherwise ``--weights PATH``.
 
     Raises:
         DataError: There is no such file, or it is no state dict of finite numbers.
     """
+    name = origin or f"--weights {path}"
     if not path.is_file():
         found = "a folder" if path.is_dir() else "nothing"
-        raise DataError(f"--weights {path} must be the file of a ResNet-18 state dict, found {found} there.")
+        raise DataError(f"{name} must be the file of a ResNet-18 state dict, found {found} there.")
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, zipfile.BadZipFile, RuntimeError, EOFError, OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else type(error).__name__
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what PyTorch says of strange files is said below in one sentence
+            loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of many kinds, since PyTorch parses whatever bytes it is given
         raise DataError(
-            f"--weights {path} cannot be read as a PyTorch state dict ({reason}). It must be a file that "
-            "torch.save(model.state_dict(), path) wrote."
+            f"{name} cannot be read: {_what_it_is(path)}. It must be a file that torch.save(model.state_dict(), path) "
+            "wrote."
         ) from error
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
-        raise DataError(f"--weights {path} must hold a state dict, that is tensors by name, got {_kind(loaded)}.")
-    for name, tensor in loaded.items():
+        raise DataError(f"{name} must hold a state dict, that is tensors by name, got {_kind(loaded)}.")
+    for key, tensor in loaded.items():
+        if tensor.layout != torch.strided or tensor.device.type != "cpu":
+            raise DataError(f"{name} holds {key!r} as a tensor without plain numbers. Take another file.")
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise DataError(f"--weights {path} holds values in {name!r} that are no finite numbers. Take another file.")
+            raise DataError(f"{name} holds values in {key!r} that are no finite numbers. Take another file.")
     return dict(loaded)
+
+
+def _what_it_is(path: Path) -> str:
+    """Why PyTorch could not read a file, from how the file begins."""
+    with path.open("rb") as stream:
+        start = stream.read(2)
+    if start == b"PK":
+        return "it is cut short, damaged, or holds other Python objects than tensors, which are not loaded"
+    if start[:1] == b"\x80":
+        return "it is damaged, or holds other Python objects than tensors, which are not loaded"
+    return "it is no PyTorch file" if start else "it is empty"
 
 
 def load_weights(model: nn.Module, state: StateDict, *, origin: str) -> str:

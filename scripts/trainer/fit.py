@@ -76,7 +76,8 @@ def fit(
         save()
         _write_results(state, paths, model_card, with_weights=record.is_best)
         log.info(epoch_line(record, config.epochs, _seconds_left(state, config)))
-    if state.stopping.should_stop:
+    stopped_early = len(state.history) < config.epochs
+    if stopped_early:
         log.info(f"no better epoch in {config.patience}: stopped early")
     best = state.stopping
     log.info(f"best epoch {best.best_epoch}: val_acc {best.best_accuracy:.4f}  val_loss {best.best_loss:.4f}")
@@ -85,7 +86,7 @@ def fit(
         best_epoch=best.best_epoch,
         best_val_accuracy=best.best_accuracy,
         best_val_loss=best.best_loss,
-        stopped_early=len(state.history) < config.epochs,
+        stopped_early=stopped_early,
         seconds=sum(record.seconds for record in state.history),
     )
 

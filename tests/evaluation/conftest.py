@@ -15,9 +15,13 @@ LONG_NAME = "immature granulocytes(myelocytes, metamyelocytes and promyelocytes)
 NAMES = ("basophil", LONG_NAME, "platelet")
 
 
-def toy_split(num_images: int, num_classes: int, *, side: int = 28, channels: int = 3) -> Split:
-    """Noise images whose labels go round the classes."""
-    shape = (num_images, side, side) if channels == 1 else (num_images, side, side, channels)
+def toy_split(
+    num_images: int, num_classes: int, *, side: int = 28, width: int | None = None, channels: int = 3
+) -> Split:
+    """Noise images, ``side`` high and, if not told otherwise, wide, whose labels go round the classes."""
+    shape: tuple[int, ...] = (num_images, side, width or side)
+    if channels > 1:
+        shape = (*shape, channels)
     images = np.random.default_rng(num_images).integers(256, size=shape, dtype=np.uint8)
     return Split(images, np.arange(num_images) % num_classes)
 
@@ -74,14 +78,16 @@ def toy_evaluation(
     )
 
 
-def toy_training(num_epochs: int = 3, *, best_epoch: int = 2) -> TrainingResult:
-    """Validation accuracy rises to 0.9 at ``best_epoch`` and is 0.5 at all others."""
+def toy_training(
+    num_epochs: int = 3, *, best_epoch: int = 2, best: float = 0.9, val_loss: float = 1.25
+) -> TrainingResult:
+    """Validation accuracy is ``best`` at ``best_epoch`` and 0.5 at all others; losses and rate fall as 1 / epoch."""
     history = tuple(
         EpochRecord(
             epoch=epoch,
             train_loss=1.5 / epoch,
-            val_loss=1.25 / epoch,
-            val_accuracy=0.9 if epoch == best_epoch else 0.5,
+            val_loss=val_loss / epoch,
+            val_accuracy=best if epoch == best_epoch else 0.5,
             learning_rate=0.008 / epoch,
             images_per_second=1234.5,
             seconds=2.5,
@@ -92,8 +98,8 @@ def toy_training(num_epochs: int = 3, *, best_epoch: int = 2) -> TrainingResult:
     return TrainingResult(
         history=history,
         best_epoch=best_epoch,
-        best_val_accuracy=0.9,
-        best_val_loss=1.25 / best_epoch,
+        best_val_accuracy=best,
+        best_val_loss=val_loss / best_epoch,
         stopped_early=False,
         seconds=3725.4,
     )

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
+from datetime import datetime
 
 import matplotlib as mpl
 import numpy as np
+import openpyxl
 import pytest
 from matplotlib.patches import Rectangle
 from PIL import Image
 
+from scripts.core.config import Config
 from scripts.core.errors import StorageError
 from scripts.evaluation.plots import (
     DPI,
@@ -21,7 +25,8 @@ from scripts.evaluation.plots import (
     draw_training_curves,
     save_figure,
 )
-from tests.evaluation.conftest import LONG_NAME, NAMES, toy_evaluation, toy_split, toy_training
+from scripts.evaluation.workbook import write_workbook
+from tests.evaluation.conftest import LONG_NAME, NAMES, toy_dataset, toy_evaluation, toy_split, toy_training
 
 PICTURES = ("samples", "curves", "matrix", "predictions")
 CAPTION = Caption("Toy cells", "ResNet-18 Adapted", None)
@@ -46,6 +51,22 @@ def texts_of(figure):
 def pixels_of(path):
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"))
+
+
+def workbook_with(picture, dataset):
+    """A toy workbook with one picture, as it is read back."""
+    write_workbook(
+        picture.with_suffix(".xlsx"),
+        caption=CAPTION,
+        config=Config(),
+        dataset=dataset,
+        training=toy_training(),
+        evaluation=toy_evaluation(),
+        environment={},
+        figures={"Picture": picture},
+        finished=datetime(2026, 1, 31),
+    )
+    return openpyxl.load_workbook(picture.with_suffix(".xlsx"))
 
 
 def frames_of(figure):
@@ -144,6 +165,49 @@ def test_of_very_many_classes_the_first_are_sampled_and_the_picture_says_so():
     assert "kind 30" not in texts_of(figure)
 
 
+@pytest.mark.parametrize("num_images", [4, 12, 30])
+def test_samples_leave_no_more_room_on_the_right_than_the_margin(tmp_path, num_images):
+    split = toy_split(num_images, 2, side=12, width=20)
+    figure = draw_dataset_samples(split.images, split.labels, ["an even number", "an odd number"], NOTED)
+    save_figure(figure, tmp_path / "p.png")
+    used = np.flatnonzero((pixels_of(tmp_path / "p.png") < 250).any(axis=(0, 2)))
+    # beyond the margin of 48 there is the gap of 8 after an image, or what the heading was estimated too wide
+    assert 48 <= round(figure.get_size_inches()[0] * DPI) - used[-1] - 1 <= 48 + 60
+
+
+def test_a_narrow_picture_of_samples_still_has_its_heading_in_full(tmp_path):
+    split, note = toy_split(2, 2), "synthetic: no medical result, and a note that is rather long"
+    figure = draw_dataset_samples(split.images, split.labels, ["a", "b"], Caption("A data set", "A network", note))
+    assert {"A data set · A network", "2 images of 28 × 28 pixels", note} <= set(texts_of(figure))
+    save_figure(figure, tmp_path / "p.png")
+    assert (pixels_of(tmp_path / "p.png")[:, -24:] == 255).all()
+
+
+def test_a_very_long_heading_makes_no_wider_picture_than_twelve_samples_do():
+    widths = []
+    for num_images, title in ((24, "Toy cells"), (2, "A very long title " * 20)):
+        split = toy_split(num_images, 2)
+        figure = draw_dataset_samples(split.images, split.labels, ["a", "b"], Caption(title, "ResNet-18", None))
+        widths.append(figure.get_size_inches()[0])
+    # the counts "12 images" and "1 images" differ by one letter of 7.5 points
+    assert widths[0] - widths[1] == pytest.approx(7.5 / 72 * 0.57, abs=1 / DPI)
+
+
+def test_sizes_read_width_by_height_in_the_picture_and_the_workbook(tmp_path):
+    split = toy_split(6, 3, side=12, width=20)
+    figure = draw_dataset_samples(split.images, split.labels, NAMES, CAPTION)
+    assert "6 images of 20 × 12 pixels" in texts_of(figure)
+    save_figure(figure, tmp_path / "p.png")
+    book = workbook_with(tmp_path / "p.png", dataclasses.replace(toy_dataset(), height=12, width=20))
+    facts = {row[0]: row[1] for row in book["Summary"].iter_rows(min_row=10, max_col=2, values_only=True)}
+    assert facts["Image size, width × height"] == "20 × 12, RGB"
+    # a small picture is not blown up
+    extent = book["Figures"]._images[0].anchor.ext
+    height, width, _ = pixels_of(tmp_path / "p.png").shape
+    assert width < 1000
+    assert (extent.width // 9525, extent.height // 9525) == (width, height)  # English Metric Units per pixel
+
+
 def test_curves_mark_the_best_epoch():
     figure = draw_training_curves(toy_training(5, best_epoch=4), CAPTION)
     _, loss, accuracy, rate = figure.axes
@@ -161,6 +225,35 @@ def test_the_epoch_axis_has_whole_numbers_only(num_epochs):
     ticks = figure.axes[1].get_xticks()
     assert all(tick == round(tick) for tick in ticks)
     assert sum(1 <= tick <= num_epochs for tick in ticks) >= min(num_epochs, 3)
+
+
+@pytest.mark.parametrize(("num_epochs", "best"), [(1, 1.0), (1, 0.0), (3, 1.0), (3, 0.0), (3, 0.98)])
+def test_the_accuracy_axis_names_nothing_impossible(num_epochs, best):
+    axes = draw_training_curves(toy_training(num_epochs, best_epoch=1, best=best), CAPTION).axes[2]
+    lowest, highest = axes.get_ylim()
+    ticks = axes.get_yticks()
+    assert len(ticks) >= 3
+    assert 0 <= ticks.min() <= ticks.max() <= 1
+    # a possible extreme is named, lies inside, and has little beyond it
+    assert lowest < best < highest
+    assert best not in {0, 1} or best in ticks
+    assert -0.1 * (highest - lowest) < lowest
+    assert highest < 1 + 0.1 * (highest - lowest)
+
+
+@pytest.mark.parametrize("val_loss", [1.49, 1.51])
+@pytest.mark.parametrize("num_epochs", [1, 3])
+def test_no_point_of_a_curve_lies_on_the_upper_edge_or_is_cut(num_epochs, val_loss):
+    # the training loss of the first epoch is 1.5: two points near each other and far from zero
+    figure = draw_training_curves(toy_training(num_epochs, best_epoch=1, val_loss=val_loss), CAPTION)
+    for axes in figure.axes[1:]:
+        edge = axes.get_window_extent().y1
+        curves = [line for line in axes.lines if line.get_marker() in ("o", "D")]
+        assert curves
+        for line in curves:
+            points = axes.transData.transform(line.get_xydata())
+            assert points[:, 1].max() < edge - 10
+            assert not line.get_clip_on()  # as at the lower edge, where a rate of zero lies
 
 
 def test_the_matrix_shows_counts_and_shares():
@@ -206,6 +299,16 @@ def test_names_that_shortening_makes_equal_are_numbered():
     texts = texts_of(draw_confusion_matrix(toy_evaluation(names=names).plain, CAPTION, scores=""))
     assert "0: very long common beginn…" in texts
     assert "1: very long common beginn…" in texts
+
+
+def test_numbers_of_columns_are_those_of_the_rows():
+    # in two lines the names differ, in one line only the last does
+    names = [*(f"a very long class name that differs late {index}" for index in range(10)), "platelet"]
+    texts = texts_of(draw_confusion_matrix(toy_evaluation(names=names).plain, CAPTION, scores=""))
+    for index in range(10):
+        assert texts.count(f"{index}: a very long class name\nthat differs late {index}") == 1
+        assert texts.count(f"{index}: a very long class name…") == 2
+    assert texts.count("10: platelet") == 3
 
 
 def test_predictions_name_truth_guess_and_confidence_and_the_surest_errors_first():

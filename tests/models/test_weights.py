@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.server
+import pickle
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -89,11 +90,16 @@ def test_another_architecture_is_refused_with_its_first_difference():
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
-        (b"", "cannot be read as a PyTorch state dict"),
-        (b"not a checkpoint at all", "cannot be read as a PyTorch state dict"),
+        (b"", "cannot be read: it is empty. "),
+        (b"junk", "cannot be read: it is no PyTorch file. "),
+        (b"<html><body>Please log in</body></html>", "cannot be read: it is no PyTorch file. "),
+        (b"101\n", "cannot be read: it is no PyTorch file. "),
+        (pickle.dumps({"a": 1}, protocol=4) + b"and more", "cannot be read: it is damaged, or holds other Python"),
+        ({"fc.bias": torch.zeros(2, device="meta")}, "holds 'fc.bias' as a tensor without plain numbers"),
+        ({"fc.bias": torch.zeros(2).to_sparse()}, "holds 'fc.bias' as a tensor without plain numbers"),
         ({"epoch": 3}, "must hold a state dict, that is tensors by name, got a dictionary whose 'epoch' is int."),
         ([torch.zeros(1)], "must hold a state dict, that is tensors by name, got list."),
-        (Path("/anything"), "cannot be read as a PyTorch state dict"),
+        (Path("anything"), "cannot be read: it is cut short, damaged, or holds other Python objects than tensors"),
         ({"fc.bias": torch.tensor([float("nan")])}, "holds values in 'fc.bias' that are no finite numbers"),
     ],
 )
@@ -116,7 +122,7 @@ def test_a_cut_file_is_refused(tmp_path):
     torch.save({"fc.bias": torch.zeros(100_000)}, path)
     path.write_bytes(path.read_bytes()[:200_000])
 
-    with pytest.raises(DataError, match="cannot be read as a PyTorch state dict"):
+    with pytest.raises(DataError, match="cannot be read: it is cut short"):
         read_state_dict(path)
 
 

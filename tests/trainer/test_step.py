@@ -165,3 +165,47 @@ def test_validation_counts_right_answers_and_averages_over_images():
     assert accuracy == 0.75
     # it says 3/4 for class 0 and 1/4 for class 1
     assert loss == pytest.approx(-(0.75 * math.log(3 / 4) + 0.25 * math.log(1 / 4)), rel=1e-5)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_the_host_never_waits_for_the_device_within_an_epoch():
+    device = torch.device("cuda", 0)
+    images, labels = coloured_squares(64, side=4)
+    split = Split(images, labels[:, 0].astype(np.int64))
+    examples = make_examples(split, 2, feed="resident", device=device, num_workers=0)
+    model = two_layers().to(device)
+    state = TrainingState(
+        model,
+        torch.optim.SGD(model.parameters(), lr=0.1, fused=True),
+        EarlyStopping(5),
+        torch.zeros((), device=device),
+    )
+
+    def forbid_waiting() -> None:  # from the first step's end on: what is made once is there by then
+        torch.cuda.set_sync_debug_mode("error" if state.steps_done < 8 else "default")
+
+    plan = draw_plan(
+        64,
+        seed=1,
+        epoch=1,
+        batch_size=8,
+        hflip=0.5,
+        rotation_angle=10,
+        jitter=0.2,
+        mixup_alpha=0.4,
+        device=device,
+    )
+    try:
+        train_epoch(
+            state,
+            examples,
+            plan,
+            batch_size=8,
+            rotates=True,
+            learning_rate=lambda step: 0.1,
+            precision="bf16",
+            after_step=forbid_waiting,
+        )
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert state.steps_done == 8

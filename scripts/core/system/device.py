@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from scripts.core.config import Config
 from scripts.core.environment import processor_flags
 
 if TYPE_CHECKING:
     import torch
+    from numpy.typing import NDArray
 
 # the instruction sets with which a CPU multiplies bf16 matrices faster than fp32 ones
 BF16_INSTRUCTIONS = frozenset({"avx512_bf16", "amx_bf16", "bf16"})
@@ -75,3 +76,13 @@ def autocast(device: torch.device, precision: str) -> torch.autocast:
     import torch
 
     return torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16")
+
+
+def to_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:
+    """An array as a tensor on the device; the host does not wait for the copy to arrive."""
+    import torch
+
+    tensor = torch.from_numpy(array)
+    if device.type == "cuda":
+        return tensor.pin_memory().to(device, non_blocking=True)  # only pinned memory is copied without waiting
+    return tensor.to(device)

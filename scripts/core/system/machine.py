@@ -32,7 +32,7 @@ def prepare_machine(config: Config) -> tuple[Config, torch.device]:
     seed_everything(config.seed)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     log.info("device %s: %s, %d CPU threads", device, name, torch.get_num_threads())
-    log.info("precision %s: %s", precision, reason)
+    log.info("precision %s: %s; memory format channels_last", precision, reason)
     if config.reproducible:
         log.info("reproducibility mode: deterministic kernels, no worker processes, seed %d", config.seed)
     return replace(config, device=str(device), precision=precision), device

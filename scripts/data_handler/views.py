@@ -1,0 +1,51 @@
+"""The views of test-time augmentation, which follow from what training shows."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from scripts.data_handler.augmentation import flip_and_rotate
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """One way to look at a picture."""
+
+    name: str
+    flip: bool = False
+    angle: float = 0.0  # degrees, counter-clockwise
+
+
+PLAIN = View("plain")
+
+
+def tta_views(*, hflip: float, rotation_angle: float) -> tuple[View, ...]:
+    """The views of test-time augmentation: only what training has shown the network too.
+
+    Args:
+        hflip: Probability of a flip in training; with 0 no view is flipped, with 1 all are.
+        rotation_angle: Largest rotation in training, in degrees; views are turned by half of it.
+    """
+    flipped = View("flipped", flip=True)
+    views = [PLAIN] if hflip < 1 else [flipped]
+    if 0 < hflip < 1:
+        views.append(flipped)
+    if rotation_angle > 0:
+        usual, half = views[0], rotation_angle / 2
+        prefix = "flipped, " if usual.flip else ""
+        views += [
+            View(f"{prefix}turned {half:g}° {side}", usual.flip, angle)
+            for side, angle in (("left", half), ("right", -half))
+        ]
+    return tuple(views)
+
+
+def look(images: Tensor, view: View) -> Tensor:
+    """Show a batch of images, float32 of shape (B, C, H, W), in one view."""
+    if not view.flip and view.angle == 0:
+        return images
+    flip = torch.full((len(images),), view.flip, device=images.device)
+    return flip_and_rotate(images, flip, torch.full((len(images),), view.angle, device=images.device))

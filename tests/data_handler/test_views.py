@@ -1,0 +1,35 @@
+"""What the evaluation shows the network follows from what training shows it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch.testing import assert_close
+
+from scripts.data_handler.views import PLAIN, View, look, tta_views
+
+
+@pytest.mark.parametrize(
+    ("hflip", "angle", "names"),
+    [
+        (0.5, 10, ["plain", "flipped", "turned 5° left", "turned 5° right"]),
+        (0.5, 0, ["plain", "flipped"]),
+        (0.0, 7, ["plain", "turned 3.5° left", "turned 3.5° right"]),
+        (0.0, 0, ["plain"]),
+        (1.0, 10, ["flipped", "flipped, turned 5° left", "flipped, turned 5° right"]),
+    ],
+)
+def test_views_are_those_that_training_produces(hflip, angle, names):
+    views = tta_views(hflip=hflip, rotation_angle=angle)
+
+    assert [view.name for view in views] == names
+    assert all(abs(view.angle) <= angle for view in views)
+    assert all(view.flip for view in views) or hflip < 1
+
+
+def test_looking_turns_and_flips():
+    images = torch.arange(9.0).view(1, 1, 3, 3)
+
+    assert look(images, PLAIN) is images
+    assert_close(look(images, View("flipped", flip=True)), images.flip(3), atol=1e-5, rtol=0)
+    assert_close(look(images, View("quarter", angle=90.0)), torch.rot90(images, 1, (2, 3)), atol=1e-4, rtol=0)

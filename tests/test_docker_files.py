@@ -137,4 +137,4 @@ def test_the_defaults_lead_to_the_folders_that_are_mounted():
     places = {str(PurePosixPath(workdir) / folder) for folder in (Config().data_dir, Config().output_dir)}
 
     assert places == {"/app/dataset", "/app/outputs"} == {f"/app/{folder}" for folder in FOLDERS}
-    assert set(re.findall(r"--volume \S*:(/[^\s\":]*)", text)) == places
+    assert set(re.findall(r'--volume "\$PWD/[^:]*:(/[^":]*)"', text)) == places

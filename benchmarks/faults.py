@@ -36,7 +36,8 @@ MOST_KILLS = 8  # of one run, before it is let finish
 MOST_MOMENTS = 8  # drawn for a fault that came too late to have an effect
 DISK_BYTES = 1 << 30  # room for all that a run writes
 MOST_SLACK_BYTES = 1 << 20  # what a disk that fills has left, at most
-LARGEST_FILE_BYTES = 150_000_000  # a little more than a checkpoint
+# a limit on the size of files: between what the screen's file needs, too, and a little more than a checkpoint
+SMALLEST_LIMIT_BYTES, LARGEST_LIMIT_BYTES = 20_000, 150_000_000
 FEEDS: tuple[tuple[str, ...], ...] = (
     ("--feed", "streamed", "--num_workers", "1"),
     ("--feed", "resident"),
@@ -210,7 +211,8 @@ def _run_until_full(training: Training, seconds: float, is_small_disk: bool, cha
         if is_small_disk:
             _shrink(training.folder.parent, chance.randrange(MOST_SLACK_BYTES))
         else:
-            _limit_files(process, round(math.exp(chance.uniform(0, math.log(LARGEST_FILE_BYTES)))))
+            exponent = chance.uniform(math.log(SMALLEST_LIMIT_BYTES), math.log(LARGEST_LIMIT_BYTES))
+            _limit_files(process, round(math.exp(exponent)))
     code = end_of(process)
     if code != 0:
         _require_clean_failure(training, code)

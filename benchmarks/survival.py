@@ -79,8 +79,8 @@ THE_SAME = "the same result"
 
 FAULTS = (
     Fault("kill", "SIGKILL at random moments, resumed until done", THE_SAME, 25, 2, _tries("kill", faults.kill)),
-    Fault("sigterm", "SIGTERM at a random moment, resumed", THE_SAME, 10, 2, _tries("sigterm", faults.terminate)),
-    Fault("sigint", "SIGINT at a random moment, resumed", THE_SAME, 10, 2, _tries("sigint", faults.interrupt)),
+    Fault("sigterm", "SIGTERM at a random moment, resumed", THE_SAME, 10, 1, _tries("sigterm", faults.terminate)),
+    Fault("sigint", "SIGINT at a random moment, resumed", THE_SAME, 10, 1, _tries("sigint", faults.interrupt)),
     Fault(
         "damage",
         "newest checkpoint cut or a bit flipped",
@@ -101,13 +101,13 @@ FAULTS = (
         _tries("starts", faults.start_together, at_once=1),
         needs_reference=False,
     ),
-    Fault("npz", "mutated NPZ files", "valid or DataError", 10_000, 400, _judged(NPZ), needs_reference=False),
+    Fault("npz", "mutated NPZ files", "valid or DataError", 10_000, 200, _judged(NPZ), needs_reference=False),
     Fault(
         "command_line",
         "mutated command lines",
         "Config or ConfigError",
         5_000,
-        400,
+        300,
         _judged(COMMAND_LINES),
         needs_reference=False,
     ),

@@ -56,7 +56,7 @@ class Size:
 
 
 SMALL = Size(train=240, val=64, test=96, epochs=4)
-TINY = Size(train=96, val=32, test=48, epochs=2)
+TINY = Size(train=64, val=24, test=32, epochs=2)
 
 
 def write_small_cells(path: Path, size: Size) -> None:

@@ -22,6 +22,7 @@ from scripts.data_handler.npz import (
     read_array,
     read_class_names,
     read_labels,
+    require_memory,
     validate_npz_keys,
     verify_checksums,
 )
@@ -98,6 +99,7 @@ def _open_registered(info: DatasetInfo, data_dir: Path) -> Dataset:
     expected = {"channels": info.channels, "images": dict(info.num_samples), "label columns": 1}
     if found != expected:
         raise DataError(f"Cannot use {path}: {info.title} has {expected}, but the file has {found}.")
+    require_memory(layout)
     labels = {split: read_labels(layout, split, len(info.class_names)) for split in SPLITS}
     return _dataset(
         layout, labels, key=info.key, title=info.title, task=info.task, names=info.class_names, md5=info.md5
@@ -112,6 +114,7 @@ def _open_own(given: Path) -> Dataset:
             f"Cannot use {path}: train_labels has {layout.label_columns} columns; multi-label sets are not supported "
             "yet, needed is one column of class indices."
         )
+    require_memory(layout)
     # now, not when the test split is read after a night of training
     verify_checksums(layout)
     names = read_class_names(layout)

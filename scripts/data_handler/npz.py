@@ -125,6 +125,19 @@ def verify_checksums(layout: NpzLayout) -> None:
                     pass
 
 
+def require_memory(layout: NpzLayout) -> None:
+    """Make sure that all arrays fit into the memory that is free: a small file may unpack to a thousand times its size.
+
+    Raises:
+        DataError: They do not.
+    """
+    import psutil
+
+    needed, free = sum(header.num_bytes for header in layout.headers.values()), psutil.virtual_memory().available
+    if needed > free:
+        _refuse(layout.path, f"its arrays need {needed:,} bytes of memory, and {free:,} are free")
+
+
 def read_array(layout: NpzLayout, key: str) -> NDArray[Any]:
     """One array, its checksum compared.
 

@@ -3,9 +3,11 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 
 from scripts.core.errors import DataError
@@ -140,6 +142,19 @@ def test_classes_without_a_training_image_are_named(save, tmp_path, logged):
     path = save(train_labels=np.array([[1], [3], [1], [3]]), val_labels=np.array([[0], [1], [3]]))
     open_dataset(str(path), tmp_path)
     assert logged == [f"{path} has no training image of 2 of its 4 classes: class 0, class 2."]
+
+
+def test_more_than_the_memory_holds_is_refused_from_the_headers_alone(save, monkeypatch):
+    path = save()
+    needed = sum(array.nbytes for array in toy_arrays().values())
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=needed - 1))
+    with pytest.raises(DataError) as caught:
+        open_dataset(str(path), path.parent)
+    assert str(caught.value) == (
+        f"Cannot use {path}: its arrays need {needed:,} bytes of memory, and {needed - 1:,} are free."
+    )
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=needed))
+    open_dataset(str(path), path.parent)
 
 
 def test_damage_in_the_test_split_is_found_before_training(save):

@@ -37,7 +37,7 @@ from scripts.trainer.state import TrainingState
 LARGEST_SINGLE_POINT = 8  # pixels of a side: the last stage sees an eighth of it, rounded up
 
 if TYPE_CHECKING:
-    from scripts.evaluation.metrics import EvaluationResult, Metrics
+    from scripts.evaluation.metrics import Estimate, EvaluationResult, Metrics
 
 __all__ = [
     "begin_or_resume",
@@ -268,9 +268,12 @@ def _variants(evaluation: EvaluationResult) -> dict[str, Metrics]:
     return {"without TTA": evaluation.plain} | with_tta
 
 
-def _test_figures(evaluation: EvaluationResult) -> dict[str, dict[str, float]]:
+def _test_figures(evaluation: EvaluationResult) -> dict[str, dict[str, float | None]]:
+    def value(estimate: Estimate) -> float | None:
+        return estimate.value if estimate.is_defined else None  # NaN is no JSON
+
     return {
-        name: {"accuracy": metrics.accuracy.value, "auc": metrics.auc.value, "macro_f1": metrics.macro_f1.value}
+        name: {"accuracy": value(metrics.accuracy), "auc": value(metrics.auc), "macro_f1": value(metrics.macro_f1)}
         for name, metrics in _variants(evaluation).items()
     }
 

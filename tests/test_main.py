@@ -436,3 +436,12 @@ def test_used_up_memory_gives_advice(run_in_process, make_npz: Npz, monkeypatch)
 
     assert code == 1
     assert complaint.startswith("error: The memory of cpu is used up with --batch_size 16 and --feed resident. Take")
+
+
+def test_a_test_split_of_one_class_is_reported_with_an_undefined_auc(run_in_process, make_npz: Npz, tmp_path):
+    one_class = {"test_images": np.zeros((6, 12, 12, 3), np.uint8), "test_labels": np.ones((6, 1), np.uint8)}
+    assert run_in_process("--dataset", str(make_npz(**one_class)), *QUICK)[0] == 0
+
+    (folder,) = (tmp_path / "outputs").iterdir()
+    assert json.loads((folder / "models/best_model.json").read_text())["test"]["with TTA"]["auc"] is None
+    assert json.loads((folder / "summary.json").read_text())["test"]["tta"]["auc"]["value"] is None

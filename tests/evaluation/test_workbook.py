@@ -80,7 +80,7 @@ def test_the_summary_has_typed_facts(book):
     assert facts["Finished"].value == FINISHED
     assert facts["Training time"].value == timedelta(hours=1, minutes=2, seconds=5)
     assert facts["Seed"].value == 42
-    assert facts["Image size"].value == "28 × 28, RGB"
+    assert facts["Image size, width × height"].value == "28 × 28, RGB"
 
 
 def test_without_tta_there_is_no_column_for_it(tmp_path):

@@ -125,7 +125,8 @@ def _stop(laboratory: Laboratory, number: int, chance: random.Random, wanted: si
         if ends_within(process, chance.uniform(0, laboratory.seconds)):
             training.remove()
             continue
-        process.send_signal(wanted)
+        # to the worker processes, too, where there are any
+        (os.killpg if number % 2 == 0 else os.kill)(process.pid, wanted)
         sent = time.monotonic()
         code = end_of(process)
         seconds = time.monotonic() - sent

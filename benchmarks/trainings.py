@@ -103,6 +103,7 @@ class Training:
                 stdin=subprocess.DEVNULL,
                 stdout=screen,
                 stderr=screen,
+                start_new_session=True,  # a group of its own, which a signal can be sent to as a terminal does
             )
 
     def launch_as_printed(self) -> subprocess.Popen[bytes]:

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from scripts.core.system.device import to_device
 from scripts.core.system.reproducibility import worker_init_fn
+from scripts.core.system.signals import leave_signals_to_parent
 from scripts.data_handler.dataset import Split
 
 Indices = NDArray[np.int64]
@@ -72,7 +73,7 @@ class StreamedFeed:
                 batch_size=None,  # the sampler's items are whole batches already
                 num_workers=num_workers,
                 persistent_workers=num_workers > 0,
-                worker_init_fn=worker_init_fn,
+                worker_init_fn=_begin_worker,
                 pin_memory=device.type == "cuda",
                 generator=torch.Generator().manual_seed(0),  # the workers' base seed comes from here, not from the air
             )
@@ -92,6 +93,11 @@ class _Gather(Dataset[torch.Tensor]):
 
     def __getitem__(self, indices: Indices) -> torch.Tensor:
         return torch.from_numpy(self._images[indices])
+
+
+def _begin_worker(worker_id: int) -> None:
+    leave_signals_to_parent()
+    worker_init_fn(worker_id)
 
 
 class _IndexBatches(Sampler[Indices]):

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import random
+import signal
 
 import numpy as np
 import pytest
@@ -41,6 +44,26 @@ def test_a_worker_seeds_every_generator_and_each_worker_differently():
 
     assert drawn_by(0) == drawn_by(0)
     assert len({*drawn_by(0), *drawn_by(1)}) == 6
+
+
+def test_workers_outlive_the_signals_that_reach_the_whole_group_and_end_with_the_feed():
+    images = np.arange(40, dtype=np.uint8).reshape(10, 2, 2)
+    feed = StreamedFeed(images, torch.device("cpu"), num_workers=2)
+    batches = feed.batches(np.arange(10), 2)
+    found = [next(batches)]
+    workers = multiprocessing.active_children()
+    assert len(workers) == 2
+    for number in (signal.SIGTERM, signal.SIGINT):
+        for worker in workers:
+            assert worker.pid is not None
+            os.kill(worker.pid, number)
+    found += list(batches)
+    assert torch.equal(torch.cat(found), torch.from_numpy(images))
+
+    del feed, batches
+    for worker in workers:
+        worker.join(20)
+    assert [worker.exitcode for worker in workers] == [0, 0]
 
 
 def test_targets_are_one_hot_rows():

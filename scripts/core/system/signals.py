@@ -51,6 +51,16 @@ class StopRequest:
             self.raise_if_received()
 
 
+def leave_signals_to_parent() -> None:
+    """Let a worker process outlive the signals that a terminal or a scheduler sends to the whole group of processes.
+
+    The process that started it stops at a place of its own choice, until which it needs its workers, and then ends
+    them. They notice by themselves when it was killed.
+    """
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
     """Catch SIGINT and SIGTERM while inside; must be entered in the main thread."""

@@ -60,6 +60,8 @@ def test_a_run_leaves_a_folder_that_explains_itself(command_line: CommandLine, m
         "figures/sample_predictions.png",
         "reports/training_summary.xlsx",
     }
+    named = json.loads((folder / "summary.json").read_text())["files"]
+    assert set(named) == files - {"summary.json"}
     model = adapted_resnet18(3, seed=0)
     model.load_state_dict(torch.load(folder / "models/best_model.pth", weights_only=True))
     epochs = [line for line in done.stdout.splitlines() if line.startswith("epoch ")]

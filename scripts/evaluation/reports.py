@@ -130,9 +130,8 @@ def _write_predictions(paths: RunPaths, dataset: Dataset, evaluation: Evaluation
 
 def _earlier_files(paths: RunPaths) -> Iterator[Path]:
     """What other steps of the run have left and a reader may look for, as far as it is there."""
-    earlier = (paths.config, paths.history, paths.log, paths.best_model, paths.best_model_card)
-    checkpoints = (paths.last_checkpoint, paths.previous_checkpoint)
-    return (path for path in (*earlier, *checkpoints) if path.is_file())
+    earlier = (paths.config, paths.history, paths.log, paths.best_model, paths.best_model_card, paths.last_checkpoint)
+    return (path for path in earlier if path.is_file())
 
 
 def _training_facts(config: Config, training: TrainingResult) -> dict[str, Any]:

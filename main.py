@@ -51,7 +51,8 @@ def run(config: Config, stop: StopRequest) -> RunPaths:
             terminate_ghosts(ENTRY_POINT)
         paths = open_run_folder(config)
         lock.note(paths.root.absolute())
-        with file_log(paths.log):
+        # the folder's own lock: under another --lock_file the same run might be resumed twice at once
+        with ensure_single_instance(paths.lock), file_log(paths.log):
             try:
                 train_and_report(config, paths, stop)
             except StorageError as error:

@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -21,6 +22,7 @@ import main
 from scripts.core.config import Config
 from scripts.core.download import fetch
 from scripts.core.errors import LockHeldError
+from scripts.core.paths import RunPaths
 from scripts.core.system import StopRequest, ensure_single_instance
 from scripts.data_handler.registry import DATASET_REGISTRY
 from scripts.models.resnet import adapted_resnet18
@@ -50,6 +52,7 @@ def test_a_run_leaves_a_folder_that_explains_itself(command_line: CommandLine, m
         "config.json",
         "summary.json",
         "history.jsonl",
+        "logs/.lock",
         "logs/run.log",
         "models/best_model.pth",
         "models/best_model.json",
@@ -61,7 +64,7 @@ def test_a_run_leaves_a_folder_that_explains_itself(command_line: CommandLine, m
         "reports/training_summary.xlsx",
     }
     named = json.loads((folder / "summary.json").read_text())["files"]
-    assert set(named) == files - {"summary.json"}
+    assert set(named) == files - {"summary.json", "logs/.lock"}
     model = adapted_resnet18(3, seed=0)
     model.load_state_dict(torch.load(folder / "models/best_model.pth", weights_only=True))
     epochs = [line for line in done.stdout.splitlines() if line.startswith("epoch ")]
@@ -447,3 +450,13 @@ def test_a_test_split_of_one_class_is_reported_with_an_undefined_auc(run_in_proc
     (folder,) = (tmp_path / "outputs").iterdir()
     assert json.loads((folder / "models/best_model.json").read_text())["test"]["with TTA"]["auc"] is None
     assert json.loads((folder / "summary.json").read_text())["test"]["tta"]["auc"]["value"] is None
+
+
+def test_a_run_cannot_be_resumed_while_it_runs_under_another_lock_file(run_in_process, make_npz: Npz, tmp_path):
+    assert run_in_process("--dataset", str(make_npz()), *QUICK)[0] == 0
+    (folder,) = (tmp_path / "outputs").iterdir()
+    with ensure_single_instance(RunPaths(folder).lock):
+        code, complaint = run_in_process("--resume", str(folder))
+
+    assert code == 4
+    assert f"pid {os.getpid()}" in complaint

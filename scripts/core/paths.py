@@ -106,6 +106,11 @@ class RunPaths:
         return self.logs / "run.log"
 
     @property
+    def lock(self) -> Path:
+        """Held by whoever writes this folder."""
+        return self.logs / ".lock"
+
+    @property
     def models(self) -> Path:
         """Folder of the weights."""
         return self.root / "models"

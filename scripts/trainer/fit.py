@@ -64,6 +64,8 @@ def fit(
             save()
             stop.raise_if_received(f"Everything up to {place} is saved.")
 
+    if not state.history and state.steps_done == 0:
+        save()  # what training began with: by the time of a resumption the file it came from may be another
     if state.history:
         # a kill may have left the files one epoch behind the checkpoint, or a damaged checkpoint one epoch ahead of it
         _write_results(state, paths, model_card)

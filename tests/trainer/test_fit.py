@@ -316,6 +316,27 @@ def test_resuming_mends_best_weights_that_were_lost_or_are_ahead(tmp_path):
     assert outcome(resumed) == outcome(straight)
 
 
+def test_a_training_killed_in_its_first_step_begins_again_with_the_weights_it_began_with(tmp_path):
+    class Killed(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layers = small_network()
+
+        def forward(self, images):
+            raise KeyboardInterrupt
+
+        def state_dict(self, **options):
+            return self.layers.state_dict(**options)
+
+    straight, _ = train(tmp_path / "straight")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "cut", model=Killed())
+
+    resumed, _ = train(tmp_path / "cut", resume=True, model=small_network(seed=99))
+
+    assert outcome(resumed) == outcome(straight)
+
+
 def test_a_finished_training_is_not_trained_again(tmp_path):
     straight, first = train(tmp_path / "straight")
     before = outcome(straight)

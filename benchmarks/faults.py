@@ -135,6 +135,7 @@ def _stop(laboratory: Laboratory, number: int, chance: random.Random, wanted: si
             training.require_same(laboratory.reference)
             training.remove()
             continue
+        stage = _stage(training, code)
         if code == -wanted:  # before Python had got as far as our first line
             require(not training.runs(), "the signal was not caught although the run had begun")
             training.finish(training.start())
@@ -144,7 +145,7 @@ def _stop(laboratory: Laboratory, number: int, chance: random.Random, wanted: si
             training.finish(training.launch_as_printed())
         training.require_same(laboratory.reference)
         training.remove()
-        return {"seconds from signal to exit": seconds, "stopped while": _stage(training, code)}
+        return {"stopped while": stage, f"seconds from signal to exit while {stage}": seconds}
     raise NotSurvivedError(f"{MOST_MOMENTS} signals came after the end of the run")
 
 

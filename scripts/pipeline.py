@@ -124,6 +124,11 @@ def begin_or_resume(config: Config, dataset: Dataset, device: torch.device, path
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     state = begin_training(model, config, device)
     if saved:
+        if saved["provenance"] != json.loads(paths.config.read_text()):
+            raise DataError(
+                f"--resume {paths.root}: its config.json is not the one that its checkpoint was trained with. Put back "
+                "what was changed there, or start a new run."
+            )
         try:
             state.restore(saved)
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -131,8 +136,13 @@ def begin_or_resume(config: Config, dataset: Dataset, device: torch.device, path
                 f"--resume {paths.root}: its checkpoint does not fit this version of the program ({error})."
             ) from error
         log.info(f"resumed at epoch {state.epoch}, after {state.steps_done} of its steps")
+    elif config.resume and paths.history.exists():
+        raise DataError(
+            f"--resume {paths.root}: none of its checkpoints is sound, so its training cannot go on. Start a new run, "
+            f"from its best weights if you like (--weights {paths.best_model})."
+        )
     elif config.resume:
-        log.info("there is no sound checkpoint: starting at the beginning")
+        log.info("there is no sound checkpoint yet: starting at the beginning")
     return state
 
 

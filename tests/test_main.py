@@ -460,3 +460,41 @@ def test_a_run_cannot_be_resumed_while_it_runs_under_another_lock_file(run_in_pr
 
     assert code == 4
     assert f"pid {os.getpid()}" in complaint
+
+
+def stopped_run(run_in_process, make_npz: Npz, tmp_path: Path, monkeypatch) -> RunPaths:
+    """A run of three epochs that ended after its second, as if the machine had gone."""
+    from scripts.trainer import fit as module
+
+    monkeypatch.setattr(module, "epoch_line", lambda record, *_: 1 / 0 if record.epoch == 2 else "")
+    words = ("--dataset", str(make_npz()), "--weights", "none", "--epochs", "3", "--batch_size", "16")
+    assert run_in_process(*words)[0] == 1
+    monkeypatch.undo()
+    monkeypatch.chdir(tmp_path)
+    (folder,) = (tmp_path / "outputs").iterdir()
+    return RunPaths(folder)
+
+
+def test_resuming_under_changed_settings_is_refused(run_in_process, make_npz: Npz, tmp_path, monkeypatch):
+    paths = stopped_run(run_in_process, make_npz, tmp_path, monkeypatch)
+    paths.config.write_text(paths.config.read_text().replace('"lr": 0.008', '"lr": 0.5'))
+
+    code, complaint = run_in_process("--resume", str(paths.root))
+
+    assert code == 3
+    assert "its config.json is not the one that its checkpoint was trained with" in complaint
+
+
+def test_without_a_sound_checkpoint_what_was_trained_is_left_alone(
+    run_in_process, make_npz: Npz, tmp_path, monkeypatch
+):
+    paths = stopped_run(run_in_process, make_npz, tmp_path, monkeypatch)
+    weights = paths.best_model.read_bytes()
+    for path in (paths.last_checkpoint, paths.previous_checkpoint):
+        path.write_bytes(path.read_bytes()[:1000])
+
+    code, complaint = run_in_process("--resume", str(paths.root))
+
+    assert code == 3
+    assert "none of its checkpoints is sound, so its training cannot go on" in complaint
+    assert paths.best_model.read_bytes() == weights

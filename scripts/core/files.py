@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -20,7 +21,9 @@ PART = ".part"  # ends the name of a file that is being written; the name begins
 
 
 @contextmanager
-def replace_atomically(path: Path, *, needed_bytes: int | None = None) -> Iterator[BinaryIO]:
+def replace_atomically(
+    path: Path, *, needed_bytes: int | None = None, predecessor: Path | None = None
+) -> Iterator[BinaryIO]:
     """Open a temporary file beside ``path`` that takes its name once it is written whole and on the disk.
 
     Whatever goes wrong inside, ``path`` keeps its earlier content and the temporary file is removed. One that a killed
@@ -29,6 +32,8 @@ def replace_atomically(path: Path, *, needed_bytes: int | None = None) -> Iterat
     Args:
         path: Where the file goes, in an existing folder.
         needed_bytes: Size of the file, for the message when it does not fit; None where it is not known.
+        predecessor: The name under which the file's earlier content stays, once the new one is on the disk; None if it
+            need not.
 
     Raises:
         StorageError: The file cannot be written.
@@ -43,6 +48,8 @@ def replace_atomically(path: Path, *, needed_bytes: int | None = None) -> Iterat
                 os.fsync(stream.fileno())
                 # mkstemp makes the file private; a result is as readable as the user's umask allows
                 os.chmod(temporary, 0o666 & ~_UMASK)
+                if predecessor is not None and path.exists():
+                    _name_again(path, predecessor)
                 os.replace(temporary, path)  # before it is closed, which would make it look like a leftover
         except BaseException:
             with suppress(FileNotFoundError):
@@ -64,9 +71,9 @@ def remove_leftovers(folder: Path, *, of: str = "") -> None:
                 _remove_unless_written(folder / name)
 
 
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write ``content`` to ``path`` whole or not at all."""
-    with replace_atomically(path, needed_bytes=len(content)) as stream:
+def write_bytes(path: Path, content: bytes, *, predecessor: Path | None = None) -> None:
+    """Write ``content`` to ``path`` whole or not at all; see ``replace_atomically`` for ``predecessor``."""
+    with replace_atomically(path, needed_bytes=len(content), predecessor=predecessor) as stream:
         stream.write(content)
 
 
@@ -94,6 +101,19 @@ def file_digest(path: Path, algorithm: str) -> str:
         while chunk := stream.read(CHUNK_BYTES):
             digest.update(chunk)
     return digest.hexdigest()
+
+
+def _name_again(path: Path, name: Path) -> None:
+    """Give a file a second name, in place of whatever had it; there is no moment without either."""
+    spare = name.with_name(f".{name.name}{PART}")
+    spare.unlink(missing_ok=True)
+    try:
+        os.link(path, spare)
+    except OSError:  # a file system without hard links
+        shutil.copyfile(path, spare)
+    os.replace(spare, name)
+    # after a kill both may be names of one file already, and renaming one to the other does nothing then
+    spare.unlink(missing_ok=True)
 
 
 def _make_temporary(path: Path) -> tuple[int, str]:

@@ -23,6 +23,14 @@ class _ScreenFormatter(logging.Formatter):
         return "\n".join(f"{record.levelname.lower()}: {line}" for line in text.splitlines())
 
 
+class _ScreenHandler(logging.StreamHandler):  # type: ignore[type-arg]  # only Python 3.11 can name the stream
+    """A screen that is gone, or a full disk behind it, stops no run: the run's own log has every line too."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+
 class _RunLogHandler(logging.FileHandler):
     """A log file whose failure to be written is a failure of the run, not a traceback on the screen."""
 
@@ -38,7 +46,7 @@ class _RunLogHandler(logging.FileHandler):
 @contextmanager
 def screen_log() -> Iterator[None]:
     """Show the log on the screen while inside: messages on standard output, warnings and errors on standard error."""
-    messages, complaints = logging.StreamHandler(sys.stdout), logging.StreamHandler(sys.stderr)
+    messages, complaints = _ScreenHandler(sys.stdout), _ScreenHandler(sys.stderr)
     messages.addFilter(lambda record: record.levelno <= logging.INFO)
     complaints.setLevel(logging.WARNING)
     earlier_level, earlier_propagate = log.level, log.propagate

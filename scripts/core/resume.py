@@ -16,7 +16,8 @@ from scripts.core.paths import RunPaths
 
 # settings that change no bit of the result, so a resumed run may have others than it was started with
 FREE = frozenset({"resume", "lock_file", "no_process_guard", "num_workers", "feed", "data_dir"})
-# of those, the ones that belong to an invocation and not to the run
+NAMING = frozenset({"output_dir", "model_name"})
+# of those that are free, the ones that belong to an invocation and not to the run
 UNSTORED = FREE - {"data_dir"}
 
 
@@ -118,7 +119,8 @@ def _conflict(name: str, value: Any, stored: Mapping[str, Any], folder: Path) ->
             "so far would have been another. Leave it out, or start a new run, from these weights if you like "
             f"(--weights {RunPaths(folder).best_model})."
         )
-    return f"{start}: the result would be another. Leave it out, or start a new run."
+    reason = "the run has its folder and its name already" if name in NAMING else "the result would be another"
+    return f"{start}: {reason}. Leave it out, or start a new run."
 
 
 def _program() -> list[str]:

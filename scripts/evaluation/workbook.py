@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import math
 import re
+import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -21,6 +22,7 @@ from openpyxl.worksheet.properties import PageSetupProperties
 from openpyxl.worksheet.worksheet import Worksheet
 
 from scripts.core.config import SETTINGS, Config
+from scripts.core.errors import storage_errors
 from scripts.core.files import write_bytes
 from scripts.core.records import TrainingResult
 from scripts.data_handler.dataset import Dataset
@@ -86,7 +88,9 @@ def write_workbook(
     _write_environment(_sheet(book, "Environment", caption), environment)
     _write_figures(_sheet(book, "Figures", caption), figures)
     content = io.BytesIO()
-    book.save(content)
+    # openpyxl writes every sheet to a temporary file of its own first
+    with storage_errors(Path(tempfile.gettempdir()), "write a sheet of the workbook"):
+        book.save(content)
     write_bytes(path, content.getvalue())
 
 

@@ -10,15 +10,14 @@ import pickle
 import shutil
 import struct
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from scripts.core.errors import StorageError, storage_errors
-from scripts.core.files import PART, write_bytes, write_text
+from scripts.core.errors import DataError, StorageError, storage_errors
+from scripts.core.files import write_bytes, write_text
 from scripts.core.log import log
 from scripts.core.paths import RunPaths
 from scripts.core.records import EpochRecord
@@ -52,20 +51,7 @@ def save_checkpoint(paths: RunPaths, content: dict[str, Any]) -> None:
         StorageError: It cannot be written.
     """
     sealed = seal(tensors_as_bytes({"format_version": FORMAT_VERSION} | content))
-    newest, predecessor = paths.last_checkpoint, paths.previous_checkpoint
-    if newest.exists():
-        with storage_errors(predecessor, "keep the checkpoint before", needed_bytes=len(sealed)):
-            # a second name for the file: there is no moment without a newest checkpoint
-            spare = predecessor.with_name(f".{predecessor.name}{PART}")
-            spare.unlink(missing_ok=True)
-            try:
-                os.link(newest, spare)
-            except OSError:  # a file system without hard links
-                shutil.copyfile(newest, spare)
-            os.replace(spare, predecessor)
-            # after a kill both may be names of one file already, and renaming one to the other does nothing then
-            spare.unlink(missing_ok=True)
-    write_bytes(newest, sealed)
+    write_bytes(paths.last_checkpoint, sealed, predecessor=paths.previous_checkpoint)
 
 
 def load_checkpoint(paths: RunPaths) -> dict[str, Any] | None:
@@ -74,6 +60,7 @@ def load_checkpoint(paths: RunPaths) -> dict[str, Any] | None:
     A damaged newest one gives way to its predecessor, with a warning.
 
     Raises:
+        DataError: A checkpoint is whole, but of another version of the program.
         StorageError: A checkpoint is there and cannot be read, or cannot take a damaged one's place.
     """
     newest, predecessor = paths.last_checkpoint, paths.previous_checkpoint
@@ -140,12 +127,19 @@ def require_space(folder: Path, model_bytes: int) -> None:
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any] | None:
+    """The content of a checkpoint; None if its checksum does not fit."""
     with storage_errors(path, "read the checkpoint"):
         archive = path.read_bytes()
     if not is_sealed(archive):
         return None
-    with suppress(pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError):
-        content = torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
-        if isinstance(content, dict) and content.get("format_version") == FORMAT_VERSION:
-            return content
-    return None
+    try:
+        content: dict[str, Any] = torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
+        found = content["format_version"]
+    except (pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"The checkpoint {path} is whole, but cannot be read here ({type(error).__name__}).") from error
+    if found != FORMAT_VERSION:
+        raise DataError(
+            f"The checkpoint {path} is of format {found}, and this version of the program reads {FORMAT_VERSION}: go "
+            "on with the version that wrote it, or start a new run."
+        )
+    return content

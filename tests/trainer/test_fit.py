@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
@@ -17,7 +18,7 @@ import torch
 from torch import nn
 
 from scripts.core.config import Config
-from scripts.core.errors import DivergedError, Interrupted, StorageError
+from scripts.core.errors import DataError, DivergedError, Interrupted, StorageError
 from scripts.core.paths import RunPaths
 from scripts.core.records import EpochRecord, TrainingResult
 from scripts.core.system import StopRequest
@@ -246,7 +247,7 @@ def test_a_kill_after_resuming_from_the_predecessor_does_not_lose_both(tmp_path,
     path.write_bytes(path.read_bytes()[:-1])
     with monkeypatch.context() as patched:
         # a kill, for all that is left on the disk
-        patched.setattr(checkpoint, "write_bytes", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+        patched.setattr(checkpoint, "write_bytes", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path / "cut", resume=True)
 
@@ -359,6 +360,29 @@ def test_a_sealed_archive_shows_every_flipped_bit_and_is_still_read():
         damaged[place] ^= 1 << (place % 8)
         assert not is_sealed(bytes(damaged))
     assert not any(is_sealed(sealed[:length]) for length in range(len(sealed)))
+
+
+def test_a_checkpoint_of_another_version_is_refused_rather_than_thrown_away(tmp_path, monkeypatch):
+    paths, _ = train(tmp_path)
+    monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 2)
+
+    with pytest.raises(DataError, match=r"is of format 1, and this version of the program reads 2: go on with"):
+        load_checkpoint(paths)
+
+
+def test_the_predecessor_stays_until_the_new_checkpoint_is_on_the_disk(tmp_path, monkeypatch):
+    paths, _ = train(tmp_path)
+    kept = paths.previous_checkpoint.read_bytes()
+
+    def disk_full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", disk_full)
+    with pytest.raises(StorageError):
+        checkpoint.save_checkpoint(paths, {"steps_done": 7})
+
+    assert paths.previous_checkpoint.read_bytes() == kept
+    assert paths.last_checkpoint.read_bytes() != kept
 
 
 def test_too_little_space_is_found_before_training(tmp_path):

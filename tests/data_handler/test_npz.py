@@ -381,8 +381,9 @@ def test_a_directory_too_large_to_be_honest_is_not_read(path):
 def test_a_malformed_header_is_damage_not_a_crash(path, header):
     save_with(path, val_images=header)
     message = refusal(path)
-    assert message.startswith("val_images is damaged (")
-    assert message.endswith("); make or fetch the file again.")
+    # an older NumPy takes some of them for headers, of arrays that the file cannot hold
+    assert message.startswith(("val_images is damaged (", "val_images would be "))
+    assert message.endswith(("); make or fetch the file again.", " bytes of it; make or fetch it again."))
 
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import multiprocessing
 import random
-import resource
 import tempfile
 import time
 import traceback
@@ -43,7 +42,7 @@ class Verdict:
     number: int
     word: str  # such as "valid" or "refused"; empty for a failure
     failure: str
-    peak_bytes: int  # of the worker so far
+    extra_bytes: int  # of memory, at its highest so far, beyond what the worker had at its start
 
 
 def judge_many(judge: Judge, seed: int, tries: int) -> Result:
@@ -93,9 +92,9 @@ def _judge_until_trouble(judge: Judge, seed: int, first: int, end: int, result: 
 
 def _note(verdict: Verdict, judge: Judge, result: Result) -> int:
     """Add a verdict to the result; the number of its input."""
-    if verdict.peak_bytes > MOST_EXTRA_BYTES >= result.notes["extra_bytes"]:
-        result.failures.append(f"{judge.name} {verdict.number}: {verdict.peak_bytes:,} bytes of memory")
-    result.notes["extra_bytes"] = max(result.notes["extra_bytes"], verdict.peak_bytes)
+    if verdict.extra_bytes > MOST_EXTRA_BYTES >= result.notes["extra_bytes"]:
+        result.failures.append(f"{judge.name} {verdict.number}: {verdict.extra_bytes:,} bytes of memory")
+    result.notes["extra_bytes"] = max(result.notes["extra_bytes"], verdict.extra_bytes)
     result.notes["words"] += [verdict.word] if verdict.word else []
     result.failures += [f"{judge.name} {verdict.number}: {verdict.failure}"] if verdict.failure else []
     return verdict.number
@@ -108,15 +107,18 @@ def _work(connection: Connection, judge: Judge, seed: int, first: int, end: int)
     with tempfile.TemporaryDirectory(prefix="survival_") as name:
         folder = Path(name)
         judge.prepare(folder)
-        baseline = _peak_bytes()
+        baseline = _memory_bytes("VmRSS")
         for number in range(first, end):
             chance = random.Random(f"{seed}/{judge.name}/{number}")  # noqa: S311 (no secret)
             try:
                 word, failure = judge.judge(chance, folder), ""
             except BaseException:  # whatever it is, it was not to be raised
                 word, failure = "", " | ".join(traceback.format_exc().splitlines()[-3:])
-            connection.send(Verdict(number, word, failure, _peak_bytes() - baseline))
+            connection.send(Verdict(number, word, failure, _memory_bytes("VmHWM") - baseline))
 
 
-def _peak_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+def _memory_bytes(which: str) -> int:
+    """Resident memory of this process: ``VmRSS`` now, ``VmHWM`` at its highest."""
+    # not getrusage: what it calls the highest of a process began with that of the one that started it
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith(f"{which}:"))
+    return int(line.split()[1]) * 1024

@@ -185,7 +185,7 @@ def _change_sizes(chance: random.Random) -> bytes:
     """Arrays that do not fit together, or are of another kind; names that are missing or there twice."""
     arrays = _arrays(chance)
     for _ in range(chance.choice([1, 1, 2])):
-        key = chance.choice(list(arrays))
+        key = chance.choice([key for key, array in arrays.items() if array is not None])
         arrays[key] = chance.choice(_ARRAY_CHANGES)(arrays[key])
     members = {f"{key}.npy": _npy(array) for key, array in arrays.items() if array is not None}
     if chance.random() < 0.1 and members:

@@ -31,6 +31,7 @@ from benchmarks import conventional
 from scripts.core.config import Config
 from scripts.core.environment import PROJECT_ROOT, describe_environment
 from scripts.core.system.device import has_fast_bf16, select_device
+from scripts.core.system.machine import keep_freed_memory
 from scripts.core.system.reproducibility import use_fast_kernels
 from scripts.data_handler.augmentation import augment, normalise, to_float
 from scripts.data_handler.dataset import Split
@@ -411,6 +412,7 @@ def main() -> int:
     given = parser.parse_args()
 
     device = select_device(given.device)
+    keep_freed_memory()
     use_fast_kernels()
     bench = Bench(load_images(given.data, given.images), device, given.turns, Config(weights="none"))
     started, found = time.perf_counter(), []

@@ -11,7 +11,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,13 +45,15 @@ TRAINING = transforms.Compose(
 
 def view_transform(flip: bool, angle: float) -> transforms.Compose:
     """The test pictures in one view."""
-
-    def turn(picture: Tensor) -> Tensor:
-        picture = pictures.hflip(picture) if flip else picture
-        return pictures.rotate(picture, angle, pictures.InterpolationMode.BILINEAR) if angle else picture
-
-    steps = [transforms.ToPILImage(), turn, transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+    turned = partial(turn, flip=flip, angle=angle)
+    steps = [transforms.ToPILImage(), turned, transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
     return transforms.Compose(steps)
+
+
+def turn(picture: Any, *, flip: bool, angle: float) -> Any:
+    """One view of one PIL image, which torchvision annotates as if it were a tensor."""
+    picture = pictures.hflip(picture) if flip else picture
+    return pictures.rotate(picture, angle, pictures.InterpolationMode.BILINEAR) if angle else picture
 
 
 class Pictures(Dataset[tuple[Tensor, int]]):
@@ -71,6 +75,12 @@ def loader(
     """A DataLoader with worker processes, as tutorials have it."""
     settings = {"batch_size": BATCH_SIZE, "num_workers": NUM_WORKERS, "persistent_workers": NUM_WORKERS > 0} | options
     return DataLoader(Pictures(images, labels, transform), **settings)  # type: ignore[arg-type]
+
+
+def new_training(num_classes: int, device: torch.device) -> tuple[nn.Module, torch.optim.Optimizer]:
+    """The pipeline's network, and the optimiser as PyTorch gives it."""
+    model = adapted_resnet18(num_classes, seed=42).to(device)
+    return model, torch.optim.SGD(model.parameters(), lr=0.008, momentum=0.9, weight_decay=5e-4)
 
 
 def train_epoch(
@@ -123,8 +133,7 @@ def main() -> None:
     with np.load(given.data) as data:
         arrays = {name: data[name] for name in data.files}
     labels = {split: arrays[f"{split}_labels"][:, 0] for split in ("train", "val", "test")}
-    model = adapted_resnet18(int(labels["train"].max()) + 1, seed=42).to(device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.008, momentum=0.9, weight_decay=5e-4)
+    model, optimizer = new_training(int(labels["train"].max()) + 1, device)
     batches = loader(arrays["train_images"], labels["train"], shuffle=True)
     val = loader(arrays["val_images"], labels["val"], view_transform(False, 0))
     given.output_dir.mkdir(parents=True, exist_ok=True)

@@ -73,7 +73,7 @@ def flip_and_rotate(images: Tensor, flip: Tensor, angle: Tensor) -> Tensor:
     x, y = _centres(width, images.device), _centres(height, images.device).unsqueeze(1)
     # where in the source each pixel comes from, shape (2, B, H, W). By hand rather than by F.affine_grid, whose matrix
     # product of two columns takes ten times as long on a CPU, and on a GPU loses half of its digits to TF32.
-    source = torch.addcmul(by_y[..., None, None] * y, by_x[..., None, None], x)
+    source = by_x[..., None, None] * x + by_y[..., None, None] * y
     grid = source.permute(1, 2, 3, 0)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
 
@@ -94,7 +94,8 @@ def jitter(images: Tensor, brightness: Tensor, contrast: Tensor) -> Tensor:
         mean = bright.mean(dim=(2, 3)) @ _constant(LUMA, images.device)
     else:
         mean = bright.mean(dim=(1, 2, 3))
-    return torch.lerp(_per_image(mean), bright, _per_image(contrast)).clamp_(0, 1)
+    # a product and a sum rather than torch.lerp, which takes twice as long where the weight is broadcast
+    return (bright * _per_image(contrast)).add_(_per_image(mean * (1 - contrast))).clamp_(0, 1)
 
 
 def normalise(images: Tensor) -> Tensor:

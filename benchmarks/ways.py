@@ -1,0 +1,299 @@
+"""Two ways to do the same work, each served by a process of its own, so that neither lives off the other's settings.
+
+The pipeline's process is set up as ``main.py`` sets itself up; the conventional one is left as PyTorch makes it.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from benchmarks import conventional
+from scripts.core.config import Config
+from scripts.core.system.machine import keep_freed_memory
+from scripts.core.system.reproducibility import use_deterministic_kernels, use_fast_kernels
+from scripts.data_handler.augmentation import augment, normalise, to_float
+from scripts.data_handler.dataset import Split
+from scripts.data_handler.feed import Examples, make_examples
+from scripts.data_handler.plan import EpochPlan, draw_plan
+from scripts.data_handler.synthetic import open_synthblood
+from scripts.data_handler.views import tta_views
+from scripts.evaluation.inference import predict
+from scripts.models.resnet import adapted_resnet18
+from scripts.trainer import step as training
+from scripts.trainer.fit import begin_training
+from scripts.trainer.state import TrainingState
+
+NUM_CLASSES = 8
+PIPELINE, CONVENTIONAL = "pipeline", "conventional"
+REPRODUCIBLE = "reproducible"  # in the place of a precision: fp32 on deterministic kernels
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Task:
+    """Something to do with images that takes time."""
+
+    kind: str  # a key of PIPELINE_WORK
+    num_images: int  # of them; there may be fewer pictures, which then come again
+    precision: str = "fp32"  # of the pipeline: "bf16", "fp32" or REPRODUCIBLE; the conventional way knows fp32 alone
+    enlarged: int = 1  # times the side of the pictures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bench:
+    """What both ways work on, and where."""
+
+    data: Path | None  # a file in MedMNIST's schema; None for drawn cells
+    device: str
+    config: Config
+
+    @cached_property
+    def pictures(self) -> Split:
+        """All the training images there are."""
+        if self.data is None:
+            return open_synthblood().load("train")
+        with np.load(self.data) as content:
+            return Split(content["train_images"], content["train_labels"][:, 0].astype(np.int64))
+
+    def split(self, task: Task) -> Split:
+        """The images of a task."""
+        chosen = np.arange(task.num_images) % len(self.pictures.images)
+        images = self.pictures.images[chosen].repeat(task.enlarged, axis=1).repeat(task.enlarged, axis=2)
+        return Split(images, self.pictures.labels[chosen])
+
+    def examples(self, task: Task) -> Examples:
+        """The images of a task as the pipeline has them."""
+        device = torch.device(self.device)
+        return make_examples(self.split(task), NUM_CLASSES, feed="resident", device=device, num_workers=0)
+
+    def state(self) -> TrainingState:
+        """A training before its first step."""
+        model = adapted_resnet18(NUM_CLASSES, seed=0).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return begin_training(model.to(self.device), self.config, torch.device(self.device))
+
+    def plan(self, size: int) -> EpochPlan:
+        """The random decisions of an epoch."""
+        config = self.config
+        return draw_plan(
+            size,
+            seed=config.seed,
+            epoch=1,
+            batch_size=config.batch_size,
+            hflip=config.hflip,
+            rotation_angle=config.rotation_angle,
+            jitter=config.jitter_val,
+            mixup_alpha=config.mixup_alpha,
+            device=torch.device(self.device),
+        )
+
+
+Work = Callable[[], object]
+
+
+def augment_all(bench: Bench, task: Task) -> Work:
+    """Augmentation and normalisation of every image, without a network."""
+    examples, plan = bench.examples(task), bench.plan(task.num_images)
+
+    def work() -> None:
+        start = 0
+        for images in examples.feed.batches(plan.order, bench.config.batch_size):
+            part = plan.augmentation.part(slice(start, start + len(images)))
+            normalise(augment(to_float(images), part, rotates=True)).contiguous(memory_format=torch.channels_last)
+            start += len(images)
+
+    return work
+
+
+def train_steps(bench: Bench, task: Task) -> Work:
+    """Forward, backward and update of batches that are there already."""
+    state, (images, targets) = bench.state(), one_batch(bench, task)
+    near = images.contiguous(memory_format=torch.channels_last)
+
+    def work() -> None:
+        for _ in range(task.num_images // len(images)):
+            training.training_step(state.model, state.optimizer, near, targets, precision=task.precision)
+
+    return work
+
+
+def train_epoch(bench: Bench, task: Task) -> Work:
+    """One whole pass over the images, from stored bytes to updated weights, its plan drawn each time."""
+    examples, state = bench.examples(task), bench.state()
+
+    def work() -> None:
+        state.steps_done = 0
+        training.train_epoch(
+            state,
+            examples,
+            bench.plan(task.num_images),
+            batch_size=bench.config.batch_size,
+            rotates=True,
+            learning_rate=lambda _: 0.001,
+            precision="fp32" if task.precision == REPRODUCIBLE else task.precision,
+        )
+
+    return work
+
+
+def train_epoch_without_steps(bench: Bench, task: Task) -> Work:
+    """The same pass with nothing in the place of forward, backward and update but a look at the images."""
+    whole = train_epoch(bench, task)
+    real_step = training.training_step
+
+    def work() -> None:
+        training.training_step = lambda _model, _optimizer, images, *_, **__: images[0, 0, 0, 0]
+        try:
+            whole()
+        finally:
+            training.training_step = real_step
+
+    return work
+
+
+def evaluate(bench: Bench, task: Task) -> Work:
+    """Class probabilities of every image, averaged over four views."""
+    model, examples = bench.state().model, bench.examples(task)
+    views = tta_views(hflip=bench.config.hflip, rotation_angle=bench.config.rotation_angle)
+    return lambda: predict(model, examples, views, precision=task.precision)
+
+
+def augment_all_conventionally(bench: Bench, task: Task) -> Work:
+    """Every image through the DataLoader to the device."""
+    split, device = bench.split(task), torch.device(bench.device)
+    batches = conventional.loader(split.images, split.labels, shuffle=True)
+
+    def work() -> None:
+        for images, labels in batches:
+            images.to(device), labels.to(device)
+
+    return work
+
+
+def train_steps_conventionally(bench: Bench, task: Task) -> Work:
+    """The same batches in NCHW and fp32, with SGD as PyTorch gives it."""
+    model, optimizer = conventional.new_training(NUM_CLASSES, torch.device(bench.device))
+    model.train()
+    images, targets = one_batch(bench, task)
+
+    def work() -> None:
+        for _ in range(task.num_images // len(images)):
+            optimizer.zero_grad()
+            torch.nn.functional.cross_entropy(model(images), targets).backward()
+            optimizer.step()
+
+    return work
+
+
+def train_epoch_conventionally(bench: Bench, task: Task) -> Work:
+    """One whole pass."""
+    split, device = bench.split(task), torch.device(bench.device)
+    batches = conventional.loader(split.images, split.labels, shuffle=True)
+    model, optimizer = conventional.new_training(NUM_CLASSES, device)
+    return lambda: conventional.train_epoch(model, optimizer, batches, device)
+
+
+def evaluate_conventionally(bench: Bench, task: Task) -> Work:
+    """The same views, one loader for each."""
+    split, device = bench.split(task), torch.device(bench.device)
+    model, _ = conventional.new_training(NUM_CLASSES, device)
+    loaders = [
+        conventional.loader(split.images, split.labels, conventional.view_transform(*view))
+        for view in conventional.VIEWS
+    ]
+    return lambda: conventional.predict(model, loaders, device)
+
+
+def one_batch(bench: Bench, task: Task) -> tuple[torch.Tensor, torch.Tensor]:
+    """Normalised images in NCHW and their one-hot targets, on the device."""
+    examples = bench.examples(replace(task, num_images=bench.config.batch_size))
+    (stored,) = examples.feed.batches(np.arange(examples.size), examples.size)
+    return normalise(to_float(stored)).contiguous(), examples.targets
+
+
+PIPELINE_WORK: dict[str, Callable[[Bench, Task], Work]] = {
+    "input pipeline": augment_all,
+    "training step": train_steps,
+    "training epoch": train_epoch,
+    "epoch without its steps": train_epoch_without_steps,
+    "evaluation with TTA": evaluate,
+}
+CONVENTIONAL_WORK: dict[str, Callable[[Bench, Task], Work]] = {
+    "input pipeline": augment_all_conventionally,
+    "training step": train_steps_conventionally,
+    "training epoch": train_epoch_conventionally,
+    "evaluation with TTA": evaluate_conventionally,
+}
+
+
+class Way:
+    """A process that does tasks in one of the two ways and says how long each took; it keeps what it has built."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def seconds(self, task: Task) -> float:
+        """Wall-clock seconds of one turn, after a warm-up where it is the task's first."""
+        self._connection.send(task)
+        answer = self._connection.recv()
+        if isinstance(answer, str):
+            raise RuntimeError(answer)
+        return float(answer)
+
+
+@contextmanager
+def ways(bench: Bench) -> Iterator[tuple[Way, Way]]:
+    """Both ways, ready to be timed in turns: the pipeline's and the conventional one."""
+    context = multiprocessing.get_context("spawn")
+    pairs = [context.Pipe() for _ in range(2)]
+    processes = [
+        context.Process(target=_serve, args=(theirs, name, bench))
+        for (_, theirs), name in zip(pairs, (PIPELINE, CONVENTIONAL), strict=True)
+    ]
+    for process in processes:
+        process.start()
+    try:
+        yield Way(pairs[0][0]), Way(pairs[1][0])
+    finally:
+        for ours, _ in pairs:
+            ours.send(None)
+        for process in processes:
+            process.join()
+
+
+def _serve(connection: Connection, way: str, bench: Bench) -> None:
+    """Do the tasks that come, until None comes."""
+    table = PIPELINE_WORK if way == PIPELINE else CONVENTIONAL_WORK
+    if way == PIPELINE:
+        keep_freed_memory()
+    works: dict[Task, Work] = {}
+    while (task := connection.recv()) is not None:
+        try:
+            if way == PIPELINE:  # as main.py does: fast kernels, or deterministic ones
+                (use_deterministic_kernels if task.precision == REPRODUCIBLE else use_fast_kernels)()
+            if task not in works:
+                works[task] = table[task.kind](bench, task)
+                works[task]()
+            connection.send(_timed(works[task], torch.device(bench.device)))
+        except Exception as error:  # whatever it is, the other side waits for an answer
+            connection.send(f"{task} failed in the {way} way: {type(error).__name__}: {error}")
+
+
+def _timed(work: Work, device: torch.device) -> float:
+    def wait() -> None:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+
+    wait()
+    started = time.perf_counter()
+    work()
+    wait()
+    return time.perf_counter() - started

@@ -25,6 +25,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from scripts.core.environment import PROJECT_ROOT, describe_environment
 from scripts.core.files import write_bytes, write_json
@@ -116,7 +117,7 @@ def draw(trainings: Sequence[Training], title: str) -> bytes:
         }
         axes.plot(epochs, training.val_accuracies, marker=".", label=label, alpha=0.85, **style)
     axes.set_ylim(0, 1)
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="lower right")
     buffer = io.BytesIO()

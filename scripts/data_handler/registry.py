@@ -317,10 +317,10 @@ def dataset_problems(config: Config) -> Iterator[str]:
     name = config.dataset
     if config.is_dataset_path or name == SYNTHBLOOD:
         if config.resolution != STANDARD_RESOLUTION:
-            what = "synthblood is drawn" if name == SYNTHBLOOD else "a file of your own is used"
+            what = f"--dataset {SYNTHBLOOD}" if name == SYNTHBLOOD else "a file of your own"
             yield (
-                f"--resolution {config.resolution} cannot be used with --dataset {name}: {what} in the size that it "
-                "has, and only the MedMNIST sets are published in several. Leave --resolution out."
+                f"--resolution {config.resolution} cannot be used with {what}: only the MedMNIST sets are published in "
+                "several sizes. Leave --resolution out, and the images are taken as they are."
             )
         return
     trainable = [key for key, info in DATASET_REGISTRY.items() if info.task != MULTI_LABEL]

@@ -5,6 +5,7 @@ from medmnist.info import INFO, __version__
 
 from scripts.core.config import Config
 from scripts.data_handler.registry import DATASET_REGISTRY, VOLUMES, dataset_problems
+from tests.conftest import PROJECT_ROOT
 
 OFFICIAL_2D = [key for key in INFO if not key.endswith("3d")]
 CHOICES = (
@@ -131,12 +132,12 @@ def test_the_sets_are_accepted_at_every_published_size(size):
 
 @pytest.mark.parametrize(
     ("name", "what"),
-    [("synthblood", "synthblood is drawn"), ("cells.npz", "a file of your own is used")],
+    [("synthblood", "--dataset synthblood"), ("cells.npz", "a file of your own")],
 )
 def test_a_set_of_one_size_has_no_resolution_to_choose(name, what):
     assert problems_of(name, 64) == [
-        f"--resolution 64 cannot be used with --dataset {name}: {what} in the size that it has, and only the MedMNIST "
-        "sets are published in several. Leave --resolution out."
+        f"--resolution 64 cannot be used with {what}: only the MedMNIST sets are published in several sizes. Leave "
+        "--resolution out, and the images are taken as they are."
     ]
     assert problems_of(name, 28) == []
 
@@ -144,3 +145,29 @@ def test_a_set_of_one_size_has_no_resolution_to_choose(name, what):
 @pytest.mark.parametrize("name", ["bloodmnist_64", "BloodMNIST_64"])
 def test_the_name_of_a_file_is_understood_as_a_set_and_its_resolution(name):
     assert problems_of(name) == [f"Unknown --dataset {name!r}. Did you mean --dataset bloodmnist --resolution 64?"]
+
+
+DOCUMENTED = (PROJECT_ROOT / "docs/datasets.md").read_text()
+
+
+@pytest.mark.parametrize("key", OFFICIAL_2D)
+def test_the_documentation_states_the_facts_of_the_registry(key):
+    info = DATASET_REGISTRY[key]
+    counts = [info.num_samples[split] for split in ("train", "val", "test")]
+    facts: list[str] = [
+        f"`{key}`",
+        info.title,
+        info.task,
+        str(len(info.class_names)),
+        "grey" if info.channels == 1 else "RGB",
+        " / ".join(f"{count:,}" for count in counts),
+        "free" if info.orientation_free else "fixed",
+        str(INFO[key]["license"]),
+    ]
+    megabytes: list[str] = [f"{sum(counts) * size**2 * info.channels / 1e6:,.1f}" for size in SIZES]
+    for cells in (facts, [f"`{key}`", f"{sum(counts):,}", *megabytes]):
+        assert f"| {' | '.join(cells)} |\n" in DOCUMENTED
+
+
+def test_the_documentation_names_the_volumes():
+    assert all(f"`{key}`" in DOCUMENTED for key in VOLUMES)

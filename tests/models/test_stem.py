@@ -1,4 +1,4 @@
-"""A picture gets the stem that serves it; the small stem sees in a small one what the large stem sees in a large one."""
+"""A picture gets the stem that serves it; the small stem sees in a small one what the large one sees in a large."""
 
 from __future__ import annotations
 

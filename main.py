@@ -70,7 +70,7 @@ def train_and_report(config: Config, paths: RunPaths, stop: StopRequest) -> None
 
     log.info(f"run folder {paths.root}")
     config, device = pipeline.prepare_machine(config)
-    dataset = pipeline.open_dataset(config.dataset, config.data_dir)
+    dataset = pipeline.open_dataset(config.dataset, config.data_dir, config.resolution)
     config = pipeline.settle(config, dataset, device)
     provenance = pipeline.record_provenance(config, dataset, paths, stop)
     train, val = dataset.load("train"), dataset.load("val")

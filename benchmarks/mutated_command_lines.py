@@ -68,6 +68,8 @@ def _judge_known(chance: random.Random) -> str:
         wrong.append(repr(words[-1].partition("=")[0]))
     if expected.get("precision") == "bf16" and expected.get("reproducible"):
         wrong.append("--precision")
+    if expected.get("resolution", 28) != 28 and expected.get("dataset") in ("synthblood", "own/cells.npz"):
+        wrong.append("--resolution")  # of sets that have one size
     return _compare(words, expected, wrong)
 
 
@@ -96,6 +98,9 @@ def _right_value(known: Setting, chance: random.Random) -> tuple[str, Any]:
     limits = known.metadata
     if known.kind is bool:
         return "", True
+    if known.kind is int and "choices" in limits:
+        number = chance.choice(limits["choices"])
+        return str(number), number
     if known.kind is int:
         number = chance.randint(limits["least"], min(limits["most"], limits["least"] + 300))
         return str(number), number
@@ -124,6 +129,7 @@ def _wrong_value(known: Setting, chance: random.Random) -> str:
     if known.kind in (int, float):
         wrong = ["", "many", "1,5", "nan", "inf", "--", "0x10", "1e999", "1" + "0" * 400]
         wrong += ["3.5", "1e3"] if known.kind is int else []
+        wrong += ["0", "32", "-28"] if "choices" in limits else []
         wrong += [str(limits["least"] - 1)] if "least" in limits else []
         wrong += [str(limits["most"] + 1)] if "most" in limits else []
         wrong += [str(limits["above"])] if "above" in limits else []
@@ -132,7 +138,7 @@ def _wrong_value(known: Setting, chance: random.Random) -> str:
     if known.kind is Path:
         return chance.choice(["", "a\0b", "~nobody_of_that_name/x"])
     examples = {
-        "dataset": ["bloodmnits", "", "chestmnist", "organmnist3d", "BloodMNIST"],
+        "dataset": ["bloodmnits", "", "chestmnist", "organmnist3d", "BloodMNIST", "bloodmnist_64"],
         "model_name": ["", "!!!", "a\nb", "x" * 101, "\udcff1"],
         "weights": [""],
         "device": ["gpu", "cuda:x", "CPU", "", "cpu:0", "cuda:999"],

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from scripts.core.config import BACKBONE, Config
+from scripts.core.config import BACKBONE, DEFAULT_MODEL_NAME, STOCK_MODEL_NAME, Config
 from scripts.core.environment import describe_environment
 from scripts.core.errors import ConfigError, DataError, PipelineError
 from scripts.core.files import write_json
@@ -29,12 +29,11 @@ from scripts.data_handler.feed import Examples, choose_feed, make_examples
 from scripts.data_handler.registry import BINARY
 from scripts.data_handler.views import View, tta_views
 from scripts.models import factory
+from scripts.models.stem import STEMS, choose_stem
 from scripts.models.weights import load_weights, read_state_dict
 from scripts.trainer.checkpoint import forget_predecessor, load_checkpoint, require_space
 from scripts.trainer.fit import begin_training, fit
 from scripts.trainer.state import TrainingState
-
-LARGEST_SINGLE_POINT = 8  # pixels of a side: the last stage sees an eighth of it, rounded up
 
 if TYPE_CHECKING:
     from scripts.evaluation.metrics import Estimate, EvaluationResult, Metrics
@@ -66,19 +65,45 @@ def settle(config: Config, dataset: Dataset, device: torch.device) -> Config:
     else:
         num_workers, consequence = config.num_workers, f"{config.num_workers} worker processes"
     log.info("feed %s: %s; %s", feed, reason, consequence)
+    config = _settle_views(_settle_stem(replace(config, feed=feed, num_workers=num_workers), dataset), dataset)
 
     smallest_batch = dataset.num_samples["train"] % config.batch_size or config.batch_size
-    if smallest_batch == 1 and max(dataset.height, dataset.width) <= LARGEST_SINGLE_POINT:
+    if smallest_batch == 1 and max(dataset.height, dataset.width) <= STEMS[config.stem].reduction:
         raise ConfigError(
             f"--batch_size {config.batch_size} leaves one of the {dataset.num_samples['train']} training images in a "
             f"batch of its own, which batch normalisation cannot train on with pictures of {dataset.width} × "
-            f"{dataset.height} pixels. Take another --batch_size."
+            f"{dataset.height} pixels and the {config.stem} stem. Take another --batch_size."
         )
-    no_tta = config.no_tta
-    if not no_tta and len(_views(config)) == 1:
-        no_tta = True
+    return config
+
+
+def _settle_stem(config: Config, dataset: Dataset) -> Config:
+    """The stem that serves the pictures, and a model name that does not say otherwise."""
+    stem, reason = choose_stem(config.stem, dataset.height, dataset.width)
+    if config.resume:
+        reason = "as the run began"
+    log.info("stem %s (%s): %s", stem, STEMS[stem].layers, reason)
+    model_name = config.model_name
+    if stem == "stock" and model_name == DEFAULT_MODEL_NAME:
+        model_name = STOCK_MODEL_NAME
+        log.info("the model is called %s, since nothing of it is adapted", model_name)
+    return replace(config, stem=stem, model_name=model_name)
+
+
+def _settle_views(config: Config, dataset: Dataset) -> Config:
+    """The views that make sense for the pictures, in training and so in TTA."""
+    if not dataset.orientation_free:
+        log.info(
+            "no picture is mirrored, whatever --hflip says: left and right are not interchangeable in %s (given by its "
+            "path, %s is taken as a file of your own, for which --hflip alone decides)",
+            dataset.title,
+            dataset.source,
+        )
+        config = replace(config, hflip=0.0)
+    if not config.no_tta and len(_views(config)) == 1:
         log.info("no test-time augmentation: training shows every picture in one view only")
-    return replace(config, feed=feed, num_workers=num_workers, no_tta=no_tta)
+        config = replace(config, no_tta=True)
+    return config
 
 
 def record_provenance(config: Config, dataset: Dataset, paths: RunPaths, stop: StopRequest) -> dict[str, Any]:
@@ -117,7 +142,11 @@ def begin_or_resume(config: Config, dataset: Dataset, device: torch.device, path
     saved = load_checkpoint(paths) if config.resume else None
     weights = "none" if saved else config.weights  # a checkpoint replaces whatever the run was started from
     model = factory.build_model(
-        num_classes=len(dataset.class_names), weights=weights, data_dir=config.data_dir, seed=config.seed
+        num_classes=len(dataset.class_names),
+        weights=weights,
+        data_dir=config.data_dir,
+        seed=config.seed,
+        stem=config.stem,
     )
     require_space(paths.root, sum(tensor.nbytes for tensor in model.state_dict().values()))
     # the memory layout that convolutions are fastest in
@@ -250,7 +279,8 @@ def describe_model(config: Config, dataset: Dataset) -> dict[str, Any]:
     return {
         "model_name": config.model_name,
         "backbone": BACKBONE,
-        "stem": "3x3, stride 1, no max-pool",
+        "stem": config.stem,
+        "stem_layers": STEMS[config.stem].layers,
         "class_names": list(dataset.class_names),
         "task": dataset.task,
         "input": {

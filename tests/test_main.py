@@ -235,8 +235,8 @@ def test_all_problems_of_a_command_line_come_at_once(run_in_process):
 def test_no_network_ends_with_3_and_says_where_to_put_the_file(run_in_process, monkeypatch, tmp_path):
     with socket.socket() as closed:  # a port at which nobody answers
         closed.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{closed.getsockname()[1]}/bloodmnist.npz"
-    info = dataclasses.replace(DATASET_REGISTRY["bloodmnist"], url=url)
+        files_url = f"http://127.0.0.1:{closed.getsockname()[1]}"
+    info = dataclasses.replace(DATASET_REGISTRY["bloodmnist"], files_url=files_url)
     monkeypatch.setattr("scripts.data_handler.dataset.DATASET_REGISTRY", {"bloodmnist": info})
     monkeypatch.setattr("scripts.data_handler.dataset.fetch", functools.partial(fetch, sleep=lambda _: None))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -246,7 +246,7 @@ def test_no_network_ends_with_3_and_says_where_to_put_the_file(run_in_process, m
     assert code == 3
     error = complaint.splitlines()[-1]
     for part in (
-        url,
+        f"{files_url}/bloodmnist.npz",
         "7053d0359d879ad8a5505303e11de1dc",
         str(tmp_path / "dataset/bloodmnist.npz"),
         "--dataset synthblood",
@@ -405,7 +405,7 @@ def test_a_batch_that_cannot_be_normalised_is_refused_before_training(run_in_pro
     assert code == 2
     assert complaint == (
         "error: --batch_size 16 leaves one of the 33 training images in a batch of its own, which batch normalisation "
-        "cannot train on with pictures of 8 × 8 pixels. Take another --batch_size.\n"
+        "cannot train on with pictures of 8 × 8 pixels and the adapted stem. Take another --batch_size.\n"
     )
     assert run_in_process("--dataset", tiny, *QUICK, "--batch_size", "11")[0] == 0
 

@@ -52,6 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
         if group_name not in groups:
             groups[group_name] = parser.add_argument_group(group_name)
         about, kind_name = known.metadata["about"], known.kind.__name__.upper()
+        choices = "|".join(map(str, known.metadata.get("choices", ())))
         if known.kind is bool:
             groups[group_name].add_argument(known.flag, action="store_true", help=about.replace("%", "%%"))
         else:
@@ -60,7 +61,7 @@ def build_parser() -> argparse.ArgumentParser:
                 # the value is optional to argparse alone: a missing one is then reported with the other problems
                 nargs="?",
                 const=_NO_VALUE,
-                metavar=known.metadata.get("metavar") or "|".join(known.metadata.get("choices", ())) or kind_name,
+                metavar=known.metadata.get("metavar") or choices or kind_name,
                 help=(f"{about} (default: {known.default})" if known.default != "" else about).replace("%", "%%"),
             )
     return parser

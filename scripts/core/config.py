@@ -16,6 +16,9 @@ from scripts.core.errors import ConfigError
 
 BACKBONE = "resnet18"
 DEFAULT_MODEL_NAME = "ResNet-18 Adapted"
+STOCK_MODEL_NAME = "ResNet-18"  # in place of the default where the stem is not adapted after all
+RESOLUTIONS = (28, 64, 128, 224)  # that MedMNIST publishes its 2D sets in; pixels of a side
+STANDARD_RESOLUTION = 28  # the only one that is no part of a name
 MOST = 1_000_000  # of anything counted: beyond it lies a typing mistake, and at last an overflow
 LARGEST_SEED = 2**32 - 1  # what PYTHONHASHSEED and NumPy accept
 
@@ -65,7 +68,13 @@ class Config:
         42, "Seeds weights, data order, augmentation and MixUp.", group="training", least=0, most=LARGEST_SEED
     )
 
-    hflip: float = setting(0.5, "Probability of a horizontal flip.", group="augmentation", least=0, most=1)
+    hflip: float = setting(
+        0.5,
+        "Probability of a horizontal flip; 0 for the MedMNIST sets in which left and right differ.",
+        group="augmentation",
+        least=0,
+        most=1,
+    )
     rotation_angle: int = setting(10, "Largest random rotation, in degrees.", group="augmentation", least=0, most=180)
     jitter_val: float = setting(
         0.2, "Strength of the brightness and contrast jitter.", group="augmentation", least=0, most=1
@@ -76,6 +85,12 @@ class Config:
         "bloodmnist",
         "MedMNIST set, 'synthblood' (drawn by the program, needs no network), or the path of an .npz.",
         group="data and model",
+    )
+    resolution: int = setting(
+        STANDARD_RESOLUTION,
+        "Published size of a MedMNIST set's images, in pixels of a side; own files have a size of their own.",
+        group="data and model",
+        choices=RESOLUTIONS,
     )
     model_name: str = setting(
         DEFAULT_MODEL_NAME,
@@ -90,6 +105,13 @@ class Config:
         group="data and model",
         pattern=r".+",
         pattern_about="'imagenet', 'none', or a path",
+    )
+    stem: str = setting(
+        "auto",
+        "The network's first layers: 'adapted' (3x3, keeps every pixel), 'stock' (7x7 and max-pool, a quarter of the "
+        "side), 'auto' (adapted up to 64 pixels).",
+        group="data and model",
+        choices=("auto", "adapted", "stock"),
     )
     data_dir: Path = setting(Path("dataset"), "Folder of the downloaded data and weights.", group="data and model")
     output_dir: Path = setting(Path("outputs"), "Folder in which each run gets its own.", group="data and model")
@@ -139,8 +161,14 @@ class Config:
 
     @property
     def dataset_part(self) -> str:
-        """What the run folder's name says of the data: the registry's name, or an own file's without its ending."""
-        return Path(self.dataset).stem if self.is_dataset_path else self.dataset
+        """What the run folder's name says of the data: the registry's name, or an own file's without its ending.
+
+        >>> Config(dataset="bloodmnist", resolution=64).dataset_part
+        'bloodmnist_64'
+        """
+        if self.is_dataset_path:
+            return Path(self.dataset).stem
+        return self.dataset if self.resolution == STANDARD_RESOLUTION else f"{self.dataset}_{self.resolution}"
 
     @property
     def model_part(self) -> str:
@@ -191,7 +219,7 @@ def _problems(name: str, value: Any) -> Iterator[str]:
     limits = known.metadata
     number = f"{value:g}" if isinstance(value, float) else repr(value)
     if "choices" in limits and value not in limits["choices"]:
-        yield f"{known.flag} must be one of {', '.join(limits['choices'])}, got {value!r}."
+        yield f"{known.flag} must be one of {', '.join(map(str, limits['choices']))}, got {value!r}."
     if "pattern" in limits and not re.fullmatch(limits["pattern"], value):
         yield f"{known.flag} must be {limits['pattern_about']}, got {value!r}."
     if "least" in limits and value < limits["least"]:

@@ -10,7 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
-from scripts.core.config import SETTINGS, Config
+from scripts.core.config import DEFAULT_MODEL_NAME, SETTINGS, STOCK_MODEL_NAME, Config
 from scripts.core.errors import ConfigError
 from scripts.core.paths import RunPaths
 
@@ -32,12 +32,13 @@ def with_stored_settings(given: Mapping[str, Any]) -> dict[str, Any]:
             has its line.
     """
     folder = _folder_of(given["resume"])
-    stored = _read_stored(folder)
-    problems = [_conflict(name, value, stored, folder) for name, value in given.items()]
+    stored, has_left_and_right = _read_stored(folder)
+    free_names = FREE | {"hflip"} if has_left_and_right else FREE  # there it has no effect, and the log says so
+    problems = [_conflict(name, value, stored, folder) for name, value in given.items() if name not in free_names]
     if any(problems):
         raise ConfigError(*filter(None, problems))
     own_path = {"dataset": given["dataset"]} if "dataset" in given else {}
-    free = {name: value for name, value in given.items() if name in FREE}
+    free = {name: value for name, value in given.items() if name in free_names}
     return stored | own_path | free | {"resume": str(folder)}
 
 
@@ -79,12 +80,19 @@ def _folder_of(text: str) -> Path:
     raise ConfigError(f"--resume must be the folder of a run, but {what}.")
 
 
-def _read_stored(folder: Path) -> dict[str, Any]:
-    """The settings in a run's ``config.json``; ConfigError unless all of them make a Config."""
+def _read_stored(folder: Path) -> tuple[dict[str, Any], bool]:
+    """The settings in a run's ``config.json``, and whether left and right differ in its data set.
+
+    Settings are not filled in where they are missing: a version that did not know one may have done something else.
+
+    Raises:
+        ConfigError: The settings do not make a Config.
+    """
     path = RunPaths(folder).config
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        settings, source = content["settings"], content["dataset"]["source"]
+        settings, dataset = content["settings"], content["dataset"]
+        source, has_left_and_right = dataset["source"], dataset.get("orientation_free") is False
         kept = {entry.name: settings[entry.name] for entry in fields(Config) if entry.name not in UNSTORED}
         values: dict[str, Any] = {
             name: Path(value) if SETTINGS[name].kind is Path else value for name, value in kept.items()
@@ -102,14 +110,16 @@ def _read_stored(folder: Path) -> dict[str, Any]:
             f"--resume {folder} cannot be used: its config.json is damaged or of another version of the program "
             f"({reason}). Start a new run."
         ) from error
-    return values
+    return values, has_left_and_right
 
 
 def _conflict(name: str, value: Any, stored: Mapping[str, Any], folder: Path) -> str | None:
-    """Why a setting cannot be given beside ``--resume``; None if it can."""
+    """Why a setting that is not free cannot be given beside ``--resume``; None if it can."""
     known = SETTINGS[name]
-    if name in FREE or value == stored[name] or (name in ("device", "precision") and value == "auto"):
+    if value == stored[name] or (name in ("device", "precision", "stem") and value == "auto"):
         return None
+    if name == "model_name" and (value, stored[name]) == (DEFAULT_MODEL_NAME, STOCK_MODEL_NAME):
+        return None  # the default, which the stem has turned into the other
     if name == "dataset" and all(Config(dataset=text).is_dataset_path for text in (value, stored[name])):
         return None  # the file may have moved: its MD5 will tell
     start = f"{known.flag} {value} cannot be used with --resume {folder}, which was started with {stored[name]}"

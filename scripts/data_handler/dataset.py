@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from scripts.core.config import STANDARD_RESOLUTION
 from scripts.core.download import fetch
 from scripts.core.errors import DataError
 from scripts.core.files import file_digest
@@ -58,6 +59,7 @@ class Dataset:
     width: int  # pixels
     channels: int  # 1 for grey, 3 for RGB
     num_samples: Mapping[str, int]  # images in "train", "val" and "test"
+    orientation_free: bool = True  # as in DatasetInfo; of own files nobody knows better than who sets the flags
     md5: str
     source: str  # absolute path of the file, or "generated"
     note: str | None  # what every report must say of the set
@@ -69,12 +71,13 @@ class Dataset:
         return values | {"class_names": list(self.class_names), "num_samples": dict(self.num_samples)}
 
 
-def open_dataset(name: str, data_dir: Path) -> Dataset:
+def open_dataset(name: str, data_dir: Path, resolution: int = STANDARD_RESOLUTION) -> Dataset:
     """Find, fetch if need be, and check a data set; no image is kept in memory.
 
     Args:
         name: A key of ``DATASET_REGISTRY``, ``"synthblood"``, or the path of an ``.npz`` in MedMNIST's schema.
         data_dir: Where files of the registry's sets are, or are put.
+        resolution: Which of the published sizes of a registry's set, in pixels of a side; other sets have one size.
 
     Raises:
         DataError: The data are missing, unreachable, corrupt, or of a kind that cannot be trained on.
@@ -85,25 +88,30 @@ def open_dataset(name: str, data_dir: Path) -> Dataset:
 
         return open_synthblood()
     if name in DATASET_REGISTRY:
-        return _open_registered(DATASET_REGISTRY[name], data_dir)
+        return _open_registered(DATASET_REGISTRY[name], data_dir, resolution)
     return _open_own(Path(name))
 
 
-def _open_registered(info: DatasetInfo, data_dir: Path) -> Dataset:
+def _open_registered(info: DatasetInfo, data_dir: Path, resolution: int) -> Dataset:
     if info.task == MULTI_LABEL:
         raise DataError(f"{info.title} has several labels per image: multi-label sets are not supported yet.")
-    path = (data_dir / f"{info.key}.npz").absolute()
-    fetch(info.url, path, digest=info.md5, what=info.title, offline=OFFLINE)
+    path, md5 = (data_dir / info.file_name(resolution)).absolute(), info.md5s[resolution]
+    what = info.title if resolution == STANDARD_RESOLUTION else f"{info.title} at {resolution} × {resolution} pixels"
+    fetch(info.url(resolution), path, digest=md5, what=what, offline=OFFLINE)
     layout = validate_npz_keys(path)
+    if (layout.height, layout.width) != (resolution, resolution):
+        raise DataError(
+            f"Cannot use {path}: at --resolution {resolution} {info.title} has images of {resolution} × {resolution} "
+            f"pixels, but the file has {layout.height} × {layout.width}."
+        )
     found = {"channels": layout.channels, "images": layout.num_samples, "label columns": layout.label_columns}
     expected = {"channels": info.channels, "images": dict(info.num_samples), "label columns": 1}
     if found != expected:
         raise DataError(f"Cannot use {path}: {info.title} has {expected}, but the file has {found}.")
     require_memory(layout)
     labels = {split: read_labels(layout, split, len(info.class_names)) for split in SPLITS}
-    return _dataset(
-        layout, labels, key=info.key, title=info.title, task=info.task, names=info.class_names, md5=info.md5
-    )
+    opened = _dataset(layout, labels, key=info.key, title=info.title, task=info.task, names=info.class_names, md5=md5)
+    return replace(opened, orientation_free=info.orientation_free)
 
 
 def _open_own(given: Path) -> Dataset:

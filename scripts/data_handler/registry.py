@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from scripts.core.config import Config
+from scripts.core.config import RESOLUTIONS, STANDARD_RESOLUTION, Config
 
 SYNTHBLOOD = "synthblood"
 MULTI_CLASS, BINARY, ORDINAL, MULTI_LABEL = (
@@ -20,6 +20,10 @@ MULTI_CLASS, BINARY, ORDINAL, MULTI_LABEL = (
     "ordinal-regression",
     "multi-label, binary-class",
 )
+# whether a mirrored or turned picture might have been taken as well: under a microscope or a dermatoscope no side is
+# left or up, in a body every side is (the organ sets even tell kidney-left from kidney-right)
+FREE, FIXED = True, False
+FILES_URL = "https://zenodo.org/records/10519652/files"
 VOLUMES = ("organmnist3d", "nodulemnist3d", "adrenalmnist3d", "fracturemnist3d", "vesselmnist3d", "synapsemnist3d")
 ORGANS = (
     "bladder",
@@ -38,7 +42,7 @@ ORGANS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetInfo:
-    """One set of the MedMNIST v2 collection, at 28 x 28 pixels."""
+    """One set of the MedMNIST v2 collection, in every size that it is published in."""
 
     key: str  # as typed after --dataset, such as "bloodmnist"
     title: str  # as the authors write it, such as "BloodMNIST"
@@ -46,23 +50,37 @@ class DatasetInfo:
     channels: int  # 1 for grey, 3 for RGB
     class_names: tuple[str, ...]  # in the order of the label values
     num_samples: Mapping[str, int]  # images in "train", "val" and "test"
-    md5: str
-    url: str
+    orientation_free: bool  # whether left and right may be exchanged: in training's augmentation, and in TTA's views
+    md5s: Mapping[int, str]  # of the file, by resolution
+    files_url: str = FILES_URL  # where the files of all resolutions are
+
+    def file_name(self, resolution: int) -> str:
+        """The name that the authors gave the file of one resolution, such as ``bloodmnist_64.npz``."""
+        return f"{self.key}{'' if resolution == STANDARD_RESOLUTION else f'_{resolution}'}.npz"
+
+    def url(self, resolution: int) -> str:
+        """Where the file of one resolution comes from."""
+        return f"{self.files_url}/{self.file_name(resolution)}?download=1"
 
 
 def _info(
-    title: str, task: str, channels: int, num_samples: tuple[int, int, int], md5: str, class_names: tuple[str, ...]
+    title: str,
+    task: str,
+    channels: int,
+    num_samples: tuple[int, int, int],
+    orientation_free: bool,
+    md5s: tuple[str, str, str, str],
+    class_names: tuple[str, ...],
 ) -> DatasetInfo:
-    key = title.lower()
     return DatasetInfo(
-        key=key,
+        key=title.lower(),
         title=title,
         task=task,
         channels=channels,
         class_names=class_names,
         num_samples=MappingProxyType(dict(zip(("train", "val", "test"), num_samples, strict=True))),
-        md5=md5,
-        url=f"https://zenodo.org/records/10519652/files/{key}.npz?download=1",
+        orientation_free=orientation_free,
+        md5s=MappingProxyType(dict(zip(RESOLUTIONS, md5s, strict=True))),
     )
 
 
@@ -72,7 +90,13 @@ _SETS = (
         MULTI_CLASS,
         3,
         (89_996, 10_004, 7_180),
-        "a8b06965200029087d5bd730944a56c1",
+        FREE,
+        (
+            "a8b06965200029087d5bd730944a56c1",
+            "55aa9c1e0525abe5a6b9d8343a507616",
+            "ac42d08fb904d92c244187169d1fd1d9",
+            "2c51a510bcdc9cf8ddb2af93af1eadec",
+        ),
         (
             "adipose",
             "background",
@@ -90,7 +114,13 @@ _SETS = (
         MULTI_LABEL,
         1,
         (78_468, 11_219, 22_433),
-        "02c8a6516a18b556561a56cbdd36c4a8",
+        FIXED,
+        (
+            "02c8a6516a18b556561a56cbdd36c4a8",
+            "9de6cd0b934ebb5b7426cfba5efbae16",
+            "db107e5590b27930b62dbaf558aebee3",
+            "45bd33e6f06c3e8cdb481c74a89152aa",
+        ),
         (
             "atelectasis",
             "cardiomegaly",
@@ -113,7 +143,13 @@ _SETS = (
         MULTI_CLASS,
         3,
         (7_007, 1_003, 2_005),
-        "0744692d530f8e62ec473284d019b0c7",
+        FREE,
+        (
+            "0744692d530f8e62ec473284d019b0c7",
+            "b70a2f5635c6199aeaa28c31d7202e1f",
+            "2defd784463fa5243564e855ed717de1",
+            "8974907d8e169bef5f5b96bc506ae45d",
+        ),
         (
             "actinic keratoses and intraepithelial carcinoma",
             "basal cell carcinoma",
@@ -129,7 +165,13 @@ _SETS = (
         MULTI_CLASS,
         1,
         (97_477, 10_832, 1_000),
-        "c68d92d5b585d8d81f7112f81e2d0842",
+        FIXED,
+        (
+            "c68d92d5b585d8d81f7112f81e2d0842",
+            "e229e9440236b774d9f0dfef9d07bdaf",
+            "0a97e76651ace45c5d943ee3f65b63ae",
+            "abc493b6d529d5de7569faaef2773ba3",
+        ),
         ("choroidal neovascularization", "diabetic macular edema", "drusen", "normal"),
     ),
     _info(
@@ -137,7 +179,13 @@ _SETS = (
         BINARY,
         1,
         (4_708, 524, 624),
-        "28209eda62fecd6e6a2d98b1501bb15f",
+        FIXED,
+        (
+            "28209eda62fecd6e6a2d98b1501bb15f",
+            "8f4eceb4ccffa70c672198ea285246c6",
+            "05b46931834c231683c68f40c47b2971",
+            "d6a3c71de1b945ea11211b03746c1fe1",
+        ),
         ("normal", "pneumonia"),
     ),
     _info(
@@ -145,7 +193,13 @@ _SETS = (
         ORDINAL,
         3,
         (1_080, 120, 400),
-        "bd4c0672f1bba3e3a89f0e4e876791e4",
+        FIXED,
+        (
+            "bd4c0672f1bba3e3a89f0e4e876791e4",
+            "afda852cc34dcda56f86ad2b2457dbcc",
+            "e48e916a24454daf90583d4e6efb1a18",
+            "eae7e3b6f3fcbda4ae613ebdcbe35348",
+        ),
         ("0", "1", "2", "3", "4"),
     ),
     _info(
@@ -153,7 +207,13 @@ _SETS = (
         BINARY,
         1,
         (546, 78, 156),
-        "750601b1f35ba3300ea97c75c52ff8f6",
+        FIXED,
+        (
+            "750601b1f35ba3300ea97c75c52ff8f6",
+            "742edef2a1fd1524b2efff4bd7ba9364",
+            "363e4b3f8d712e9b5de15470a2aaadf1",
+            "b56378a6eefa9fed602bb16d192d4c8b",
+        ),
         ("malignant", "normal, benign"),
     ),
     _info(
@@ -161,7 +221,13 @@ _SETS = (
         MULTI_CLASS,
         3,
         (11_959, 1_712, 3_421),
-        "7053d0359d879ad8a5505303e11de1dc",
+        FREE,
+        (
+            "7053d0359d879ad8a5505303e11de1dc",
+            "2b94928a2ae4916078ca51e05b6b800b",
+            "adace1e0ed228fccda1f39692059dd4c",
+            "b718ff6835fcbdb22ba9eacccd7b2601",
+        ),
         (
             "basophil",
             "eosinophil",
@@ -178,7 +244,13 @@ _SETS = (
         MULTI_CLASS,
         1,
         (165_466, 23_640, 47_280),
-        "ebe78ee8b05294063de985d821c1c34b",
+        FREE,
+        (
+            "ebe78ee8b05294063de985d821c1c34b",
+            "123ece2eba09d0aa5d698fda57103344",
+            "61b955355d7425a89687b06cca3ce0c2",
+            "b077128c4a949f0a4eb01517f9037b9c",
+        ),
         (
             "Collecting Duct, Connecting Tubule",
             "Distal Convoluted Tubule",
@@ -190,18 +262,66 @@ _SETS = (
             "Thick Ascending Limb",
         ),
     ),
-    _info("OrganAMNIST", MULTI_CLASS, 1, (34_561, 6_491, 17_778), "68e3f8846a6bd62f0c9bf841c0d9eacc", ORGANS),
-    _info("OrganCMNIST", MULTI_CLASS, 1, (12_975, 2_392, 8_216), "b9ceb9546e10131b32923c5bbeaea2b1", ORGANS),
-    _info("OrganSMNIST", MULTI_CLASS, 1, (13_932, 2_452, 8_827), "9ab87b696fb54e2a387ebe992d6ed5f1", ORGANS),
+    _info(
+        "OrganAMNIST",
+        MULTI_CLASS,
+        1,
+        (34_561, 6_491, 17_778),
+        FIXED,
+        (
+            "68e3f8846a6bd62f0c9bf841c0d9eacc",
+            "2dcccc29b88e6da5a01161ef20cda288",
+            "eeae80d0a227a8d099027e1b3cfd3b60",
+            "50747347e05c87dd3aaf92c49f9f3170",
+        ),
+        ORGANS,
+    ),
+    _info(
+        "OrganCMNIST",
+        MULTI_CLASS,
+        1,
+        (12_975, 2_392, 8_216),
+        FIXED,
+        (
+            "b9ceb9546e10131b32923c5bbeaea2b1",
+            "3ce34a8724ea6f548e6db4744d03b6a9",
+            "773c1f009daa3fe5d9a2a201b2a7ed94",
+            "050f5e875dc056f6768abf94ec9995d1",
+        ),
+        ORGANS,
+    ),
+    _info(
+        "OrganSMNIST",
+        MULTI_CLASS,
+        1,
+        (13_932, 2_452, 8_827),
+        FIXED,
+        (
+            "9ab87b696fb54e2a387ebe992d6ed5f1",
+            "53a6d115339d874c25e309a994ff46d3",
+            "ded0c5fa01a95dc4978b956f613e9b8e",
+            "b354719e553fbbb2513d5533f52a4cb1",
+        ),
+        ORGANS,
+    ),
 )
 
 DATASET_REGISTRY: Mapping[str, DatasetInfo] = MappingProxyType({info.key: info for info in _SETS})
 
 
 def dataset_problems(config: Config) -> Iterator[str]:
-    """One sentence if ``--dataset`` names a set that cannot be trained on; the content of files is not looked at."""
+    """One sentence if ``--dataset`` names a set that cannot be trained on, or not at ``--resolution``.
+
+    The content of files is not looked at.
+    """
     name = config.dataset
     if config.is_dataset_path or name == SYNTHBLOOD:
+        if config.resolution != STANDARD_RESOLUTION:
+            what = f"--dataset {SYNTHBLOOD}" if name == SYNTHBLOOD else "a file of your own"
+            yield (
+                f"--resolution {config.resolution} cannot be used with {what}: only the MedMNIST sets are published in "
+                "several sizes. Leave --resolution out, and the images are taken as they are."
+            )
         return
     trainable = [key for key, info in DATASET_REGISTRY.items() if info.task != MULTI_LABEL]
     choices = f"{', '.join([*trainable, SYNTHBLOOD])}, or the path of an .npz file"
@@ -209,9 +329,25 @@ def dataset_problems(config: Config) -> Iterator[str]:
         return
     if name in DATASET_REGISTRY:
         yield f"--dataset {name} is a multi-label set, which is not supported yet. Choose one of: {choices}."
-    elif name in VOLUMES:
-        yield f"--dataset {name} is a set of 3D volumes; only 2D images are supported. Choose one of: {choices}."
+    elif name.lower().removesuffix("_64") in VOLUMES:
+        yield (
+            f"--dataset {name} is a set of 3D volumes at every --resolution; only 2D images are supported. "
+            f"Choose one of: {choices}."
+        )
+    elif name.lower() in (names := _names_with_resolution()):
+        key, resolution = names[name.lower()]
+        yield f"Unknown --dataset {name!r}. Did you mean --dataset {key} --resolution {resolution}?"
     else:
         close = difflib.get_close_matches(name.lower(), [*DATASET_REGISTRY, SYNTHBLOOD], n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         yield f"Unknown --dataset {name!r}.{hint} Choose one of: {choices}."
+
+
+def _names_with_resolution() -> dict[str, tuple[str, int]]:
+    """What somebody may type who knows the names of the files, such as ``bloodmnist_64``, and what is meant by it."""
+    return {
+        info.file_name(size).removesuffix(".npz"): (key, size)
+        for key, info in DATASET_REGISTRY.items()
+        for size in RESOLUTIONS
+        if size != STANDARD_RESOLUTION
+    }

@@ -12,7 +12,7 @@ from torchvision.models import ResNet18_Weights
 
 from scripts.core.download import fetch
 from scripts.core.errors import DataError
-from scripts.models.stem import transfer_stem
+from scripts.models.stem import is_stem, transfer_stem
 
 StateDict = dict[str, Tensor]
 
@@ -90,12 +90,13 @@ def _what_it_is(path: Path) -> str:
 
 
 def load_weights(model: nn.Module, state: StateDict, *, origin: str) -> str:
-    """Copy a ResNet-18 state dict into an adapted ResNet-18.
+    """Copy a ResNet-18 state dict into a ResNet-18 with either stem.
 
-    A 7×7 stem is transferred, a 3×3 one taken as it is; ``fc`` is kept where it fits and stays new where it does not.
+    The stem is taken as it is where it is of the model's kind; a 7×7 one is transferred to 3×3. ``fc`` is kept where it
+    fits and stays new where it does not.
 
     Args:
-        model: The adapted model; it is changed in place.
+        model: The model; it is changed in place.
         state: torchvision's state dict, or that of an earlier run; it is left as it is.
         origin: Where the state came from, for messages.
 
@@ -103,18 +104,25 @@ def load_weights(model: nn.Module, state: StateDict, *, origin: str) -> str:
         What happened to the stem and to ``fc``, in words.
 
     Raises:
-        DataError: The state is of another architecture.
+        DataError: The state is of another architecture, or has a 3×3 stem and the model a 7×7 one.
     """
     own, happened = model.state_dict(), []
     # files older than PyTorch 0.4.1, torchvision's own among them, lack these counters, which nothing here reads
     counters = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}
     fitted = counters | state
-    stem = fitted.get("conv1.weight")
-    if stem is not None and tuple(stem.shape) == (64, 3, 7, 7):
+    own_stem, stem = own["conv1.weight"], fitted.get("conv1.weight", torch.zeros(0))
+    if is_stem(own_stem, "adapted") and is_stem(stem, "stock"):
         fitted["conv1.weight"] = transfer_stem(stem)
         happened.append("7×7 stem transferred to 3×3")
+    elif is_stem(own_stem, "stock") and is_stem(stem, "adapted"):
+        # what nine taps do not say, nobody can add: enlarged kernels would answer to a picture enlarged likewise
+        raise DataError(
+            f"--weights {origin} have the 3×3 stem of --stem adapted, which does not make the 7×7 one of --stem stock. "
+            "Add --stem adapted, or take weights with a 7×7 stem."
+        )
     else:
-        happened.append("3×3 stem taken as it is")
+        kernel = own_stem.shape[-1]
+        happened.append(f"{kernel}×{kernel} stem taken as it is")
 
     head = ("fc.weight", "fc.bias")
     if all(name in fitted and fitted[name].shape == own[name].shape for name in head):
@@ -127,7 +135,7 @@ def load_weights(model: nn.Module, state: StateDict, *, origin: str) -> str:
     if differences:
         raise DataError(
             f"--weights {origin} are not those of a ResNet-18: {'; '.join(differences)}. They must be torchvision's "
-            "resnet18 (7×7 stem) or the best_model.pth of an earlier run (3×3 stem)."
+            "resnet18 (7×7 stem) or the best_model.pth of an earlier run (of either stem)."
         )
     model.load_state_dict(fitted)
     return ", ".join(happened)

@@ -24,10 +24,12 @@ CHANGED = {
     "rotation_angle": ("45", 45),
     "jitter_val": ("0", 0.0),
     "dataset": ("pathmnist", "pathmnist"),
+    "resolution": ("128", 128),
     "model_name": ("Mine, 2nd", "Mine, 2nd"),
     "num_workers": ("0", 0),
     "feed": ("streamed", "streamed"),
     "weights": ("none", "none"),
+    "stem": ("stock", "stock"),
     "device": ("cuda:1", "cuda:1"),
     "precision": ("fp32", "fp32"),
     "data_dir": ("there", Path("there")),
@@ -97,6 +99,8 @@ def test_all_problems_of_a_command_line_are_named_at_once():
         (["--lr", "--epochs", "3"], ["--lr needs a value."]),
         (["--epochs", "many"], ["--epochs must be a whole number, got 'many'."]),
         (["--epochs="], ["--epochs must be a whole number, got ''."]),
+        (["--resolution", "32"], ["--resolution must be one of 28, 64, 128, 224, got 32."]),
+        (["--resolution", "28px"], ["--resolution must be a whole number, got '28px'."]),
         (["--lr", "fast"], ["--lr must be a number, got 'fast'."]),
         (["--lr", "-0.5"], ["--lr must be above 0, got -0.5."]),
         (["--data_dir="], ["--data_dir must be a path, got ''."]),
@@ -174,6 +178,14 @@ def test_help_shows_every_flag_with_its_default(capsys):
         assert f"--{name} " in shown
         # argparse may break a long path, but nothing else, at a hyphen
         assert kind is bool or name in ("lock_file", "resume") or f"(default: {default})" in shown, name
+
+
+def test_help_shows_the_choices_whether_they_are_words_or_numbers(capsys):
+    with pytest.raises(SystemExit):
+        parse_command_line(["--help"], {})
+    shown = capsys.readouterr().out
+    assert "--resolution 28|64|128|224 " in shown
+    assert "--stem auto|adapted|stock " in shown
 
 
 def test_the_parser_and_the_config_cannot_disagree():

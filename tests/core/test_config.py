@@ -30,10 +30,12 @@ CONTRACT = {
     "rotation_angle": (int, 10),
     "jitter_val": (float, 0.2),
     "dataset": (str, "bloodmnist"),
+    "resolution": (int, 28),
     "model_name": (str, "ResNet-18 Adapted"),
     "num_workers": (int, 4),
     "feed": (str, "auto"),
     "weights": (str, "imagenet"),
+    "stem": (str, "auto"),
     "device": (str, "auto"),
     "precision": (str, "auto"),
     "resume": (str, ""),
@@ -88,6 +90,9 @@ def test_every_setting_explains_itself():
         ("no_tta", "yes", "--no_tta must be True or False, got 'yes'."),
         ("num_workers", -1, "--num_workers must be at least 0, got -1."),
         ("feed", "disk", "--feed must be one of auto, resident, streamed, got 'disk'."),
+        ("resolution", 32, "--resolution must be one of 28, 64, 128, 224, got 32."),
+        ("resolution", "64", "--resolution must be a whole number, got '64'."),
+        ("stem", "small", "--stem must be one of auto, adapted, stock, got 'small'."),
         ("precision", "fp16", "--precision must be one of auto, fp32, bf16, got 'fp16'."),
         ("device", "gpu", "--device must be auto, cpu, cuda, cuda:N or mps, got 'gpu'."),
         ("device", "cuda:", "--device must be auto, cpu, cuda, cuda:N or mps, got 'cuda:'."),
@@ -131,6 +136,8 @@ def test_a_value_out_of_its_limits_is_named_with_what_is_allowed(name, value, pr
         ("hflip", 0),
         ("hflip", 1.0),
         ("rotation_angle", 180),
+        ("resolution", 224),
+        ("stem", "stock"),
         ("num_workers", 0),
         ("device", "cuda:3"),
         ("device", "mps"),
@@ -196,6 +203,19 @@ def test_a_data_set_is_a_path_where_it_looks_like_one(dataset, is_path, part):
     config = Config(dataset=dataset)
     assert config.is_dataset_path is is_path
     assert config.dataset_part == part
+
+
+@pytest.mark.parametrize(
+    ("dataset", "resolution", "part"),
+    [
+        ("bloodmnist", 28, "bloodmnist"),
+        ("bloodmnist", 64, "bloodmnist_64"),
+        ("organamnist", 224, "organamnist_224"),
+        ("cells.npz", 64, "cells"),
+    ],
+)
+def test_the_run_folder_names_the_resolution_where_it_is_not_the_usual_one(dataset, resolution, part):
+    assert Config(dataset=dataset, resolution=resolution).dataset_part == part
 
 
 def test_the_run_folder_is_named_after_the_model_only_where_the_user_named_it():

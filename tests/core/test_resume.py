@@ -92,6 +92,55 @@ def test_every_flag_that_would_change_the_result_has_its_line(folder):
     ]
 
 
+def test_the_resolution_and_the_stem_are_taken_over_and_no_others_accepted(tmp_path):
+    folder = tmp_path / "run"
+    write_config(folder, Config(dataset="bloodmnist", resolution=64, stem="adapted"))
+    assert (resumed(folder).resolution, resumed(folder).stem) == (64, "adapted")
+    assert resumed(folder, "--stem", "auto", "--resolution", "64") == resumed(folder)
+    start = f"cannot be used with --resume {folder}, which was started with"
+    end = "the result would be another. Leave it out, or start a new run."
+    assert problems_of(folder, "--resolution", "28", "--stem", "stock") == [
+        f"--resolution 28 {start} 64: {end}",
+        f"--stem stock {start} adapted: {end}",
+    ]
+
+
+@pytest.mark.parametrize("missing", ["resolution", "stem"])
+def test_a_run_from_before_a_setting_was_known_is_refused_rather_than_guessed_at(folder, missing):
+    content = json.loads((folder / "config.json").read_text())
+    del content["settings"][missing]
+    (folder / "config.json").write_text(json.dumps(content))
+    assert problems_of(folder) == [
+        f"--resume {folder} cannot be used: its config.json is damaged or of another version of the program "
+        f"(KeyError: '{missing}'). Start a new run."
+    ]
+
+
+def test_where_left_and_right_differ_hflip_may_be_said_again_since_it_has_no_effect(tmp_path):
+    for name, orientation_free in (("organs", False), ("cells", True)):
+        write_config(tmp_path / name, Config(dataset="organamnist", hflip=0.0))
+        content = json.loads((tmp_path / name / "config.json").read_text())
+        content["dataset"]["orientation_free"] = orientation_free
+        (tmp_path / name / "config.json").write_text(json.dumps(content))
+
+    assert resumed(tmp_path / "organs").hflip == 0
+    assert (
+        resumed(tmp_path / "organs", "--hflip", "0.5").hflip == 0.5
+    )  # as at the start, where the data set rules it out
+    assert problems_of(tmp_path / "organs", "--hflip", "7") == ["--hflip must be at most 1, got 7."]
+    (problem,) = problems_of(tmp_path / "cells", "--hflip", "0.5")
+    assert problem.startswith("--hflip 0.5 cannot be used with --resume")
+
+
+def test_the_default_model_name_may_be_said_again_where_the_stem_changed_it_and_only_there(tmp_path):
+    for name in ("ResNet-18", "Mine"):
+        write_config(tmp_path / name, Config(dataset="bloodmnist", resolution=224, stem="stock", model_name=name))
+    default = ("--model_name", "ResNet-18 Adapted")
+    assert resumed(tmp_path / "ResNet-18", *default).model_name == "ResNet-18"
+    assert problems_of(tmp_path / "Mine", *default)[0].startswith("--model_name ResNet-18 Adapted cannot be used with")
+    assert problems_of(tmp_path / "ResNet-18", "--model_name", "Mine")[0].startswith("--model_name Mine cannot be used")
+
+
 def test_the_environment_counts_as_a_flag(folder):
     (problem,) = problems_of(folder, environment={"DOCKER_REPRODUCIBILITY_MODE": "TRUE"})
     assert problem.startswith(f"--reproducible True cannot be used with --resume {folder}")

@@ -240,9 +240,13 @@ def test_chestmnist_is_refused_before_anything_is_downloaded(tmp_path):
 def register(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., DatasetInfo]:
     """Put a set into the registry whose file already lies in the data folder, so that nothing is downloaded."""
 
-    def add(**changed: Any) -> DatasetInfo:
-        path = tmp_path / "toymnist.npz"
-        np.savez(path, **toy_arrays())
+    def add(resolution: int = 28, *, height: int = 0, width: int = 0, **changed: Any) -> DatasetInfo:
+        path = tmp_path / ("toymnist.npz" if resolution == 28 else f"toymnist_{resolution}.npz")
+        size = height or resolution, width or resolution
+        pictures: dict[str, Any] = {
+            f"{split}_images": np.full((count, *size, 3), 7, np.uint8) for split, count in NUM_SAMPLES.items()
+        }
+        np.savez_compressed(path, **toy_arrays(**pictures))
         facts = {
             "key": "toymnist",
             "title": "ToyMNIST",
@@ -250,8 +254,9 @@ def register(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., D
             "channels": 3,
             "class_names": ("healthy", "ill"),
             "num_samples": NUM_SAMPLES,
-            "md5": hashlib.md5(path.read_bytes()).hexdigest(),
-            "url": "http://127.0.0.1:9/toymnist.npz",
+            "orientation_free": False,
+            "md5s": {resolution: hashlib.md5(path.read_bytes()).hexdigest()},
+            "files_url": "http://127.0.0.1:9",
         }
         info = DatasetInfo(**{**facts, **changed})
         monkeypatch.setattr(dataset_module, "DATASET_REGISTRY", {**DATASET_REGISTRY, info.key: info})
@@ -266,7 +271,7 @@ def test_a_set_of_the_registry_has_its_official_names(register, tmp_path):
 
     assert (dataset.key, dataset.title, dataset.task) == ("toymnist", "ToyMNIST", BINARY)
     assert dataset.class_names == ("healthy", "ill")
-    assert dataset.md5 == info.md5
+    assert dataset.md5 == info.md5s[28]
     assert dataset.source == str(tmp_path / "toymnist.npz")
     assert dataset.load("val").labels.tolist() == [0, 1, 0]
 
@@ -281,10 +286,53 @@ def test_a_file_that_contradicts_the_registry_is_refused(register, tmp_path, cha
 
 
 def test_a_set_that_cannot_be_fetched_names_what_works_without_a_network(register, tmp_path, monkeypatch):
-    info = register(md5="0" * 32, url="ftp://127.0.0.1/toymnist.npz")  # an address that fails at once
+    info = register(md5s={28: "0" * 32}, files_url="ftp://127.0.0.1")  # an address that fails at once
     message = refusal("toymnist", tmp_path)
-    assert message.startswith(f"Cannot download ToyMNIST from {info.url}: the address cannot be used")
+    assert message.startswith(f"Cannot download ToyMNIST from {info.url(28)}: the address cannot be used")
     assert (
         f"Put the file with MD5 {'0' * 32} at {tmp_path / 'toymnist.npz'} yourself, "
         "or use --dataset synthblood, which needs no network." in message
     )
+
+
+@pytest.mark.parametrize("resolution", [64, 128, 224])
+def test_each_resolution_has_its_own_file_and_checksum(register, tmp_path, resolution):
+    info = register(resolution)
+    dataset = open_dataset("toymnist", tmp_path, resolution)
+
+    assert dataset.source == str(tmp_path / f"toymnist_{resolution}.npz")
+    assert dataset.md5 == info.md5s[resolution]
+    assert (dataset.key, dataset.height, dataset.width) == ("toymnist", resolution, resolution)
+
+
+@pytest.mark.parametrize(("height", "width"), [(28, 28), (64, 32), (32, 64)])
+def test_a_file_of_another_size_than_its_resolution_is_refused(register, tmp_path, height, width):
+    register(64, height=height, width=width)
+    with pytest.raises(DataError) as caught:
+        open_dataset("toymnist", tmp_path, 64)
+    assert str(caught.value) == (
+        f"Cannot use {tmp_path / 'toymnist_64.npz'}: at --resolution 64 ToyMNIST has images of 64 × 64 pixels, "
+        f"but the file has {height} × {width}."
+    )
+
+
+def test_a_large_set_that_cannot_be_fetched_is_named_with_its_size_and_its_own_place(register, tmp_path):
+    info = register(64, md5s={224: "1" * 32}, files_url="ftp://127.0.0.1")
+    with pytest.raises(DataError) as caught:
+        open_dataset("toymnist", tmp_path, 224)
+    assert info.url(224) == "ftp://127.0.0.1/toymnist_224.npz?download=1"
+    assert str(caught.value).startswith(f"Cannot download ToyMNIST at 224 × 224 pixels from {info.url(224)}: ")
+    assert f"Put the file with MD5 {'1' * 32} at {tmp_path / 'toymnist_224.npz'} yourself" in str(caught.value)
+
+
+@pytest.mark.parametrize("orientation_free", [True, False])
+def test_a_set_of_the_registry_says_whether_it_has_a_left_and_a_right(register, tmp_path, orientation_free):
+    register(orientation_free=orientation_free)
+    assert open_dataset("toymnist", tmp_path).orientation_free is orientation_free
+    assert open_dataset("toymnist", tmp_path).as_dict()["orientation_free"] is orientation_free
+
+
+def test_an_own_file_and_the_drawn_set_leave_orientation_to_the_flags(register, tmp_path):
+    register()  # the very file of a set that has a left and a right, given by its path
+    assert open_dataset(str(tmp_path / "toymnist.npz"), tmp_path).orientation_free is True
+    assert open_dataset("synthblood", tmp_path).orientation_free is True

@@ -1,4 +1,4 @@
-"""The small stem sees in a small picture what the large stem sees in a large one."""
+"""A picture gets the stem that serves it; the small stem sees in a small one what the large one sees in a large."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from scripts.models.stem import transfer_stem
+from scripts.models.resnet import build_resnet18
+from scripts.models.stem import STEMS, choose_stem, is_stem, transfer_stem
 
 KERNEL, ENLARGEMENT = 7, 7 / 3
 
@@ -103,3 +104,66 @@ def test_the_dtype_is_kept(dtype):
 def test_other_kernels_are_refused():
     with pytest.raises(ValueError, match=r"Expected kernels of shape \(out, in, 7, 7\), got \(64, 3, 3, 3\)\."):
         transfer_stem(torch.ones(64, 3, 3, 3))
+
+
+@pytest.mark.parametrize(
+    ("height", "width", "stem"),
+    [
+        (28, 28, "adapted"),
+        (64, 64, "adapted"),
+        (65, 65, "stock"),
+        (64, 65, "stock"),
+        (65, 64, "stock"),
+        (128, 128, "stock"),
+        (224, 224, "stock"),
+        (1, 1, "adapted"),
+    ],
+)
+def test_the_larger_side_decides_where_nobody_else_does(height, width, stem):
+    assert choose_stem("auto", height, width)[0] == stem
+
+
+def test_the_reason_names_what_decided():
+    assert (
+        choose_stem("auto", 28, 30)[1] == "pictures of 28 × 30 pixels, which are small (up to 64): every pixel is kept"
+    )
+    assert choose_stem("auto", 224, 200)[1] == (
+        "pictures of 224 × 200 pixels, which are large (above 64): a quarter of each side is enough"
+    )
+
+
+@pytest.mark.parametrize("asked", STEMS)
+@pytest.mark.parametrize("side", [28, 224])
+def test_what_was_asked_for_is_taken_whatever_the_size(asked, side):
+    assert choose_stem(asked, side, side) == (asked, "as asked")
+
+
+@pytest.mark.parametrize("name", STEMS)
+def test_what_is_said_of_a_stem_is_what_it_is(name):
+    model = build_resnet18(8, stem=name, seed=0)
+    layers, kernel = STEMS[name].layers, STEMS[name].kernel
+    assert model.conv1.kernel_size == (kernel, kernel)
+    assert layers.startswith(f"{kernel}x{kernel}, stride {model.conv1.stride[0]}, ")
+    assert ("no max-pool" in layers) == isinstance(model.maxpool, torch.nn.Identity)
+    assert [other for other in STEMS if is_stem(model.conv1.weight, other)] == [name]
+
+
+# as the comment beside LARGEST_ADAPTED_SIDE and the documentation state them
+@pytest.mark.parametrize(
+    ("stem", "side", "giga"),
+    [("adapted", 28, 0.46), ("adapted", 64, 2.2), ("stock", 28, 0.034), ("stock", 128, 0.59), ("stock", 224, 1.8)],
+)
+def test_the_costs_are_those_that_are_documented(stem, side, giga):
+    model, products = build_resnet18(8, stem=stem, seed=0).eval(), []
+
+    def count(module: torch.nn.Module, _: object, out: torch.Tensor) -> None:
+        assert isinstance(module.weight, torch.Tensor)
+        products.append(module.weight.numel() * math.prod(out.shape[2:]))
+
+    for module in model.modules():
+        if isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
+            module.register_forward_hook(count)
+    with torch.no_grad():
+        model(torch.zeros(1, 3, side, side))
+
+    assert float(f"{sum(products) / 1e9:.2g}") == giga

@@ -15,7 +15,8 @@ import torch
 from torchvision.models import ResNet18_Weights, resnet18
 
 from scripts.core.errors import DataError
-from scripts.models.resnet import adapted_resnet18
+from scripts.models.factory import build_model
+from scripts.models.resnet import adapted_resnet18, stock_resnet18
 from scripts.models.stem import transfer_stem
 from scripts.models.weights import (
     IMAGENET_URL,
@@ -46,13 +47,77 @@ def test_a_large_stem_is_transferred_and_the_rest_copied(torchvision_state):
     assert torchvision_state["conv1.weight"].shape == (64, 3, 7, 7)  # the caller's is left as it was
 
 
-def test_an_earlier_run_is_taken_as_it_is(tmp_path):
-    earlier, model = adapted_resnet18(8, seed=1), adapted_resnet18(8, seed=2)
+def test_a_stock_model_takes_torchvisions_stem_as_it_is(torchvision_state):
+    model = stock_resnet18(8, seed=1)
+    new_head = model.fc.weight.clone()
+
+    happened = load_weights(model, torchvision_state, origin="resnet18.pth")
+
+    assert happened == "7×7 stem taken as it is, fc new, for 8 classes"
+    state = model.state_dict()
+    assert all(torch.equal(state[name], value) for name, value in torchvision_state.items() if name[:3] != "fc.")
+    assert torch.equal(model.fc.weight, new_head)
+
+
+def test_a_small_stem_does_not_make_a_large_one(tmp_path):
+    torch.save(adapted_resnet18(8, seed=1).state_dict(), tmp_path / "best_model.pth")
+    weights = str(tmp_path / "best_model.pth")
+
+    with pytest.raises(DataError) as caught:
+        build_model(num_classes=8, weights=weights, data_dir=tmp_path, seed=0, stem="stock")
+
+    assert str(caught.value) == (
+        f"--weights {weights} have the 3×3 stem of --stem adapted, which does not make the 7×7 one of --stem stock. "
+        "Add --stem adapted, or take weights with a 7×7 stem."
+    )
+
+
+def test_a_run_with_the_large_stem_can_start_one_with_the_small_stem(tmp_path):
+    earlier = stock_resnet18(8, seed=1)
+    torch.save(earlier.state_dict(), tmp_path / "best_model.pth")
+
+    model = build_model(
+        num_classes=8, weights=str(tmp_path / "best_model.pth"), data_dir=tmp_path, seed=0, stem="adapted"
+    )
+
+    assert torch.equal(model.state_dict()["conv1.weight"], transfer_stem(earlier.conv1.weight.detach()))
+    assert torch.equal(model.state_dict()["fc.weight"], earlier.fc.weight)
+
+
+@pytest.mark.parametrize("builder", [adapted_resnet18, stock_resnet18])
+def test_a_stem_of_neither_kind_is_another_architecture(builder):
+    strange = builder(8, seed=0).state_dict() | {"conv1.weight": torch.zeros(64, 3, 5, 5)}
+    kernel = builder(8, seed=0).conv1.kernel_size[0]
+    with pytest.raises(DataError) as caught:
+        load_weights(builder(8, seed=0), strange, origin="five.pth")
+    assert f"'conv1.weight' has shape (64, 3, 5, 5) instead of (64, 3, {kernel}, {kernel})" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("stem", "happened"), [("adapted", "7×7 stem transferred to 3×3"), ("stock", "7×7 stem taken as it is")]
+)
+def test_imagenets_weights_serve_both_stems(tmp_path, monkeypatch, torchvision_state, caplog, stem, happened):
+    torch.save(torchvision_state, tmp_path / "resnet18.pth")
+    monkeypatch.setattr("scripts.models.factory.fetch_imagenet_weights", lambda _: tmp_path / "resnet18.pth")
+    with caplog.at_level("INFO"):
+        build_model(num_classes=8, weights="imagenet", data_dir=tmp_path, seed=0, stem=stem)
+
+    number = {"adapted": "11,172,936", "stock": "11,180,616"}[stem]
+    assert caplog.messages == [
+        f"model resnet18: {number} parameters, {stem} stem, weights imagenet ({happened}, fc new, for 8 classes)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("builder", "stem"), [(adapted_resnet18, "3×3 stem"), (stock_resnet18, "7×7 stem")], ids=["adapted", "stock"]
+)
+def test_an_earlier_run_is_taken_as_it_is(tmp_path, builder, stem):
+    earlier, model = builder(8, seed=1), builder(8, seed=2)
     torch.save(earlier.state_dict(), tmp_path / "best_model.pth")
 
     happened = load_weights(model, read_state_dict(tmp_path / "best_model.pth"), origin="best_model.pth")
 
-    assert happened == "3×3 stem taken as it is, fc kept"
+    assert happened == f"{stem} taken as it is, fc kept"
     assert all(torch.equal(value, earlier.state_dict()[name]) for name, value in model.state_dict().items())
 
 
@@ -83,7 +148,7 @@ def test_another_architecture_is_refused_with_its_first_difference():
         "--weights vgg.pth are not those of a ResNet-18: 2 tensors are missing, such as 'layer1.0.conv1.weight'; "
         "1 are not part of one, such as 'features.0.weight'; 'layer2.0.conv1.weight' has shape (1, 1) instead of "
         "(128, 64, 3, 3). They must be torchvision's resnet18 (7×7 stem) or the best_model.pth of an earlier run "
-        "(3×3 stem)."
+        "(of either stem)."
     )
 
 

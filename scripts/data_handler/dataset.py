@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from scripts.core.errors import DataError
 from scripts.core.files import file_digest
 from scripts.core.log import log
 from scripts.core.paths import slug
+from scripts.data_handler.memory import ImageSizes, free_on_host
 from scripts.data_handler.npz import (
     SPLITS,
     NpzLayout,
@@ -34,7 +35,9 @@ from scripts.data_handler.registry import (
     SYNTHBLOOD,
     DatasetInfo,
 )
+from scripts.data_handler.unpacked import ImageFile, image_files, unpack_images
 
+METHODS = ("load", "unpack")  # those fields of a Dataset that are no facts
 OFFLINE = f"use --dataset {SYNTHBLOOD}, which needs no network"
 
 
@@ -44,6 +47,7 @@ class Split:
 
     images: NDArray[np.uint8]  # (N, H, W) grey or (N, H, W, 3) RGB
     labels: NDArray[np.int64]  # (N,), class indices
+    file: ImageFile | None = None  # where the images lie uncompressed; None where they are in memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,10 +66,17 @@ class Dataset:
     source: str  # absolute path of the file, or "generated"
     note: str | None  # what every report must say of the set
     load: Callable[[str], Split]  # of "train", "val" or "test"; reads the images anew at every call
+    # into a data folder: the same set, whose load leaves images on the disk; None where they are in memory anyway
+    unpack: Callable[[Path], Dataset] | None = None
+
+    @property
+    def image_sizes(self) -> ImageSizes:
+        """What the images need, wherever they are."""
+        return ImageSizes(num_samples=self.num_samples, height=self.height, width=self.width, channels=self.channels)
 
     def as_dict(self) -> dict[str, Any]:
         """What is known of the set, without its images, as values that JSON knows."""
-        values = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "load"}
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name not in METHODS}
         return values | {"class_names": list(self.class_names), "num_samples": dict(self.num_samples)}
 
 
@@ -74,7 +85,7 @@ def open_dataset(name: str, data_dir: Path) -> Dataset:
 
     Args:
         name: A key of ``DATASET_REGISTRY``, ``"synthblood"``, or the path of an ``.npz`` in MedMNIST's schema.
-        data_dir: Where files of the registry's sets are, or are put.
+        data_dir: Where files of the registry's sets are, or are put, and the uncompressed images of any set.
 
     Raises:
         DataError: The data are missing, unreachable, corrupt, or of a kind that cannot be trained on.
@@ -86,7 +97,7 @@ def open_dataset(name: str, data_dir: Path) -> Dataset:
         return open_synthblood()
     if name in DATASET_REGISTRY:
         return _open_registered(DATASET_REGISTRY[name], data_dir)
-    return _open_own(Path(name))
+    return _open_own(Path(name), data_dir)
 
 
 def _open_registered(info: DatasetInfo, data_dir: Path) -> Dataset:
@@ -99,14 +110,14 @@ def _open_registered(info: DatasetInfo, data_dir: Path) -> Dataset:
     expected = {"channels": info.channels, "images": dict(info.num_samples), "label columns": 1}
     if found != expected:
         raise DataError(f"Cannot use {path}: {info.title} has {expected}, but the file has {found}.")
-    require_memory(layout)
+    require_memory(layout, free_on_host()[0])
     labels = {split: read_labels(layout, split, len(info.class_names)) for split in SPLITS}
     return _dataset(
         layout, labels, key=info.key, title=info.title, task=info.task, names=info.class_names, md5=info.md5
     )
 
 
-def _open_own(given: Path) -> Dataset:
+def _open_own(given: Path, data_dir: Path) -> Dataset:
     path = _existing_file(given)
     layout = validate_npz_keys(path)
     if layout.label_columns > 1:
@@ -114,9 +125,11 @@ def _open_own(given: Path) -> Dataset:
             f"Cannot use {path}: train_labels has {layout.label_columns} columns; multi-label sets are not supported "
             "yet, needed is one column of class indices."
         )
-    require_memory(layout)
-    # now, not when the test split is read after a night of training
-    verify_checksums(layout)
+    require_memory(layout, free_on_host()[0])
+    md5 = _md5_of(path)
+    if not all(file.is_whole() for file in image_files(layout, md5, data_dir).values()):  # they were compared then
+        # now, not when the test split is read after a night of training
+        verify_checksums(layout)
     names = read_class_names(layout)
     labels = {"train": read_labels(layout, "train", None if names is None else len(names))}
     if names is None:
@@ -127,7 +140,6 @@ def _open_own(given: Path) -> Dataset:
         labels[split] = read_labels(layout, split, len(names))
     _warn_of_unseen_classes(path, names, labels["train"])
     task = BINARY if len(names) == 2 else MULTI_CLASS
-    md5 = _md5_of(path)
     return _dataset(layout, labels, key=slug(given.stem), title=given.stem, task=task, names=names, md5=md5)
 
 
@@ -143,13 +155,20 @@ def _dataset(
 ) -> Dataset:
     stamp = _stamp(layout.path)
 
-    def load(split: str) -> Split:
+    def verify() -> None:
         # labels were read at the start, images perhaps only a night later: both must be of one file
         if _stamp(layout.path) != stamp and _md5_of(layout.path) != md5:
             raise DataError(f"{layout.path} has changed since the run began: start again with the file as it is now.")
+
+    def load(split: str) -> Split:
+        verify()
         return Split(read_array(layout, f"{split}_images"), labels[split])
 
-    return Dataset(
+    def unpack(data_dir: Path) -> Dataset:
+        files = unpack_images(layout, md5, data_dir, verify=verify)
+        return replace(dataset, load=lambda split: Split(files[split].map(), labels[split], files[split]))
+
+    dataset = Dataset(
         key=key,
         title=title,
         task=task,
@@ -162,7 +181,9 @@ def _dataset(
         source=str(layout.path),
         note=None,
         load=load,
+        unpack=unpack,
     )
+    return dataset
 
 
 def _existing_file(given: Path) -> Path:

@@ -35,9 +35,10 @@ from scripts.data_handler.registry import (
     SYNTHBLOOD,
     DatasetInfo,
 )
-from scripts.data_handler.unpacked import ImageFile, image_files, unpack_images
+from scripts.data_handler.unpacked import ImageFile, bytes_to_write, image_files, unpack_images
 
 METHODS = ("load", "unpack")  # those fields of a Dataset that are no facts
+SIDE = 28  # pixels, of the registry's sets
 OFFLINE = f"use --dataset {SYNTHBLOOD}, which needs no network"
 
 
@@ -100,10 +101,52 @@ def open_dataset(name: str, data_dir: Path) -> Dataset:
     return _open_own(Path(name), data_dir)
 
 
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a set's images need, known without reading or downloading any."""
+
+    source: str  # where the facts are from
+    images: ImageSizes
+    files: Mapping[str, ImageFile]  # where the images lie uncompressed, or would; empty where they are generated
+
+
+def look_ahead(name: str, data_dir: Path) -> Outlook:
+    """What the images of a set need, from a file's headers or the registry's facts.
+
+    Args:
+        name: As for ``open_dataset``.
+        data_dir: As for ``open_dataset``.
+
+    Raises:
+        DataError: The file is missing or no data set, or its labels alone do not fit into memory.
+    """
+    if name == SYNTHBLOOD:
+        from scripts.data_handler.synthetic import open_synthblood
+
+        return Outlook("generated, in memory from the beginning", open_synthblood().image_sizes, {})
+    if name in DATASET_REGISTRY:
+        info = DATASET_REGISTRY[name]
+        path, md5 = registered_file(info, data_dir), info.md5
+        if not path.exists():
+            images = ImageSizes(num_samples=info.num_samples, height=SIDE, width=SIDE, channels=info.channels)
+            return Outlook("the registry; it is not downloaded yet", images, image_files(images, md5, data_dir))
+    else:
+        path = _existing_file(Path(name))
+        md5 = _md5_of(path)
+    layout = validate_npz_keys(path)
+    require_memory(layout, free_on_host()[0])
+    return Outlook(str(path), _sizes(layout), image_files(_sizes(layout), md5, data_dir))
+
+
+def registered_file(info: DatasetInfo, data_dir: Path) -> Path:
+    """Where a set of the registry is, or is put."""
+    return (data_dir / f"{info.key}.npz").absolute()
+
+
 def _open_registered(info: DatasetInfo, data_dir: Path) -> Dataset:
     if info.task == MULTI_LABEL:
         raise DataError(f"{info.title} has several labels per image: multi-label sets are not supported yet.")
-    path = (data_dir / f"{info.key}.npz").absolute()
+    path = registered_file(info, data_dir)
     fetch(info.url, path, digest=info.md5, what=info.title, offline=OFFLINE)
     layout = validate_npz_keys(path)
     found = {"channels": layout.channels, "images": layout.num_samples, "label columns": layout.label_columns}
@@ -127,7 +170,7 @@ def _open_own(given: Path, data_dir: Path) -> Dataset:
         )
     require_memory(layout, free_on_host()[0])
     md5 = _md5_of(path)
-    if not all(file.is_whole() for file in image_files(layout, md5, data_dir).values()):  # they were compared then
+    if bytes_to_write(image_files(_sizes(layout), md5, data_dir)):  # what was unpacked was compared then
         # now, not when the test split is read after a night of training
         verify_checksums(layout)
     names = read_class_names(layout)
@@ -165,7 +208,8 @@ def _dataset(
         return Split(read_array(layout, f"{split}_images"), labels[split])
 
     def unpack(data_dir: Path) -> Dataset:
-        files = unpack_images(layout, md5, data_dir, verify=verify)
+        files = image_files(dataset.image_sizes, md5, data_dir)
+        unpack_images(layout, files, verify=verify)
         return replace(dataset, load=lambda split: Split(files[split].map(), labels[split], files[split]))
 
     dataset = Dataset(
@@ -184,6 +228,12 @@ def _dataset(
         unpack=unpack,
     )
     return dataset
+
+
+def _sizes(layout: NpzLayout) -> ImageSizes:
+    return ImageSizes(
+        num_samples=layout.num_samples, height=layout.height, width=layout.width, channels=layout.channels
+    )
 
 
 def _existing_file(given: Path) -> Path:

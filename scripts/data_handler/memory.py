@@ -51,9 +51,12 @@ class ImageSizes:
         return sum(self.num_samples.values()) * self.image_bytes
 
     def in_flight_bytes(self, batch_size: int, num_workers: int) -> int:
-        """Size of the batches that worker processes have under way at once, the larger of training and judging."""
-        batch = max(batch_size, images_to_judge(self.height, self.width)) * self.image_bytes
-        return batch * (PREFETCH * num_workers + BATCHES_IN_HAND) if num_workers else 0
+        """Size of the batches that worker processes have under way at once, in training or in judging."""
+        largest_judged = max(self.num_samples["val"], self.num_samples["test"])
+        largest_batch = max(
+            min(batch_size, self.num_samples["train"]), min(images_to_judge(self.height, self.width), largest_judged)
+        )
+        return largest_batch * self.image_bytes * (PREFETCH * num_workers + BATCHES_IN_HAND) if num_workers else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -10,7 +10,8 @@ import errno
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterable, Iterator
+import weakref
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,8 @@ from numpy.typing import NDArray
 from scripts.core.errors import DataError, StorageError, storage_errors
 from scripts.core.files import remove_leftovers, replace_atomically
 from scripts.core.log import log
-from scripts.data_handler.memory import megabytes
-from scripts.data_handler.npz import SPLITS, NpzLayout, read_pieces
+from scripts.data_handler.memory import ImageSizes, megabytes
+from scripts.data_handler.npz import NpzLayout, read_pieces
 
 FOLDER = "uncompressed"
 HEADER_BYTES = 128  # always, whatever the shape: so the images begin at the same place in every file
@@ -83,7 +84,8 @@ class ImageReader:
     def __init__(self, file: ImageFile) -> None:
         self._file = file
         with _reading(file.path):
-            self._stream = file.path.open("rb", buffering=0)
+            self._descriptor = os.open(file.path, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._descriptor)
 
     def __reduce__(self) -> tuple[type[ImageReader], tuple[ImageFile]]:
         return ImageReader, (self._file,)
@@ -100,51 +102,52 @@ class ImageReader:
         place = HEADER_BYTES + index * len(row)
         while row:
             # with a place of its own in every call, processes that share the open file do not disturb each other
-            num_read = os.preadv(self._stream.fileno(), [row], place)
+            num_read = os.preadv(self._descriptor, [row], place)
             if num_read == 0:
                 raise OSError(errno.EIO, "it has been cut short")
             row, place = row[num_read:], place + num_read
 
 
-def image_files(layout: NpzLayout, md5: str, data_dir: Path) -> dict[str, ImageFile]:
-    """Where the images of each split go, or are; the content of ``layout`` has this MD5."""
+def image_files(images: ImageSizes, md5: str, data_dir: Path) -> dict[str, ImageFile]:
+    """Where the images of each split go, or are; they come from the file with this MD5."""
     folder = data_dir.absolute() / FOLDER
+    one = (images.height, images.width) if images.channels == 1 else (images.height, images.width, images.channels)
     return {
-        split: ImageFile(folder / f"{md5}_{split}_images.npy", layout.headers[f"{split}_images"].shape)
-        for split in SPLITS
+        split: ImageFile(folder / f"{md5}_{split}_images.npy", (count, *one))
+        for split, count in images.num_samples.items()
     }
 
 
-def unpack_images(layout: NpzLayout, md5: str, data_dir: Path, *, verify: Callable[[], None]) -> dict[str, ImageFile]:
-    """Make sure that the images of all splits lie uncompressed in ``data_dir``; those that do already are kept.
+def unpack_images(layout: NpzLayout, files: Mapping[str, ImageFile], *, verify: Callable[[], None]) -> None:
+    """Make sure that the images of all splits lie uncompressed in their files; those that do already are kept.
 
     The test split is among them from the beginning, so that a full disk or a damaged file is noticed before a night of
     training rather than after it: its bytes are copied, not looked at.
 
     Args:
         layout: A checked data set.
-        md5: The MD5 of its file.
-        data_dir: Where the files go, into a folder of their own.
-        verify: Raises ``DataError`` unless the file still has this MD5; called after each split has been read, before
-            what was written takes its name.
+        files: Where the images go, in one folder.
+        verify: Raises ``DataError`` unless the data set is still the one of the files' names; called after each split
+            has been read, before what was written takes its name.
 
     Raises:
         DataError: The file is damaged, or has changed.
         StorageError: The images cannot be written.
     """
-    files = image_files(layout, md5, data_dir)
     missing = {split: file for split, file in files.items() if not file.is_whole()}
     folder = files["train"].path.parent
     if not missing:
         log.info("images are read from %s, where they lie uncompressed", folder)
-        return files
+        return
     with storage_errors(folder, "make the folder for the uncompressed images"):
         folder.mkdir(parents=True, exist_ok=True)
     remove_leftovers(folder)
-    require_space(folder, missing.values())
-    size = megabytes(bytes_to_write(missing.values()))
-    log.info("unpacking %s of images into %s, once; the folder may be deleted when no run uses it", size, folder)
-    with _progress(bytes_to_write(missing.values())) as advance:
+    needed = bytes_to_write(files)
+    require_space(folder, needed)
+    log.info(
+        "unpacking %s of images into %s, once; the folder may be deleted when no run uses it", megabytes(needed), folder
+    )
+    with _progress(needed) as advance:
         for split, file in missing.items():
             with replace_atomically(file.path, needed_bytes=file.num_bytes) as stream:
                 stream.write(file.header)
@@ -152,28 +155,23 @@ def unpack_images(layout: NpzLayout, md5: str, data_dir: Path, *, verify: Callab
                     stream.write(piece)
                     advance(len(piece))
                 verify()
-    return files
 
 
-def bytes_to_write(files: Iterable[ImageFile]) -> int:
-    """Space that the files will take."""
-    return sum(file.num_bytes for file in files)
+def bytes_to_write(files: Mapping[str, ImageFile]) -> int:
+    """Space that those of the files will take which are not there yet."""
+    return sum(file.num_bytes for file in files.values() if not file.is_whole())
 
 
-def require_space(folder: Path, files: Iterable[ImageFile]) -> None:
-    """Make sure that the files fit on the disk.
-
-    Args:
-        folder: Where they go; it need not be there yet.
-        files: Those that are to be written.
+def require_space(folder: Path, needed_bytes: int) -> None:
+    """Make sure that uncompressed images fit on the disk of ``folder``, which need not be there yet.
 
     Raises:
         StorageError: They do not.
     """
-    needed, free = bytes_to_write(files), free_space(folder)
-    if needed > free:
+    free = free_space(folder)
+    if needed_bytes > free:
         raise StorageError(
-            f"The images need {needed:,} bytes of disk space to be streamed, and {free:,} are free at {folder}. "
+            f"The images need {needed_bytes:,} bytes of disk space to be streamed, and {free:,} are free at {folder}. "
             "Free some space, or choose another place with --data_dir."
         )
 

@@ -73,6 +73,7 @@ def train_and_report(config: Config, paths: RunPaths, stop: StopRequest) -> None
     dataset = pipeline.open_dataset(config.dataset, config.data_dir, config.resolution)
     config = pipeline.settle(config, dataset, device)
     provenance = pipeline.record_provenance(config, dataset, paths, stop)
+    dataset = pipeline.unpack_if_streamed(dataset, config)
     train, val = dataset.load("train"), dataset.load("val")
     state = pipeline.begin_or_resume(config, dataset, device, paths)
     training = pipeline.train(state, train, val, dataset, config, provenance, paths, stop)

@@ -25,7 +25,8 @@ from scripts.core.resume import differences, resume_command
 from scripts.core.system import StopRequest, prepare_machine
 from scripts.data_handler.augmentation import MEAN, STD
 from scripts.data_handler.dataset import Dataset, Split, open_dataset
-from scripts.data_handler.feed import Examples, choose_feed, make_examples
+from scripts.data_handler.feed import Examples, make_examples
+from scripts.data_handler.memory import free_shared_memory, plan_memory, workers_that_fit
 from scripts.data_handler.registry import BINARY
 from scripts.data_handler.views import View, tta_views
 from scripts.models import factory
@@ -47,6 +48,7 @@ __all__ = [
     "report",
     "settle",
     "train",
+    "unpack_if_streamed",
 ]
 
 
@@ -55,18 +57,9 @@ def settle(config: Config, dataset: Dataset, device: torch.device) -> Config:
 
     Raises:
         ConfigError: A batch would hold a single value per channel, which batch normalisation cannot train on.
+        DataError: All images were asked to be in memory, which cannot hold them.
     """
-    pixels = dataset.height * dataset.width * dataset.channels
-    feed, reason = choose_feed(config.feed, sum(dataset.num_samples.values()) * pixels, device)
-    if feed == "resident":
-        num_workers, consequence = 0, "--num_workers has no effect"
-    elif config.reproducible:
-        num_workers, consequence = 0, "no worker processes in reproducibility mode"
-    else:
-        num_workers, consequence = config.num_workers, f"{config.num_workers} worker processes"
-    log.info("feed %s: %s; %s", feed, reason, consequence)
-    config = _settle_views(_settle_stem(replace(config, feed=feed, num_workers=num_workers), dataset), dataset)
-
+    config = _settle_views(_settle_stem(_settle_feed(config, dataset, device), dataset), dataset)
     smallest_batch = dataset.num_samples["train"] % config.batch_size or config.batch_size
     if smallest_batch == 1 and max(dataset.height, dataset.width) <= STEMS[config.stem].reduction:
         raise ConfigError(
@@ -104,6 +97,38 @@ def _settle_views(config: Config, dataset: Dataset) -> Config:
         log.info("no test-time augmentation: training shows every picture in one view only")
         config = replace(config, no_tta=True)
     return config
+
+
+def _settle_feed(config: Config, dataset: Dataset, device: torch.device) -> Config:
+    """The feed and the number of worker processes as applied, by what memory is needed and what is free."""
+    images = dataset.image_sizes
+    plan = plan_memory(config.feed, images, device)
+    log.info("memory: %s", plan.figures)
+    if plan.feed == "resident":
+        num_workers, consequence = 0, "--num_workers has no effect"
+    elif config.reproducible:
+        num_workers, consequence = 0, "no worker processes in reproducibility mode"
+    else:
+        num_workers, why_fewer = workers_that_fit(
+            config.num_workers, images, batch_size=config.batch_size, shared=free_shared_memory()
+        )
+        if why_fewer:
+            log.warning(why_fewer)
+        consequence = f"{num_workers} worker processes"
+    log.info("feed %s: %s; %s", plan.feed, plan.reason, consequence)
+    return replace(config, feed=plan.feed, num_workers=num_workers)
+
+
+def unpack_if_streamed(dataset: Dataset, config: Config) -> Dataset:
+    """The set as its images will be read: streamed, from uncompressed files, which are made if they are not there.
+
+    Raises:
+        DataError: The data are damaged, or have changed.
+        StorageError: The uncompressed images cannot be written.
+    """
+    if config.feed == "resident" or dataset.unpack is None:
+        return dataset
+    return dataset.unpack(config.data_dir)
 
 
 def record_provenance(config: Config, dataset: Dataset, paths: RunPaths, stop: StopRequest) -> dict[str, Any]:

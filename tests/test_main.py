@@ -121,17 +121,60 @@ def test_the_same_command_gives_the_same_bits_in_reproducibility_mode(make_npz: 
     assert found[0] == found[1]
 
 
-def test_feeds_and_workers_change_no_bit_of_weights_and_predictions(make_npz: Npz, tmp_path: Path):
-    path, found = make_npz(channels=1), []
-    for feed in (("resident",), ("streamed", "--num_workers", "0"), ("streamed", "--num_workers", "2")):
-        folder = tmp_path / "-".join(feed)
-        folder.mkdir()
-        command_line = CommandLine(folder)
-        done = command_line("--dataset", path, *QUICK, "--feed", *feed)
-        assert done.returncode == 0, done.stderr
-        found.append(digests(command_line.run_folder()))
+@pytest.mark.parametrize("channels", [1, 3])
+def test_feeds_and_workers_change_no_bit_of_weights_and_predictions(run_in_process, make_npz: Npz, tmp_path, channels):
+    path, found = make_npz(channels=channels), []
+    for feed in (("resident", "0"), ("streamed", "0"), ("streamed", "1"), ("streamed", "4")):
+        outputs = tmp_path / "-".join(feed)
+        words = ("--feed", feed[0], "--num_workers", feed[1], "--output_dir", str(outputs))
+        code, complaint = run_in_process("--dataset", str(path), *QUICK, "--precision", "fp32", *words)
+        assert (code, complaint) == (0, "")
+        (folder,) = outputs.iterdir()
+        assert json.loads((folder / "config.json").read_text())["settings"]["num_workers"] == int(feed[1])
+        found.append(digests(folder))
 
-    assert found[0] == found[1] == found[2]
+    assert found[0] == found[1] == found[2] == found[3]
+    assert len(list((tmp_path / "dataset/uncompressed").iterdir())) == 3
+
+
+def test_what_does_not_fit_into_half_of_the_memory_is_streamed(run_in_process, make_npz: Npz, tmp_path, monkeypatch):
+    needed = (48 + 16 + 24) * 12 * 12 * 3
+    monkeypatch.setattr("scripts.data_handler.memory.free_on_host", lambda: (2 * needed - 1, "on this machine"))
+    monkeypatch.setattr("scripts.pipeline.free_shared_memory", lambda: 5 * 16 * 12 * 12 * 3 * 2)
+    code, complaint = run_in_process("--dataset", str(make_npz()), *QUICK)
+
+    assert code == 0
+    assert complaint.startswith(
+        "warning: --num_workers 4 becomes 1: workers hand batches over in /dev/shm, where 4 need"
+    )
+    (folder,) = tmp_path.glob("outputs/*")
+    log = (folder / "logs/run.log").read_text()
+    assert "memory: the images need 0.0 MB, free are 0.1 MB on this machine" in log
+    assert "feed streamed: 0.0 MB of images do not fit into half of the 0.1 MB that are free on this machine; 1" in log
+    assert f"unpacking 0.0 MB of images into {tmp_path}/dataset/uncompressed" in log
+    recorded = json.loads((folder / "config.json").read_text())["settings"]
+    assert (recorded["feed"], recorded["num_workers"]) == ("streamed", 1)
+
+
+def test_resident_images_that_cannot_fit_end_with_3_before_they_are_read(run_in_process, make_npz: Npz, monkeypatch):
+    monkeypatch.setattr("scripts.data_handler.memory.free_on_host", lambda: (38_015, "on this machine"))
+    monkeypatch.setattr("scripts.data_handler.dataset.read_array", None)
+    code, complaint = run_in_process("--dataset", str(make_npz()), *QUICK, "--feed", "resident")
+
+    assert code == 3
+    assert complaint == (
+        "error: --feed resident was asked for, but the images need 38,016 bytes of memory, and 38,015 are free on this "
+        "machine. Use --feed streamed, which reads them from the disk batch by batch.\n"
+    )
+
+
+def test_a_disk_without_room_for_the_images_ends_with_6_before_training(run_in_process, make_npz: Npz, monkeypatch):
+    monkeypatch.setattr("scripts.data_handler.unpacked.free_space", lambda _: 38_399)
+    code, complaint = run_in_process("--dataset", str(make_npz()), *QUICK, "--feed", "streamed")
+
+    assert code == 6
+    assert complaint.startswith("error: The images need 38,400 bytes of disk space to be streamed, and 38,399 are free")
+    assert "Go on with: " in complaint
 
 
 def test_an_earlier_runs_weights_are_taken_as_they_are(command_line: CommandLine, make_npz: Npz):

@@ -17,6 +17,7 @@ from scripts.core.errors import DataError
 from scripts.core.files import file_digest
 from scripts.core.log import log
 from scripts.core.paths import slug
+from scripts.data_handler.memory import ImageSizes, free_on_host
 from scripts.data_handler.npz import (
     SPLITS,
     NpzLayout,
@@ -35,7 +36,9 @@ from scripts.data_handler.registry import (
     SYNTHBLOOD,
     DatasetInfo,
 )
+from scripts.data_handler.unpacked import ImageFile, bytes_to_write, image_files, unpack_images
 
+METHODS = ("load", "unpack")  # those fields of a Dataset that are no facts
 OFFLINE = f"use --dataset {SYNTHBLOOD}, which needs no network"
 
 
@@ -45,6 +48,7 @@ class Split:
 
     images: NDArray[np.uint8]  # (N, H, W) grey or (N, H, W, 3) RGB
     labels: NDArray[np.int64]  # (N,), class indices
+    file: ImageFile | None = None  # where the images lie uncompressed; None where they are in memory
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,10 +68,17 @@ class Dataset:
     source: str  # absolute path of the file, or "generated"
     note: str | None  # what every report must say of the set
     load: Callable[[str], Split]  # of "train", "val" or "test"; reads the images anew at every call
+    # into a data folder: the same set, whose load leaves images on the disk; None where they are in memory anyway
+    unpack: Callable[[Path], Dataset] | None = None
+
+    @property
+    def image_sizes(self) -> ImageSizes:
+        """What the images need, wherever they are."""
+        return ImageSizes(num_samples=self.num_samples, height=self.height, width=self.width, channels=self.channels)
 
     def as_dict(self) -> dict[str, Any]:
         """What is known of the set, without its images, as values that JSON knows."""
-        values = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name != "load"}
+        values = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name not in METHODS}
         return values | {"class_names": list(self.class_names), "num_samples": dict(self.num_samples)}
 
 
@@ -76,7 +87,7 @@ def open_dataset(name: str, data_dir: Path, resolution: int = STANDARD_RESOLUTIO
 
     Args:
         name: A key of ``DATASET_REGISTRY``, ``"synthblood"``, or the path of an ``.npz`` in MedMNIST's schema.
-        data_dir: Where files of the registry's sets are, or are put.
+        data_dir: Where files of the registry's sets are, or are put, and the uncompressed images of any set.
         resolution: Which of the published sizes of a registry's set, in pixels of a side; other sets have one size.
 
     Raises:
@@ -89,13 +100,58 @@ def open_dataset(name: str, data_dir: Path, resolution: int = STANDARD_RESOLUTIO
         return open_synthblood()
     if name in DATASET_REGISTRY:
         return _open_registered(DATASET_REGISTRY[name], data_dir, resolution)
-    return _open_own(Path(name))
+    return _open_own(Path(name), data_dir)
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What a set's images need, known without reading or downloading any."""
+
+    source: str  # where the facts are from
+    images: ImageSizes
+    files: Mapping[str, ImageFile]  # where the images lie uncompressed, or would; empty where they are generated
+
+
+def look_ahead(name: str, data_dir: Path, resolution: int = STANDARD_RESOLUTION) -> Outlook:
+    """What the images of a set need, from a file's headers or the registry's facts.
+
+    Args:
+        name: As for ``open_dataset``.
+        data_dir: As for ``open_dataset``.
+        resolution: As for ``open_dataset``.
+
+    Raises:
+        DataError: The file is missing or no data set, or its labels alone do not fit into memory.
+    """
+    if name == SYNTHBLOOD:
+        from scripts.data_handler.synthetic import open_synthblood
+
+        return Outlook("generated, in memory from the beginning", open_synthblood().image_sizes, {})
+    if name in DATASET_REGISTRY:
+        info = DATASET_REGISTRY[name]
+        path, md5 = registered_file(info, data_dir, resolution), info.md5s[resolution]
+        if not path.exists():
+            images = ImageSizes(
+                num_samples=info.num_samples, height=resolution, width=resolution, channels=info.channels
+            )
+            return Outlook("the registry; it is not downloaded yet", images, image_files(images, md5, data_dir))
+    else:
+        path = _existing_file(Path(name))
+        md5 = _md5_of(path)
+    layout = validate_npz_keys(path)
+    require_memory(layout, free_on_host()[0])
+    return Outlook(str(path), _sizes(layout), image_files(_sizes(layout), md5, data_dir))
+
+
+def registered_file(info: DatasetInfo, data_dir: Path, resolution: int) -> Path:
+    """Where a set of the registry is, or is put, at a published size."""
+    return (data_dir / info.file_name(resolution)).absolute()
 
 
 def _open_registered(info: DatasetInfo, data_dir: Path, resolution: int) -> Dataset:
     if info.task == MULTI_LABEL:
         raise DataError(f"{info.title} has several labels per image: multi-label sets are not supported yet.")
-    path, md5 = (data_dir / info.file_name(resolution)).absolute(), info.md5s[resolution]
+    path, md5 = registered_file(info, data_dir, resolution), info.md5s[resolution]
     what = info.title if resolution == STANDARD_RESOLUTION else f"{info.title} at {resolution} × {resolution} pixels"
     fetch(info.url(resolution), path, digest=md5, what=what, offline=OFFLINE)
     layout = validate_npz_keys(path)
@@ -108,13 +164,21 @@ def _open_registered(info: DatasetInfo, data_dir: Path, resolution: int) -> Data
     expected = {"channels": info.channels, "images": dict(info.num_samples), "label columns": 1}
     if found != expected:
         raise DataError(f"Cannot use {path}: {info.title} has {expected}, but the file has {found}.")
-    require_memory(layout)
+    require_memory(layout, free_on_host()[0])
     labels = {split: read_labels(layout, split, len(info.class_names)) for split in SPLITS}
-    opened = _dataset(layout, labels, key=info.key, title=info.title, task=info.task, names=info.class_names, md5=md5)
-    return replace(opened, orientation_free=info.orientation_free)
+    return _dataset(
+        layout,
+        labels,
+        key=info.key,
+        title=info.title,
+        task=info.task,
+        names=info.class_names,
+        md5=md5,
+        orientation_free=info.orientation_free,
+    )
 
 
-def _open_own(given: Path) -> Dataset:
+def _open_own(given: Path, data_dir: Path) -> Dataset:
     path = _existing_file(given)
     layout = validate_npz_keys(path)
     if layout.label_columns > 1:
@@ -122,9 +186,11 @@ def _open_own(given: Path) -> Dataset:
             f"Cannot use {path}: train_labels has {layout.label_columns} columns; multi-label sets are not supported "
             "yet, needed is one column of class indices."
         )
-    require_memory(layout)
-    # now, not when the test split is read after a night of training
-    verify_checksums(layout)
+    require_memory(layout, free_on_host()[0])
+    md5 = _md5_of(path)
+    if bytes_to_write(image_files(_sizes(layout), md5, data_dir)):  # what was unpacked was compared then
+        # now, not when the test split is read after a night of training
+        verify_checksums(layout)
     names = read_class_names(layout)
     labels = {"train": read_labels(layout, "train", None if names is None else len(names))}
     if names is None:
@@ -135,7 +201,6 @@ def _open_own(given: Path) -> Dataset:
         labels[split] = read_labels(layout, split, len(names))
     _warn_of_unseen_classes(path, names, labels["train"])
     task = BINARY if len(names) == 2 else MULTI_CLASS
-    md5 = _md5_of(path)
     return _dataset(layout, labels, key=slug(given.stem), title=given.stem, task=task, names=names, md5=md5)
 
 
@@ -148,16 +213,25 @@ def _dataset(
     task: str,
     names: tuple[str, ...],
     md5: str,
+    orientation_free: bool = True,
 ) -> Dataset:
     stamp = _stamp(layout.path)
 
-    def load(split: str) -> Split:
+    def verify() -> None:
         # labels were read at the start, images perhaps only a night later: both must be of one file
         if _stamp(layout.path) != stamp and _md5_of(layout.path) != md5:
             raise DataError(f"{layout.path} has changed since the run began: start again with the file as it is now.")
+
+    def load(split: str) -> Split:
+        verify()
         return Split(read_array(layout, f"{split}_images"), labels[split])
 
-    return Dataset(
+    def unpack(data_dir: Path) -> Dataset:
+        files = image_files(dataset.image_sizes, md5, data_dir)
+        unpack_images(layout, files, verify=verify)
+        return replace(dataset, load=lambda split: Split(files[split].map(), labels[split], files[split]))
+
+    dataset = Dataset(
         key=key,
         title=title,
         task=task,
@@ -169,7 +243,16 @@ def _dataset(
         md5=md5,
         source=str(layout.path),
         note=None,
+        orientation_free=orientation_free,
         load=load,
+        unpack=unpack,
+    )
+    return dataset
+
+
+def _sizes(layout: NpzLayout) -> ImageSizes:
+    return ImageSizes(
+        num_samples=layout.num_samples, height=layout.height, width=layout.width, channels=layout.channels
     )
 
 

@@ -14,18 +14,15 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from scripts.core.errors import DataError
 from scripts.core.system.device import to_device
 from scripts.core.system.reproducibility import worker_init_fn
 from scripts.core.system.signals import leave_signals_to_parent
 from scripts.data_handler.dataset import Split
+from scripts.data_handler.memory import MOST_IMAGES_TO_JUDGE, PREFETCH, images_to_judge
+from scripts.data_handler.unpacked import ImageReader
 
 Indices = NDArray[np.int64]
-
-# without gradients a batch needs little memory, and with more images at once a GPU is busier
-EVALUATION_BATCH_SIZE = 256
-
-# of a GPU's free memory: the rest is for the network, whose activations are the larger part
-RESIDENT_SHARE = 0.5
 
 
 class Feed(Protocol):
@@ -61,9 +58,14 @@ class StreamedFeed:
 
     A worker only copies bytes: everything random happens on the device, from the epoch's plan. So neither the number
     of workers nor their timing can change a result.
+
+    Args:
+        images: In memory, or in a file of which each batch is read by itself.
+        device: Where batches go.
+        num_workers: Worker processes; with 0 this process gathers.
     """
 
-    def __init__(self, images: NDArray[np.uint8], device: torch.device, num_workers: int) -> None:
+    def __init__(self, images: NDArray[np.uint8] | ImageReader, device: torch.device, num_workers: int) -> None:
         self._device = device
         self._sampler = _IndexBatches()
         with _any_number_of_workers():
@@ -72,6 +74,7 @@ class StreamedFeed:
                 sampler=self._sampler,
                 batch_size=None,  # the sampler's items are whole batches already
                 num_workers=num_workers,
+                prefetch_factor=PREFETCH if num_workers else None,
                 persistent_workers=num_workers > 0,
                 worker_init_fn=_begin_worker,
                 pin_memory=device.type == "cuda",
@@ -84,15 +87,20 @@ class StreamedFeed:
         with _any_number_of_workers():
             loaded = iter(self._loader)
         for images in loaded:
+            if isinstance(images, DataError):
+                raise images
             yield images.to(self._device, non_blocking=True)
 
 
-class _Gather(Dataset[torch.Tensor]):
-    def __init__(self, images: NDArray[np.uint8]) -> None:
+class _Gather(Dataset["torch.Tensor | DataError"]):
+    def __init__(self, images: NDArray[np.uint8] | ImageReader) -> None:
         self._images = images
 
-    def __getitem__(self, indices: Indices) -> torch.Tensor:
-        return torch.from_numpy(self._images[indices])
+    def __getitem__(self, indices: Indices) -> torch.Tensor | DataError:
+        try:
+            return torch.from_numpy(self._images[indices])
+        except DataError as error:  # raised in a worker, it would arrive with that process's traceback in its message
+            return error
 
 
 def _begin_worker(worker_id: int) -> None:
@@ -121,34 +129,14 @@ def _any_number_of_workers() -> Iterator[None]:
         yield
 
 
-def choose_feed(asked: str, needed_bytes: int, device: torch.device) -> tuple[str, str]:
-    """Which feed to use, and the reason in words.
-
-    Args:
-        asked: ``"resident"``, ``"streamed"`` or ``"auto"``.
-        needed_bytes: Size of all images together.
-        device: Where the network runs.
-
-    Returns:
-        ``"resident"`` or ``"streamed"``, and why.
-    """
-    size = f"{needed_bytes / 1e6:,.0f} MB of images"
-    if asked != "auto":
-        return asked, f"{size}, as asked"
-    if device.type != "cuda":
-        return "resident", f"{size} are in this machine's memory already"
-    free_bytes, _ = torch.cuda.mem_get_info(device)
-    if needed_bytes <= RESIDENT_SHARE * free_bytes:
-        return "resident", f"{size} fit on the device"
-    return "streamed", f"{size} do not fit into half of the device's free {free_bytes / 1e6:,.0f} MB"
-
-
 @dataclass(frozen=True, slots=True)
 class Examples:
     """One split as the network meets it."""
 
     feed: Feed
     targets: torch.Tensor  # float32 on the device, shape (N, C): one-hot rows, which MixUp can mix
+
+    images_to_judge: int = MOST_IMAGES_TO_JUDGE  # at once, in validation and test
 
     @property
     def size(self) -> int:
@@ -166,7 +154,14 @@ def make_examples(split: Split, num_classes: int, *, feed: str, device: torch.de
         device: Where the network runs.
         num_workers: Worker processes of a streamed feed.
     """
-    is_resident = feed == "resident"
-    images = ResidentFeed(split.images, device) if is_resident else StreamedFeed(split.images, device, num_workers)
     targets = F.one_hot(torch.from_numpy(split.labels), num_classes).float()
-    return Examples(images, targets.to(device))
+    height, width = split.images.shape[1:3]
+    return Examples(make_feed(split, feed, device, num_workers), targets.to(device), images_to_judge(height, width))
+
+
+def make_feed(split: Split, feed: str, device: torch.device, num_workers: int) -> Feed:
+    """The images of a split behind the feed that was chosen, ``"resident"`` or ``"streamed"``."""
+    if feed == "resident":
+        return ResidentFeed(split.images, device)
+    images = split.images if split.file is None else ImageReader(split.file)
+    return StreamedFeed(images, device, num_workers)

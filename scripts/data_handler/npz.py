@@ -31,6 +31,7 @@ LONGEST_CLASS_NAME = 200
 MOST_SHOWN = 10  # names or values in a message
 
 CHUNK_BYTES = 1 << 20
+PIECE_BYTES = 1 << 22
 MOST_BYTES_AT_ONCE = 1 << 24  # room for a zip directory of some 100,000 entries
 MOST_HEADER_BYTES = 4096
 LONGEST_SIDE = 1 << 40  # of any array: beyond it lies no data but trouble with printing the number
@@ -47,6 +48,7 @@ class ArrayHeader:
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
+    by_columns: bool = False  # whether the first index runs fastest, as in Fortran
 
     @property
     def num_bytes(self) -> int:
@@ -125,17 +127,43 @@ def verify_checksums(layout: NpzLayout) -> None:
                     pass
 
 
-def require_memory(layout: NpzLayout) -> None:
-    """Make sure that all arrays fit into the memory that is free: a small file may unpack to a thousand times its size.
+def require_memory(layout: NpzLayout, free_bytes: int) -> None:
+    """Make sure that what is always kept in memory fits there: a small file may unpack to a thousand times its size.
+
+    Those are the labels, as stored and as 64-bit integers. Whether the images fit is another question, since they can
+    be streamed.
 
     Raises:
         DataError: They do not.
     """
-    import psutil
+    stored = [layout.headers[f"{split}_labels"] for split in SPLITS]
+    needed = sum(header.num_bytes + 8 * math.prod(header.shape) for header in stored)
+    if needed > free_bytes:
+        _refuse(layout.path, f"its labels need {needed:,} bytes of memory, and {free_bytes:,} are free")
 
-    needed, free = sum(header.num_bytes for header in layout.headers.values()), psutil.virtual_memory().available
-    if needed > free:
-        _refuse(layout.path, f"its arrays need {needed:,} bytes of memory, and {free:,} are free")
+
+def read_pieces(layout: NpzLayout, key: str) -> Iterator[bytes]:
+    """The content of one array in pieces of at most a few megabytes, its checksum compared after the last.
+
+    Args:
+        layout: What ``validate_npz_keys`` said of the file.
+        key: An array of the layout, such as ``"train_images"``.
+
+    Raises:
+        DataError: The file is damaged or no longer what it was, or the array is stored by columns.
+    """
+    if layout.headers[key].by_columns:
+        _refuse(
+            layout.path,
+            f"{key} is stored by columns (Fortran order), from which no single image can be read; save it again as "
+            "numpy.ascontiguousarray gives it, or use --feed resident",
+        )
+    with _archive(layout.path) as archive:
+        _require_same(layout, archive, key)
+        with _member(layout.path, archive, key) as stream:
+            _parse_header(stream)
+            while piece := stream.read(PIECE_BYTES):
+                yield piece
 
 
 def read_array(layout: NpzLayout, key: str) -> NDArray[Any]:
@@ -150,11 +178,7 @@ def read_array(layout: NpzLayout, key: str) -> NDArray[Any]:
     """
     expected = layout.headers[key]
     with _archive(layout.path) as archive:
-        found = _read_header(layout.path, archive, key, _members(layout.path, archive).get(key))
-        if found != expected:
-            _refuse(
-                layout.path, f"{key} has changed from {_described(expected)} to {_described(found)} in the meantime"
-            )
+        _require_same(layout, archive, key)
         with _member(layout.path, archive, key) as stream:
             try:
                 with warnings.catch_warnings():
@@ -282,6 +306,16 @@ def _member(path: Path, archive: zipfile.ZipFile, key: str) -> Iterator[IO[bytes
         ) from error
 
 
+def _require_same(layout: NpzLayout, archive: zipfile.ZipFile, key: str) -> None:
+    """Refuse an array that is no longer what the layout says."""
+    expected, found = (
+        layout.headers[key],
+        _read_header(layout.path, archive, key, _members(layout.path, archive).get(key)),
+    )
+    if found != expected:
+        _refuse(layout.path, f"{key} has changed from {_described(expected)} to {_described(found)} in the meantime")
+
+
 def _read_header(path: Path, archive: zipfile.ZipFile, key: str, info: zipfile.ZipInfo | None) -> ArrayHeader:
     """The header of one array, if the array can be what the header says."""
     if info is None or info.filename != f"{key}.npy":
@@ -293,8 +327,8 @@ def _read_header(path: Path, archive: zipfile.ZipFile, key: str, info: zipfile.Z
     with _member(path, archive, key) as stream:
         # a bounded piece: the header itself says how long it is, and might say 4 GiB
         beginning = io.BytesIO(stream.read(MOST_HEADER_BYTES + 16))
-        shape, dtype = _parse_header(beginning)
-    header = ArrayHeader(shape, dtype)
+        header = _parse_header(beginning)
+    shape, dtype = header.shape, header.dtype
     if dtype.hasobject:
         _refuse(path, f"{key} holds pickled Python objects, which could run any code; needed are plain numbers")
     if len(shape) > 4 or not all(0 <= side <= LONGEST_SIDE for side in shape):
@@ -311,18 +345,18 @@ def _read_header(path: Path, archive: zipfile.ZipFile, key: str, info: zipfile.Z
     return header
 
 
-def _parse_header(stream: IO[bytes]) -> tuple[tuple[int, ...], np.dtype[Any]]:
-    """Shape and dtype of the array that begins here; NumPy raises almost anything where they are malformed."""
+def _parse_header(stream: IO[bytes]) -> ArrayHeader:
+    """The header of the array that begins here; NumPy raises almost anything where they are malformed."""
     version = np.lib.format.read_magic(stream)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of files that Python 2 wrote: they are read all the same
         if version == (1, 0):
-            shape, _, dtype = np.lib.format.read_array_header_1_0(stream, max_header_size=MOST_HEADER_BYTES)
+            shape, by_columns, dtype = np.lib.format.read_array_header_1_0(stream, max_header_size=MOST_HEADER_BYTES)
         elif version == (2, 0):
-            shape, _, dtype = np.lib.format.read_array_header_2_0(stream, max_header_size=MOST_HEADER_BYTES)
+            shape, by_columns, dtype = np.lib.format.read_array_header_2_0(stream, max_header_size=MOST_HEADER_BYTES)
         else:
             raise ValueError(f"array format {version[0]}.{version[1]}, needed is 1.0 or 2.0")
-    return tuple(int(side) for side in shape), dtype
+    return ArrayHeader(tuple(int(side) for side in shape), dtype, by_columns)
 
 
 def _check_images(path: Path, key: str, headers: Mapping[str, ArrayHeader]) -> None:

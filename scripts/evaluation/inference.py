@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from scripts.core.system.device import autocast
 from scripts.data_handler.augmentation import normalise, to_float
 from scripts.data_handler.dataset import Dataset
-from scripts.data_handler.feed import EVALUATION_BATCH_SIZE, Examples
+from scripts.data_handler.feed import Examples
 from scripts.data_handler.views import PLAIN, View, look
 from scripts.evaluation.metrics import EvaluationResult, Metrics, compute_metrics
 
@@ -76,7 +76,7 @@ def predict(
         return logits.float().softmax(dim=1)
 
     start = 0
-    for stored in examples.feed.batches(np.arange(examples.size), EVALUATION_BATCH_SIZE):
+    for stored in examples.feed.batches(np.arange(examples.size), examples.images_to_judge):
         images = to_float(stored)
         window = slice(start, start + len(images))
         plain[window] = probabilities(images, PLAIN)

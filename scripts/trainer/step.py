@@ -13,7 +13,7 @@ from torch.optim import Optimizer
 
 from scripts.core.system.device import autocast
 from scripts.data_handler.augmentation import augment, normalise, to_float
-from scripts.data_handler.feed import EVALUATION_BATCH_SIZE, Examples
+from scripts.data_handler.feed import Examples
 from scripts.data_handler.plan import EpochPlan
 from scripts.trainer.mixup import mix
 from scripts.trainer.state import TrainingState
@@ -106,8 +106,8 @@ def validate(
     model.eval()
     device = val.targets.device
     loss_sum, num_correct = torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device)
-    batches = val.feed.batches(np.arange(val.size), EVALUATION_BATCH_SIZE)
-    for targets, images in zip(val.targets.split(EVALUATION_BATCH_SIZE), batches, strict=True):
+    batches = val.feed.batches(np.arange(val.size), val.images_to_judge)
+    for targets, images in zip(val.targets.split(val.images_to_judge), batches, strict=True):
         inputs = normalise(to_float(images)).contiguous(memory_format=torch.channels_last)
         with autocast(device, precision):
             logits = model(inputs)

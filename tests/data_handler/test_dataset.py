@@ -3,11 +3,9 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 
 from scripts.core.errors import DataError
@@ -144,16 +142,14 @@ def test_classes_without_a_training_image_are_named(save, tmp_path, logged):
     assert logged == [f"{path} has no training image of 2 of its 4 classes: class 0, class 2."]
 
 
-def test_more_than_the_memory_holds_is_refused_from_the_headers_alone(save, monkeypatch):
+def test_labels_that_the_memory_cannot_hold_are_refused_from_the_headers_alone(save, monkeypatch):
     path = save()
-    needed = sum(array.nbytes for array in toy_arrays().values())
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=needed - 1))
+    needed = 9 * (1 + 8)  # nine labels of a byte, and as 64-bit integers
+    monkeypatch.setattr(dataset_module, "free_on_host", lambda: (needed - 1, "here"))
     with pytest.raises(DataError) as caught:
         open_dataset(str(path), path.parent)
-    assert str(caught.value) == (
-        f"Cannot use {path}: its arrays need {needed:,} bytes of memory, and {needed - 1:,} are free."
-    )
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: SimpleNamespace(available=needed))
+    assert str(caught.value) == f"Cannot use {path}: its labels need 81 bytes of memory, and 80 are free."
+    monkeypatch.setattr(dataset_module, "free_on_host", lambda: (needed, "here"))
     open_dataset(str(path), path.parent)
 
 

@@ -13,7 +13,7 @@ import torch
 
 from scripts.core.system import worker_init_fn
 from scripts.data_handler.dataset import Split
-from scripts.data_handler.feed import ResidentFeed, StreamedFeed, choose_feed, make_examples
+from scripts.data_handler.feed import ResidentFeed, StreamedFeed, make_examples
 
 CPU = torch.device("cpu")
 IMAGES = np.random.default_rng(0).integers(0, 256, (10, 4, 4, 3), dtype=np.uint8)
@@ -76,19 +76,7 @@ def test_targets_are_one_hot_rows():
 
 
 @pytest.mark.parametrize("feed", ["resident", "streamed"])
-def test_the_feed_that_is_asked_for_is_taken(feed):
-    assert choose_feed(feed, 3_000_000, CPU) == (feed, "3 MB of images, as asked")
+def test_the_feed_that_is_asked_for_is_made(feed):
     split = Split(IMAGES, np.zeros(10, dtype=np.int64))
     kind = type(make_examples(split, 2, feed=feed, device=CPU, num_workers=0).feed)
     assert kind is {"resident": ResidentFeed, "streamed": StreamedFeed}[feed]
-
-
-def test_auto_is_resident_on_the_cpu():
-    assert choose_feed("auto", 40_000_000, CPU) == ("resident", "40 MB of images are in this machine's memory already")
-
-
-@pytest.mark.parametrize(("free_bytes", "expected"), [(200, "resident"), (199, "streamed")])
-def test_auto_leaves_half_of_a_gpus_free_memory_to_the_network(monkeypatch, free_bytes, expected):
-    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free_bytes, 1000))
-
-    assert choose_feed("auto", 100, torch.device("cuda", 0))[0] == expected

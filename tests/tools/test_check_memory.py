@@ -1,0 +1,141 @@
+"""The memory check as its users meet it: what it prints, and how it ends."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from scripts.data_handler import memory, unpacked
+from tests.conftest import PROJECT_ROOT, Npz
+from tools import check_memory
+
+MEGABYTE = 1_000_000
+
+
+@pytest.fixture
+def ask(tmp_path, monkeypatch, capsys):
+    """Calls the program in an empty folder, on a machine with round figures; returns code, answers and complaint."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("DOCKER_REPRODUCIBILITY_MODE", raising=False)
+    machine = SimpleNamespace(host=1000 * MEGABYTE, disk=5000 * MEGABYTE, shared=64 * MEGABYTE)
+    monkeypatch.setattr(memory, "free_on_host", lambda: (machine.host, "on this machine"))
+    monkeypatch.setattr(unpacked, "free_space", lambda _: machine.disk)
+    monkeypatch.setattr(check_memory, "free_shared_memory", lambda: machine.shared)
+
+    def run(*words: str, **figures: int) -> tuple[int, dict[str, str], str]:
+        vars(machine).update(figures)
+        code = check_memory.main([*words, "--device", "cpu"])
+        shown = capsys.readouterr()
+        return code, {line[:12].strip(): line[12:] for line in shown.out.splitlines()}, shown.err
+
+    return run
+
+
+def test_a_set_that_was_never_downloaded_is_judged_by_the_registrys_facts(ask, tmp_path):
+    code, answers, complaint = ask("bloodmnist")
+
+    assert (code, complaint) == (0, "")
+    assert answers == {
+        "data set": "bloodmnist: the registry; it is not downloaded yet",
+        "images": "17,092 of 28 × 28 × 3 bytes: train 28 MB, val 4.0 MB, test 8.0 MB",
+        "memory": "the images need 40 MB, free are 1,000 MB on this machine",
+        "feed": "resident: 40 MB of images fit into half of the memory that is free",
+        "streamed": f"would take 40 MB of disk once, in {tmp_path}/dataset/uncompressed, where 5,000 MB are free",
+        "workers": "4 if streamed, with 6.6 MB of batches on their way, of 64 MB that are free in /dev/shm",
+        "verdict": "it can be trained",
+    }
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_does_not_fit_would_be_streamed(ask, make_npz: Npz):
+    code, answers, complaint = ask(str(make_npz()), host=76_031)
+
+    assert (code, complaint) == (0, "")
+    assert (
+        answers["feed"] == "streamed: 0.0 MB of images do not fit into half of the 0.1 MB that are free on this machine"
+    )
+    assert ask(str(make_npz()), host=76_032)[1]["feed"].startswith("resident")
+
+
+def test_what_can_neither_stay_nor_be_streamed_ends_with_3(ask, make_npz: Npz, tmp_path):
+    code, answers, complaint = ask(str(make_npz()), host=76_031, disk=38_399)
+
+    assert code == 3
+    assert answers["verdict"] == "it cannot be trained"
+    assert answers["feed"].startswith("streamed")
+    assert complaint == (
+        f"error: The images need 38,400 bytes of disk space to be streamed, and 38,399 are free at {tmp_path}/dataset/"
+        "uncompressed. Free some space, or choose another place with --data_dir.\n"
+    )
+    assert ask(str(make_npz()), disk=38_400)[0] == 0
+
+
+def test_resident_that_cannot_be_ends_with_3(ask, make_npz: Npz):
+    code, answers, complaint = ask(str(make_npz()), "--feed", "resident", host=38_015)
+
+    assert code == 3
+    assert answers["verdict"] == "it cannot be trained"
+    assert complaint.startswith("error: --feed resident was asked for, but the images need 38,016 bytes of memory")
+
+
+def test_what_lies_uncompressed_already_takes_no_disk(ask, make_npz: Npz, tmp_path):
+    from scripts.data_handler.dataset import open_dataset
+
+    path = make_npz()
+    dataset = open_dataset(str(path), tmp_path / "dataset")
+    assert dataset.unpack is not None
+    dataset.unpack(tmp_path / "dataset")
+    code, answers, _ = ask(str(path), "--feed", "streamed", disk=0)
+
+    assert code == 0
+    assert answers["streamed"] == f"the images lie uncompressed in {tmp_path}/dataset/uncompressed already"
+
+
+def test_workers_are_counted_as_shared_memory_allows(ask):
+    # 128 images of 2,352 bytes a batch, eleven batches of which four workers have under way
+    _, answers, _ = ask("pathmnist", "--batch_size", "10000", shared=5 * 10_000 * 2352)
+    assert answers["workers"].startswith("1 if streamed, with 118 MB of batches on their way, of 118 MB that are free")
+    assert "--num_workers 4 becomes 1" in answers["workers"]
+    assert ask("pathmnist", "--reproducible")[1]["workers"] == "none if streamed: reproducibility mode"
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (("bloodmnits",), 2, "Did you mean 'bloodmnist'?"),
+        (("bloodmnist", "--feed", "sometimes"), 2, "--feed must be one of auto, resident, streamed"),
+        (("bloodmnist", "breastmnist"), 2, "Unexpected argument 'breastmnist'"),
+        (("nowhere/missing.npz",), 3, "missing.npz"),
+    ],
+)
+def test_wrong_words_end_with_their_code_and_message(ask, words, code, message):
+    found, answers, complaint = ask(*words)
+
+    assert found == code
+    assert answers == {}
+    assert complaint.startswith("error: ")
+    assert message in complaint
+
+
+def test_a_damaged_file_ends_with_3(ask, tmp_path):
+    (tmp_path / "letter.npz").write_text("this is a letter")
+    code, _, complaint = ask("./letter.npz")
+    assert code == 3
+    assert "it is not an .npz file" in complaint
+
+
+def test_it_runs_from_any_folder_and_help_imports_nothing_slow(tmp_path: Path):
+    program = (
+        "import sys, runpy; sys.argv = ['check_memory.py', '--help']\n"
+        f"try: runpy.run_path({str(PROJECT_ROOT / 'tools/check_memory.py')!r}, run_name='__main__')\n"
+        "except SystemExit as end: print('code', end.code, sorted({'torch', 'numpy', 'psutil'} & set(sys.modules)))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=100, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "code 0 []"
+    assert "python tools/check_memory.py pathmnist" in done.stdout

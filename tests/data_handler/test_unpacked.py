@@ -14,6 +14,7 @@ import sys
 import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -146,7 +147,7 @@ def test_another_file_of_the_same_name_gets_images_of_its_own(path):
 def test_damage_leaves_nothing_that_is_taken_for_whole(tmp_path, monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (4, 60, 60), dtype=np.uint8)
     path = tmp_path / "toy.npz"
-    rest = {f"{split}_images": images[:count] for split, count in NUM_SAMPLES.items()}
+    rest: dict[str, Any] = {f"{split}_images": images[:count] for split, count in NUM_SAMPLES.items()}
     np.savez(path, **toy_arrays(**rest))
     monkeypatch.setattr(dataset_module, "verify_checksums", lambda _: None)
     with zipfile.ZipFile(path) as archive:
@@ -161,7 +162,7 @@ def test_damage_leaves_nothing_that_is_taken_for_whole(tmp_path, monkeypatch):
 
 
 def test_damage_is_found_again_only_until_the_images_are_unpacked(path, monkeypatch):
-    compared = []
+    compared: list[object] = []
     monkeypatch.setattr(dataset_module, "verify_checksums", compared.append)
     unpack(path)
     assert len(compared) == 1
@@ -173,7 +174,7 @@ def test_damage_is_found_again_only_until_the_images_are_unpacked(path, monkeypa
 
 
 def test_a_file_that_changes_while_it_is_read_leaves_nothing(path, monkeypatch):
-    real = unpacked.read_pieces
+    real = npz.read_pieces
 
     def pieces(layout, key):
         yield from real(layout, key)
@@ -221,6 +222,7 @@ def test_a_folder_that_cannot_be_made_is_named(path):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_may_not_be_written_is_named(path):
     dataset = open_dataset(str(path), path.parent)
+    assert dataset.unpack is not None
     path.parent.chmod(0o500)
     try:
         with pytest.raises(StorageError, match="Permission is denied"):
@@ -302,7 +304,9 @@ def test_neither_unpacking_nor_reading_takes_the_memory_of_the_whole(tmp_path):
     path = tmp_path / "wide.npz"
     images = np.zeros((3000, 200, 200), dtype=np.uint8)  # 120 MB
     images[:, 0, 0] = np.arange(3000) % 251
-    few = {f"{split}_images": images[:count] for split, count in NUM_SAMPLES.items() if split != "train"}
+    few: dict[str, Any] = {
+        f"{split}_images": images[:count] for split, count in NUM_SAMPLES.items() if split != "train"
+    }
     labels = (np.arange(3000) % 2)[:, None]
     np.savez_compressed(path, **toy_arrays(train_images=images, train_labels=labels, **few))
     process = child(

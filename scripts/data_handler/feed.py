@@ -10,7 +10,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -18,6 +17,7 @@ from scripts.core.system.device import to_device
 from scripts.core.system.reproducibility import worker_init_fn
 from scripts.core.system.signals import leave_signals_to_parent
 from scripts.data_handler.dataset import Split
+from scripts.data_handler.targets import Labelling, labelling_of
 
 Indices = NDArray[np.int64]
 
@@ -148,7 +148,8 @@ class Examples:
     """One split as the network meets it."""
 
     feed: Feed
-    targets: torch.Tensor  # float32 on the device, shape (N, C): one-hot rows, which MixUp can mix
+    targets: torch.Tensor  # float32 on the device, shape (N, C): one-hot rows or rows of 0 and 1, which MixUp can mix
+    labelling: Labelling  # how logits answer to the targets
 
     @property
     def size(self) -> int:
@@ -157,16 +158,17 @@ class Examples:
 
 
 def make_examples(split: Split, num_classes: int, *, feed: str, device: torch.device, num_workers: int) -> Examples:
-    """Images behind a feed, labels as one-hot rows on the device.
+    """Images behind a feed, labels as rows of targets on the device.
 
     Args:
-        split: Images and class indices.
-        num_classes: Number of classes C.
+        split: Images and labels.
+        num_classes: Number of classes or labels C.
         feed: ``"resident"`` or ``"streamed"``.
         device: Where the network runs.
         num_workers: Worker processes of a streamed feed.
     """
     is_resident = feed == "resident"
     images = ResidentFeed(split.images, device) if is_resident else StreamedFeed(split.images, device, num_workers)
-    targets = F.one_hot(torch.from_numpy(split.labels), num_classes).float()
-    return Examples(images, targets.to(device))
+    labelling = labelling_of(split.labels)
+    targets = labelling.targets(torch.from_numpy(split.labels), num_classes)
+    return Examples(images, targets.to(device), labelling)

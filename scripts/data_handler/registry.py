@@ -20,6 +20,7 @@ MULTI_CLASS, BINARY, ORDINAL, MULTI_LABEL = (
     "ordinal-regression",
     "multi-label, binary-class",
 )
+THRESHOLD = 0.5  # for BINARY and MULTI_LABEL, yes is what has a probability above it: half is no
 VOLUMES = ("organmnist3d", "nodulemnist3d", "adrenalmnist3d", "fracturemnist3d", "vesselmnist3d", "synapsemnist3d")
 ORGANS = (
     "bladder",
@@ -203,13 +204,10 @@ def dataset_problems(config: Config) -> Iterator[str]:
     name = config.dataset
     if config.is_dataset_path or name == SYNTHBLOOD:
         return
-    trainable = [key for key, info in DATASET_REGISTRY.items() if info.task != MULTI_LABEL]
-    choices = f"{', '.join([*trainable, SYNTHBLOOD])}, or the path of an .npz file"
-    if name in trainable:
-        return
+    choices = f"{', '.join([*DATASET_REGISTRY, SYNTHBLOOD])}, or the path of an .npz file"
     if name in DATASET_REGISTRY:
-        yield f"--dataset {name} is a multi-label set, which is not supported yet. Choose one of: {choices}."
-    elif name in VOLUMES:
+        return
+    if name in VOLUMES:
         yield f"--dataset {name} is a set of 3D volumes; only 2D images are supported. Choose one of: {choices}."
     else:
         close = difflib.get_close_matches(name.lower(), [*DATASET_REGISTRY, SYNTHBLOOD], n=1)

@@ -75,6 +75,17 @@ def test_targets_are_one_hot_rows():
     assert examples.targets.dtype == torch.float32
 
 
+def test_targets_of_a_multi_label_set_are_its_rows_of_0_and_1():
+    split = Split(IMAGES[:2], np.array([[0, 1, 1], [0, 0, 0]]))
+    examples = make_examples(split, 3, feed="resident", device=CPU, num_workers=0)
+
+    assert examples.size == 2
+    assert examples.targets.tolist() == [[0, 1, 1], [0, 0, 0]]
+    assert examples.targets.dtype == torch.float32
+    with pytest.raises(ValueError, match=r"Expected labels \(N, 4\), got \(2, 3\)."):
+        make_examples(split, 4, feed="resident", device=CPU, num_workers=0)
+
+
 @pytest.mark.parametrize("feed", ["resident", "streamed"])
 def test_the_feed_that_is_asked_for_is_taken(feed):
     assert choose_feed(feed, 3_000_000, CPU) == (feed, "3 MB of images, as asked")

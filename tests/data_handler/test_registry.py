@@ -8,8 +8,8 @@ from scripts.data_handler.registry import DATASET_REGISTRY, VOLUMES, dataset_pro
 
 OFFICIAL_2D = [key for key in INFO if not key.endswith("3d")]
 CHOICES = (
-    "Choose one of: pathmnist, dermamnist, octmnist, pneumoniamnist, retinamnist, breastmnist, bloodmnist, "
-    "tissuemnist, organamnist, organcmnist, organsmnist, synthblood, or the path of an .npz file."
+    "Choose one of: pathmnist, chestmnist, dermamnist, octmnist, pneumoniamnist, retinamnist, breastmnist, "
+    "bloodmnist, tissuemnist, organamnist, organcmnist, organsmnist, synthblood, or the path of an .npz file."
 )
 
 
@@ -50,8 +50,8 @@ def test_the_registry_cannot_be_changed():
         info.num_samples["train"] = 1  # type: ignore[index]
 
 
-@pytest.mark.parametrize("name", [key for key in OFFICIAL_2D if key != "chestmnist"])
-def test_eleven_sets_are_accepted(name):
+@pytest.mark.parametrize("name", OFFICIAL_2D)
+def test_all_twelve_sets_are_accepted(name):
     assert problems_of(name) == []
 
 
@@ -68,7 +68,6 @@ def test_what_is_drawn_or_named_by_path_is_accepted(name):
         ("synthblod", "Unknown --dataset 'synthblod'. Did you mean 'synthblood'? "),
         ("zzz", "Unknown --dataset 'zzz'. "),
         ("", "Unknown --dataset ''. "),
-        ("chestmnist", "--dataset chestmnist is a multi-label set, which is not supported yet. "),
         ("organmnist3d", "--dataset organmnist3d is a set of 3D volumes; only 2D images are supported. "),
     ],
 )

@@ -73,7 +73,7 @@ class Dataset:
         return values | {"class_names": list(self.class_names), "num_samples": dict(self.num_samples)}
 
 
-def members(labels: NDArray[np.int64], index: int) -> NDArray[np.bool_]:
+def members(labels: NDArray[np.integer], index: int) -> NDArray[np.bool_]:
     """Which images are of class ``index``, or have that label, shape (N,).
 
     Args:

@@ -130,13 +130,12 @@ def test_one_class_is_too_few(save):
     assert refusal(path) == f"Cannot use {path}: all of train_labels are 0; needed are at least two classes."
 
 
-def label_rows(num_labels: int = 3, **changed: Any) -> dict[str, Any]:
+def label_rows(num_labels: int = 3) -> dict[str, Any]:
     """Image ``index`` has label ``index`` alone, counted round the labels."""
-    rows = {
+    return {
         f"{split}_labels": np.eye(num_labels, dtype=np.uint8)[np.arange(count) % num_labels]
         for split, count in NUM_SAMPLES.items()
     }
-    return {**rows, **changed}
 
 
 def test_several_columns_of_labels_make_a_multi_label_task(save, tmp_path, logged):
@@ -150,7 +149,7 @@ def test_several_columns_of_labels_make_a_multi_label_task(save, tmp_path, logge
 
 
 def test_without_names_the_labels_are_numbered_and_those_without_a_training_image_are_named(save, tmp_path, logged):
-    path = save(**label_rows(train_labels=np.array([[1, 0, 1]] * 4)))
+    path = save(**label_rows() | {"train_labels": np.array([[1, 0, 1]] * 4)})
     assert open_dataset(str(path), tmp_path).class_names == ("label 0", "label 1", "label 2")
     assert logged == [f"{path} has no training image of 1 of its 3 labels: label 1."]
 
@@ -166,7 +165,7 @@ def test_each_label_has_a_name_or_none_has(save):
 def test_a_label_of_a_multi_label_set_is_0_or_1(save, split):
     rows = np.zeros((NUM_SAMPLES[split], 3), dtype=np.int16)
     rows[0] = 2, -1, 1
-    path = save(**label_rows(**{f"{split}_labels": rows}))
+    path = save(**label_rows() | {f"{split}_labels": rows})
     assert refusal(path) == (
         f"Cannot use {path}: {split}_labels has 2 of {rows.size} labels that are neither 0 nor 1 (such as -1, 2); "
         "needed is 1 in each of the 3 columns whose label the image has, else 0."

@@ -74,7 +74,8 @@ def any_case(task, *, num_images):
 @pytest.mark.parametrize("task", TASKS)
 @pytest.mark.parametrize("num_images", [12, 200, 3000])
 def test_accuracy_and_auc_are_the_official_ones(task, num_images):
-    assert_official(*any_case(task, num_images=num_images), task)
+    labels, scores = any_case(task, num_images=num_images)
+    assert_official(labels, scores, task)
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -366,7 +367,8 @@ def test_kappa_is_undefined_where_everything_is_and_is_called_one_class():
 
 @pytest.mark.parametrize("task", [MULTI_CLASS, BINARY, MULTI_LABEL])
 def test_only_an_ordinal_task_has_kappa_and_error(task):
-    metrics = metrics_of(*any_case(task, num_images=30), task)
+    labels, scores = any_case(task, num_images=30)
+    metrics = metrics_of(labels, scores, task)
     assert (metrics.quadratic_weighted_kappa, metrics.mean_absolute_error) == (None, None)
 
 

@@ -27,7 +27,7 @@ from scripts.data_handler.augmentation import MEAN, STD
 from scripts.data_handler.dataset import Dataset, Split, open_dataset
 from scripts.data_handler.feed import Examples, make_examples
 from scripts.data_handler.memory import free_shared_memory, plan_memory, workers_that_fit
-from scripts.data_handler.registry import BINARY
+from scripts.data_handler.registry import BINARY, MULTI_CLASS, MULTI_LABEL, ORDINAL
 from scripts.data_handler.views import View, tta_views
 from scripts.models import factory
 from scripts.models.stem import STEMS, choose_stem
@@ -35,6 +35,13 @@ from scripts.models.weights import load_weights, read_state_dict
 from scripts.trainer.checkpoint import forget_predecessor, load_checkpoint, require_space
 from scripts.trainer.fit import begin_training, fit
 from scripts.trainer.state import TrainingState
+
+DECISIONS = {  # by task, p being what the activation gives
+    MULTI_CLASS: "argmax of softmax",
+    ORDINAL: "argmax of softmax",
+    BINARY: "p[1] > 0.5",
+    MULTI_LABEL: "p > 0.5, label by label",
+}
 
 if TYPE_CHECKING:
     from scripts.evaluation.metrics import Estimate, EvaluationResult, Metrics
@@ -269,7 +276,10 @@ def report(
                 ("accuracy", metrics.accuracy),
                 ("AUC", metrics.auc),
                 ("macro-F1", metrics.macro_f1),
+                ("quadratic-weighted kappa", metrics.quadratic_weighted_kappa),
+                ("mean absolute error", metrics.mean_absolute_error),
             )
+            if estimate is not None
         )
         log.info("test, %s: %s", name, "  ".join(figures))
     log.info("reports in %s%s", paths.root, f"  ({dataset.note})" if dataset.note else "")
@@ -316,7 +326,8 @@ def describe_model(config: Config, dataset: Dataset) -> dict[str, Any]:
             "range": "uint8 / 255, then normalised; RGB; grey pictures become three equal channels",
         },
         "normalisation": {"mean": list(MEAN), "std": list(STD)},
-        "decision": "p[1] > 0.5" if dataset.task == BINARY else "argmax of softmax",
+        "activation": "sigmoid, label by label" if dataset.task == MULTI_LABEL else "softmax over the classes",
+        "decision": DECISIONS[dataset.task],
         "tta_views": [] if config.no_tta else [view.name for view in _views(config)],
         "precision": config.precision,
         "dataset": {"key": dataset.key, "title": dataset.title, "md5": dataset.md5, "note": dataset.note},
@@ -338,7 +349,7 @@ def _test_figures(evaluation: EvaluationResult) -> dict[str, dict[str, float | N
         return estimate.value if estimate.is_defined else None  # NaN is no JSON
 
     return {
-        name: {"accuracy": value(metrics.accuracy), "auc": value(metrics.auc), "macro_f1": value(metrics.macro_f1)}
+        name: {figure: value(estimate) for figure, estimate in metrics.estimates.items()}
         for name, metrics in _variants(evaluation).items()
     }
 

@@ -19,10 +19,12 @@ from scripts.core.log import log
 from scripts.core.paths import slug
 from scripts.data_handler.memory import ImageSizes, free_on_host
 from scripts.data_handler.npz import (
+    MOST_CLASSES,
     SPLITS,
     NpzLayout,
     read_array,
     read_class_names,
+    read_label_rows,
     read_labels,
     require_memory,
     validate_npz_keys,
@@ -38,6 +40,8 @@ from scripts.data_handler.registry import (
 )
 from scripts.data_handler.unpacked import ImageFile, bytes_to_write, image_files, unpack_images
 
+Labels = dict[str, NDArray[np.int64]]  # by split
+
 METHODS = ("load", "unpack")  # those fields of a Dataset that are no facts
 OFFLINE = f"use --dataset {SYNTHBLOOD}, which needs no network"
 
@@ -47,7 +51,7 @@ class Split:
     """The images and labels of one split."""
 
     images: NDArray[np.uint8]  # (N, H, W) grey or (N, H, W, 3) RGB
-    labels: NDArray[np.int64]  # (N,), class indices
+    labels: NDArray[np.int64]  # (N,), class indices; for a multi-label set (N, L), 1 where an image has the label
     file: ImageFile | None = None  # where the images lie uncompressed; None where they are in memory
 
 
@@ -58,7 +62,7 @@ class Dataset:
     key: str  # part of the run folder's name, such as "bloodmnist"
     title: str
     task: str  # as in DatasetInfo
-    class_names: tuple[str, ...]
+    class_names: tuple[str, ...]  # of a multi-label set the names of its labels
     height: int  # pixels
     width: int  # pixels
     channels: int  # 1 for grey, 3 for RGB
@@ -80,6 +84,16 @@ class Dataset:
         """What is known of the set, without its images, as values that JSON knows."""
         values = {entry.name: getattr(self, entry.name) for entry in fields(self) if entry.name not in METHODS}
         return values | {"class_names": list(self.class_names), "num_samples": dict(self.num_samples)}
+
+
+def members(labels: NDArray[np.integer], index: int) -> NDArray[np.bool_]:
+    """Which images are of class ``index``, or have that label, shape (N,).
+
+    Args:
+        labels: Class indices, shape (N,), or 0 and 1 for each of L labels, shape (N, L).
+        index: A class, or a label.
+    """
+    return labels == index if labels.ndim == 1 else labels[:, index] == 1
 
 
 def open_dataset(name: str, data_dir: Path, resolution: int = STANDARD_RESOLUTION) -> Dataset:
@@ -149,8 +163,6 @@ def registered_file(info: DatasetInfo, data_dir: Path, resolution: int) -> Path:
 
 
 def _open_registered(info: DatasetInfo, data_dir: Path, resolution: int) -> Dataset:
-    if info.task == MULTI_LABEL:
-        raise DataError(f"{info.title} has several labels per image: multi-label sets are not supported yet.")
     path, md5 = registered_file(info, data_dir, resolution), info.md5s[resolution]
     what = info.title if resolution == STANDARD_RESOLUTION else f"{info.title} at {resolution} × {resolution} pixels"
     fetch(info.url(resolution), path, digest=md5, what=what, offline=OFFLINE)
@@ -161,11 +173,16 @@ def _open_registered(info: DatasetInfo, data_dir: Path, resolution: int) -> Data
             f"pixels, but the file has {layout.height} × {layout.width}."
         )
     found = {"channels": layout.channels, "images": layout.num_samples, "label columns": layout.label_columns}
-    expected = {"channels": info.channels, "images": dict(info.num_samples), "label columns": 1}
+    num_classes = len(info.class_names)
+    label_columns = num_classes if info.task == MULTI_LABEL else 1
+    expected = {"channels": info.channels, "images": dict(info.num_samples), "label columns": label_columns}
     if found != expected:
         raise DataError(f"Cannot use {path}: {info.title} has {expected}, but the file has {found}.")
     require_memory(layout, free_on_host()[0])
-    labels = {split: read_labels(layout, split, len(info.class_names)) for split in SPLITS}
+    if info.task == MULTI_LABEL:
+        labels = {split: read_label_rows(layout, split) for split in SPLITS}
+    else:
+        labels = {split: read_labels(layout, split, num_classes) for split in SPLITS}
     return _dataset(
         layout,
         labels,
@@ -181,27 +198,43 @@ def _open_registered(info: DatasetInfo, data_dir: Path, resolution: int) -> Data
 def _open_own(given: Path, data_dir: Path) -> Dataset:
     path = _existing_file(given)
     layout = validate_npz_keys(path)
-    if layout.label_columns > 1:
-        raise DataError(
-            f"Cannot use {path}: train_labels has {layout.label_columns} columns; multi-label sets are not supported "
-            "yet, needed is one column of class indices."
-        )
     require_memory(layout, free_on_host()[0])
     md5 = _md5_of(path)
     if bytes_to_write(image_files(_sizes(layout), md5, data_dir)):  # what was unpacked was compared then
         # now, not when the test split is read after a night of training
         verify_checksums(layout)
+    task, names, labels = (_own_label_rows if layout.label_columns > 1 else _own_classes)(layout)
+    _warn_of_the_unseen(path, names, labels["train"])
+    return _dataset(layout, labels, key=slug(given.stem), title=given.stem, task=task, names=names, md5=md5)
+
+
+def _own_classes(layout: NpzLayout) -> tuple[str, tuple[str, ...], Labels]:
+    """Task, class names and labels of an own file with one label per image."""
     names = read_class_names(layout)
     labels = {"train": read_labels(layout, "train", None if names is None else len(names))}
     if names is None:
         names = tuple(f"class {index}" for index in range(int(labels["train"].max()) + 1))
     if len(names) < 2:
-        raise DataError(f"Cannot use {path}: all of train_labels are 0; needed are at least two classes.")
+        raise DataError(f"Cannot use {layout.path}: all of train_labels are 0; needed are at least two classes.")
     for split in ("val", "test"):
         labels[split] = read_labels(layout, split, len(names))
-    _warn_of_unseen_classes(path, names, labels["train"])
-    task = BINARY if len(names) == 2 else MULTI_CLASS
-    return _dataset(layout, labels, key=slug(given.stem), title=given.stem, task=task, names=names, md5=md5)
+    return BINARY if len(names) == 2 else MULTI_CLASS, names, labels
+
+
+def _own_label_rows(layout: NpzLayout) -> tuple[str, tuple[str, ...], Labels]:
+    """Task, label names and labels of an own file with several labels per image."""
+    count = layout.label_columns
+    if count > MOST_CLASSES:
+        raise DataError(
+            f"Cannot use {layout.path}: train_labels has {count:,} columns; needed are at most {MOST_CLASSES} labels."
+        )
+    names = read_class_names(layout) or tuple(f"label {index}" for index in range(count))
+    if len(names) != count:
+        raise DataError(
+            f"Cannot use {layout.path}: class_names has {len(names)} names, train_labels {count} columns; needed is a "
+            "name for each label."
+        )
+    return MULTI_LABEL, names, {split: read_label_rows(layout, split) for split in SPLITS}
 
 
 def _dataset(
@@ -278,12 +311,12 @@ def _existing_file(given: Path) -> Path:
     raise DataError(f"--dataset {given}: there is no file {path}. {hint}")
 
 
-def _warn_of_unseen_classes(path: Path, names: tuple[str, ...], labels: NDArray[np.int64]) -> None:
-    counts = np.bincount(labels, minlength=len(names))
-    unseen = [name for name, count in zip(names, counts.tolist(), strict=True) if count == 0]
+def _warn_of_the_unseen(path: Path, names: tuple[str, ...], labels: NDArray[np.int64]) -> None:
+    unseen = [name for index, name in enumerate(names) if not members(labels, index).any()]
     if unseen:
         shown = ", ".join(unseen[:10]) + (", …" if len(unseen) > 10 else "")
-        log.warning(f"{path} has no training image of {len(unseen)} of its {len(names)} classes: {shown}.")
+        kind = "classes" if labels.ndim == 1 else "labels"
+        log.warning(f"{path} has no training image of {len(unseen)} of its {len(names)} {kind}: {shown}.")
 
 
 def _md5_of(path: Path) -> str:

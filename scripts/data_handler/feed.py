@@ -10,7 +10,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
@@ -20,6 +19,7 @@ from scripts.core.system.reproducibility import worker_init_fn
 from scripts.core.system.signals import leave_signals_to_parent
 from scripts.data_handler.dataset import Split
 from scripts.data_handler.memory import MOST_IMAGES_TO_JUDGE, PREFETCH, images_to_judge
+from scripts.data_handler.targets import Labelling, labelling_of
 from scripts.data_handler.unpacked import ImageReader
 
 Indices = NDArray[np.int64]
@@ -134,8 +134,8 @@ class Examples:
     """One split as the network meets it."""
 
     feed: Feed
-    targets: torch.Tensor  # float32 on the device, shape (N, C): one-hot rows, which MixUp can mix
-
+    targets: torch.Tensor  # float32 on the device, shape (N, C): one-hot rows or rows of 0 and 1, which MixUp can mix
+    labelling: Labelling  # how logits answer to the targets
     images_to_judge: int = MOST_IMAGES_TO_JUDGE  # at once, in validation and test
 
     @property
@@ -145,18 +145,19 @@ class Examples:
 
 
 def make_examples(split: Split, num_classes: int, *, feed: str, device: torch.device, num_workers: int) -> Examples:
-    """Images behind a feed, labels as one-hot rows on the device.
+    """Images behind a feed, labels as rows of targets on the device.
 
     Args:
-        split: Images and class indices.
-        num_classes: Number of classes C.
+        split: Images and labels.
+        num_classes: Number of classes or labels C.
         feed: ``"resident"`` or ``"streamed"``.
         device: Where the network runs.
         num_workers: Worker processes of a streamed feed.
     """
-    targets = F.one_hot(torch.from_numpy(split.labels), num_classes).float()
+    labelling = labelling_of(split.labels)
+    targets = labelling.targets(torch.from_numpy(split.labels), num_classes).to(device)
     height, width = split.images.shape[1:3]
-    return Examples(make_feed(split, feed, device, num_workers), targets.to(device), images_to_judge(height, width))
+    return Examples(make_feed(split, feed, device, num_workers), targets, labelling, images_to_judge(height, width))
 
 
 def make_feed(split: Split, feed: str, device: torch.device, num_workers: int) -> Feed:

@@ -210,13 +210,41 @@ def read_labels(layout: NpzLayout, split: str, num_classes: int | None = None) -
     highest = (MOST_CLASSES if num_classes is None else num_classes) - 1
     wrong = labels[(labels < 0) | (labels > highest)]
     if wrong.size:
-        values = [str(value) for value in np.unique(wrong)[:MOST_SHOWN].tolist()]
         _refuse(
             layout.path,
-            f"{key} has {wrong.size:,} of {labels.size:,} labels out of range (such as {', '.join(values)}); "
+            f"{key} has {wrong.size:,} of {labels.size:,} labels out of range (such as {_values(wrong)}); "
             f"needed are class indices from 0 to {highest}",
         )
     return labels.astype(np.int64)
+
+
+def read_label_rows(layout: NpzLayout, split: str) -> NDArray[np.int64]:
+    """The labels of one split of a multi-label set, checked to be 0 or 1 each.
+
+    Args:
+        layout: A file with L > 1 labels per image.
+        split: ``"train"``, ``"val"`` or ``"test"``.
+
+    Returns:
+        1 where an image has a label and 0 where it has not, shape (N, L).
+
+    Raises:
+        DataError: A label is neither 0 nor 1, or the file is damaged.
+    """
+    key = f"{split}_labels"
+    rows = read_array(layout, key)
+    wrong = rows[(rows != 0) & (rows != 1)]
+    if wrong.size:
+        _refuse(
+            layout.path,
+            f"{key} has {wrong.size:,} of {rows.size:,} labels that are neither 0 nor 1 (such as {_values(wrong)}); "
+            f"needed is 1 in each of the {rows.shape[1]} columns whose label the image has, else 0",
+        )
+    return rows.astype(np.int64)
+
+
+def _values(labels: NDArray[np.integer]) -> str:
+    return ", ".join(str(value) for value in np.unique(labels)[:MOST_SHOWN].tolist())
 
 
 def read_class_names(layout: NpzLayout) -> tuple[str, ...] | None:

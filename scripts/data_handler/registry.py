@@ -24,6 +24,7 @@ MULTI_CLASS, BINARY, ORDINAL, MULTI_LABEL = (
 # left or up, in a body every side is (the organ sets even tell kidney-left from kidney-right)
 FREE, FIXED = True, False
 FILES_URL = "https://zenodo.org/records/10519652/files"
+THRESHOLD = 0.5  # for BINARY and MULTI_LABEL, yes is what has a probability above it: half is no
 VOLUMES = ("organmnist3d", "nodulemnist3d", "adrenalmnist3d", "fracturemnist3d", "vesselmnist3d", "synapsemnist3d")
 ORGANS = (
     "bladder",
@@ -323,13 +324,10 @@ def dataset_problems(config: Config) -> Iterator[str]:
                 "several sizes. Leave --resolution out, and the images are taken as they are."
             )
         return
-    trainable = [key for key, info in DATASET_REGISTRY.items() if info.task != MULTI_LABEL]
-    choices = f"{', '.join([*trainable, SYNTHBLOOD])}, or the path of an .npz file"
-    if name in trainable:
-        return
+    choices = f"{', '.join([*DATASET_REGISTRY, SYNTHBLOOD])}, or the path of an .npz file"
     if name in DATASET_REGISTRY:
-        yield f"--dataset {name} is a multi-label set, which is not supported yet. Choose one of: {choices}."
-    elif name.lower().removesuffix("_64") in VOLUMES:
+        return
+    if name.lower().removesuffix("_64") in VOLUMES:
         yield (
             f"--dataset {name} is a set of 3D volumes at every --resolution; only 2D images are supported. "
             f"Choose one of: {choices}."

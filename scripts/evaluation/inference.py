@@ -1,4 +1,4 @@
-"""Class probabilities of the test images, as they are and averaged over views of them."""
+"""Probabilities that the network gives the test images, as they are and averaged over views of them."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def evaluate(
     Args:
         model: The best weights, on the device.
         test: The test split of N images.
-        labels: Its class indices, shape (N,).
+        labels: Its class indices, shape (N,), or 0 and 1 for each label, shape (N, K).
         dataset: Tells the task and the names of the classes.
         views: What TTA averages over; none without TTA.
         precision: ``"fp32"`` or ``"bf16"``.
@@ -55,13 +55,13 @@ def evaluate(
 def predict(
     model: nn.Module, examples: Examples, views: tuple[View, ...], *, precision: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-    """Class probabilities of every image, all views of a batch one after another.
+    """Probabilities of the classes or labels of every image, all views of a batch one after another.
 
     Args:
         model: Maps (B, 3, H, W) to logits (B, K).
         examples: A split of N images.
         views: What TTA averages over; none without TTA.
-        precision: ``"fp32"`` or ``"bf16"`` for the network; softmax is always computed in fp32.
+        precision: ``"fp32"`` or ``"bf16"`` for the network; softmax or sigmoid is always computed in fp32.
 
     Returns:
         Probabilities of the plain view, and their mean over the views (None without views), of shape (N, K) each.
@@ -73,7 +73,7 @@ def predict(
         inputs = normalise(look(images, view)).contiguous(memory_format=torch.channels_last)
         with autocast(images.device, precision):
             logits = model(inputs)
-        return logits.float().softmax(dim=1)
+        return examples.labelling.probabilities(logits.float())
 
     start = 0
     for stored in examples.feed.batches(np.arange(examples.size), examples.images_to_judge):

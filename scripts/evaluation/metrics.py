@@ -8,13 +8,17 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import confusion_matrix, precision_recall_fscore_support, roc_auc_score
+from sklearn.metrics import roc_auc_score
 
-from scripts.data_handler.registry import BINARY, MULTI_CLASS, ORDINAL
+from scripts.data_handler.dataset import members
+from scripts.data_handler.registry import BINARY, MULTI_CLASS, MULTI_LABEL, ORDINAL, THRESHOLD
 from scripts.evaluation.bootstrap import percentile_interval, resample_figures
+from scripts.evaluation.confusion import count_answers, figures_of, hits_and_margins, ratio
 
-SUPPORTED_TASKS = (MULTI_CLASS, BINARY, ORDINAL)
-BINARY_THRESHOLD = 0.5
+TASKS = (MULTI_CLASS, BINARY, ORDINAL, MULTI_LABEL)
+FIGURES = ("accuracy", "auc", "macro_f1", "balanced_accuracy")
+ORDINAL_FIGURES = (*FIGURES, "quadratic_weighted_kappa", "mean_absolute_error")
+LEFT_OUT = "what is undefined for it is left out of the means."
 ROUNDING = 1e-6  # a mean of probabilities, taken in single precision, may end a little above 1
 
 Floats = NDArray[np.float64]
@@ -37,49 +41,52 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassMetrics:
-    """What is known of one class against the rest; ``None`` where its definition divides by nothing."""
+    """What is known of one class against the rest, or of one label; ``None`` where that divides by nothing."""
 
     name: str
     precision: float | None  # of the images called so, the share that is so; None if none is called so
     recall: float | None  # of the images that are so, the share called so; None if there are none
     f1: float | None
     auc: float | None  # None if no image, or every image, is of this class
-    support: int  # images of this class
+    support: int  # images of this class, or with this label
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Metrics:
-    """Every figure that one set of scores earns."""
+    """Every figure that one set of scores earns; C is the number of classes, or of labels in a multi-label task."""
 
     accuracy: Estimate
     auc: Estimate
     macro_f1: Estimate
     balanced_accuracy: Estimate
+    quadratic_weighted_kappa: Estimate | None = None  # of an ordinal task alone
+    mean_absolute_error: Estimate | None = None  # of an ordinal task alone, in classes
     per_class: tuple[ClassMetrics, ...]
-    confusion: Integers  # counts, shape (C, C); rows are true classes, columns predicted ones
-    predictions: Integers  # class indices, shape (N,), by the rule that the accuracy goes by
+    # counts, shape (C, C), rows are true classes, columns predicted ones; multi-label: (C, 2, 2), a matrix per label
+    confusion: Integers
+    predictions: Integers  # by the rule that the accuracy goes by; class indices (N,), or 0 and 1 (N, C)
+    num_correct: int  # images predicted right, in all of their labels if they have several
     notes: tuple[str, ...]  # sentences about what is undefined
 
     @property
-    def confusion_by_row(self) -> Floats:
-        """The confusion matrix as shares of the true class, shape (C, C); NaN in rows of absent classes."""
-        support = self.confusion.sum(axis=1, keepdims=True)
-        shares = np.full(self.confusion.shape, np.nan)
-        np.divide(self.confusion, support, out=shares, where=support > 0)
-        return shares
+    def estimates(self) -> dict[str, Estimate]:
+        """The headline figures that there are for this task, by name."""
+        found = ((name, getattr(self, name)) for name in ORDINAL_FIGURES)
+        return {name: estimate for name, estimate in found if estimate is not None}
 
     @property
-    def num_correct(self) -> int:
-        """How many images are predicted right."""
-        return int(np.trace(self.confusion))
+    def confusion_by_row(self) -> Floats:
+        """The confusion counts as shares of what is true, of the same shape; NaN in rows of what is absent."""
+        support = np.broadcast_to(self.confusion.sum(axis=-1, keepdims=True), self.confusion.shape)
+        return ratio(self.confusion, support)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class EvaluationResult:
     """Scores of the test split and what they earn, without and with test-time augmentation (TTA)."""
 
-    labels: Integers  # true class indices, shape (N,)
-    plain_scores: Floats  # class probabilities, shape (N, C)
+    labels: Integers  # true class indices, shape (N,), or 0 and 1 for each label, shape (N, C)
+    plain_scores: Floats  # probabilities of the classes or labels, shape (N, C)
     tta_scores: Floats | None  # the same as a mean over ``views``; None if TTA was off
     plain: Metrics
     tta: Metrics | None
@@ -97,7 +104,7 @@ class EvaluationResult:
 
     @property
     def predictions(self) -> Integers:
-        """The predicted class indices behind ``headline``, shape (N,)."""
+        """The predictions behind ``headline``, of the shape of ``labels``."""
         return self.headline.predictions
 
 
@@ -112,16 +119,19 @@ def compute_metrics(
 ) -> Metrics:
     """Every figure of a split, each headline one with a 95 % bootstrap interval over the images.
 
-    Accuracy and AUC are MedMNIST's: the accuracy of :func:`predict_classes`; the AUC of the last column for two
-    classes, else the unweighted mean of the one-vs-rest AUCs. Macro-F1 is the mean over the classes that occur among
-    labels or predictions, balanced accuracy the mean recall. An undefined part is left out of a mean, and a note says
-    so. The same seed resamples the same images, so that intervals with and without TTA are comparable.
+    Accuracy and AUC are MedMNIST's: the accuracy of :func:`predict_classes`, as the mean over labels where there are
+    several; the AUC of the last column for two classes, else the unweighted mean of the AUCs of the classes against
+    the rest, or of the labels. Macro-F1 is the mean over the classes that occur among labels or predictions, balanced
+    accuracy the mean recall; with several labels, the mean over labels of the label's F1, and of the mean of recall
+    and specificity. Ordinal classes also have Cohen's quadratic-weighted kappa and the mean absolute error. An
+    undefined part is left out of a mean, and a note says so. The same seed resamples the same images, so that
+    intervals with and without TTA are comparable.
 
     Args:
-        labels: True class indices, shape (N,), in [0, C), N >= 1.
-        scores: Class probabilities in [0, 1] up to rounding, shape (N, C).
-        task: One of ``SUPPORTED_TASKS``.
-        class_names: C names, at least two; exactly two for ``binary-class``.
+        labels: True class indices, shape (N,), in [0, C), N >= 1; for ``MULTI_LABEL`` 0 and 1, shape (N, C).
+        scores: Probabilities in [0, 1] up to rounding, shape (N, C).
+        task: One of ``TASKS``.
+        class_names: C names of classes or labels, at least two; exactly two for ``binary-class``.
         seed: Seeds the bootstrap.
         resamples: Number of bootstrap resamples.
 
@@ -133,9 +143,11 @@ def compute_metrics(
     _refuse_bad_input(labels, scores, task, class_names, resamples)
     truth: Integers = labels.astype(np.int64)
     predictions = predict_classes(scores, task=task)
+    confusion = count_answers(truth, predictions, len(class_names))
     aucs = one_vs_rest_aucs(truth, scores)
-    per_class = _per_class(truth, predictions, aucs, class_names)
     auc_classes = [1] if task == BINARY else range(len(class_names))
+    values = {name: float(of_split[0]) for name, of_split in figures_of(confusion[..., np.newaxis]).items()}
+    values["auc"] = _mean_of_defined(aucs[index] for index in auc_classes)
     resampled = resample_figures(
         truth,
         predictions,
@@ -144,58 +156,58 @@ def compute_metrics(
         resamples=resamples,
         generator=np.random.default_rng(seed),
     )
-
-    def estimate(value: float, values: Floats) -> Estimate:
-        return Estimate(value, *percentile_interval(values))
-
+    per_class = _per_class(confusion, aucs, class_names)
     return Metrics(
-        accuracy=estimate(float(np.mean(predictions == truth)), resampled.accuracy),
-        auc=estimate(_mean_of_defined(aucs[index] for index in auc_classes), resampled.auc),
-        macro_f1=estimate(_mean_of_defined(figures.f1 for figures in per_class), resampled.macro_f1),
-        balanced_accuracy=estimate(
-            _mean_of_defined(figures.recall for figures in per_class), resampled.balanced_accuracy
-        ),
+        **{
+            name: Estimate(values[name], *percentile_interval(resampled[name]))
+            for name in (ORDINAL_FIGURES if task == ORDINAL else FIGURES)
+        },
         per_class=per_class,
-        confusion=confusion_matrix(truth, predictions, labels=range(len(class_names))).astype(np.int64),
+        confusion=confusion,
         predictions=predictions,
-        notes=tuple(_notes(per_class)),
+        num_correct=int((predictions == truth).reshape(len(truth), -1).all(axis=1).sum()),
+        notes=tuple(_label_notes(per_class, len(truth)) if task == MULTI_LABEL else _notes(per_class, confusion, task)),
     )
 
 
 def predict_classes(scores: NDArray[np.floating], *, task: str) -> Integers:
-    """The class that MedMNIST's accuracy takes each row of scores for.
+    """What MedMNIST's accuracy takes each row of scores for.
 
     Args:
-        scores: Class probabilities, shape (N, C).
-        task: One of ``SUPPORTED_TASKS``.
+        scores: Probabilities, shape (N, C).
+        task: One of ``TASKS``.
 
     Returns:
         Class indices, shape (N,). For ``binary-class``: 1 where the last column is above 0.5, so that a tie is
-        negative; otherwise the first of the largest scores.
+        negative; otherwise the first of the largest scores. For ``MULTI_LABEL``: 1 wherever a score is above 0.5,
+        else 0, shape (N, C).
     """
-    chosen = scores[:, -1] > BINARY_THRESHOLD if task == BINARY else scores.argmax(axis=1)
+    if task == MULTI_LABEL:
+        return (scores > THRESHOLD).astype(np.int64)
+    chosen = scores[:, -1] > THRESHOLD if task == BINARY else scores.argmax(axis=1)
     return np.asarray(chosen, dtype=np.int64)
 
 
 def one_vs_rest_aucs(labels: NDArray[np.integer], scores: NDArray[np.floating]) -> list[float | None]:
-    """Area under the ROC curve of each class against the rest by its own column; ``None`` where there is no curve.
+    """Area under the ROC curve of each class against the rest, or of each label; ``None`` where there is no curve.
 
     Args:
-        labels: True class indices, shape (N,), in [0, C).
-        scores: Class scores, shape (N, C).
+        labels: True class indices, shape (N,), in [0, C), or 0 and 1 for each label, shape (N, C).
+        scores: A column for each class or label, shape (N, C).
     """
     aucs: list[float | None] = []
     for index in range(scores.shape[1]):
-        is_class = labels == index
+        is_class = members(labels, index)
         has_curve = is_class.any() and not is_class.all()
         aucs.append(float(roc_auc_score(is_class, scores[:, index])) if has_curve else None)
     return aucs
 
 
 def _per_class(
-    labels: Integers, predictions: Integers, aucs: Sequence[float | None], class_names: Sequence[str]
+    confusion: Integers, aucs: Sequence[float | None], class_names: Sequence[str]
 ) -> tuple[ClassMetrics, ...]:
-    figures = precision_recall_fscore_support(labels, predictions, labels=range(len(class_names)), zero_division=np.nan)
+    hits, said, true = (counts[:, 0] for counts in hits_and_margins(confusion[..., np.newaxis]))
+    figures = ratio(hits, said), ratio(hits, true), ratio(2 * hits, said + true)
     return tuple(
         ClassMetrics(
             name=name,
@@ -205,37 +217,55 @@ def _per_class(
             auc=auc,
             support=int(support),
         )
-        for name, auc, precision, recall, f1, support in zip(class_names, aucs, *figures, strict=True)
+        for name, auc, support, precision, recall, f1 in zip(class_names, aucs, true, *figures, strict=True)
     )
 
 
-def _notes(per_class: Sequence[ClassMetrics]) -> Iterator[str]:
+def _notes(per_class: Sequence[ClassMetrics], confusion: Integers, task: str) -> Iterator[str]:
     absent = [figures.name for figures in per_class if not figures.support]
     if len(absent) == len(per_class) - 1:
         (present,) = (figures.name for figures in per_class if figures.support)
         yield f"Every image of this split is of class {present!r}: AUC is undefined."
+        if task == ORDINAL and np.trace(confusion) == confusion.sum():
+            yield f"Every image is of class {present!r} and called so: quadratic-weighted kappa is undefined."
     elif absent:
-        names = ", ".join(map(repr, absent))
-        yield f"No image of this split is of class {names}: what is undefined for it is left out of the means."
+        yield f"No image of this split is of class {_quoted(absent)}: {LEFT_OUT}"
+
+
+def _label_notes(per_class: Sequence[ClassMetrics], num_images: int) -> Iterator[str]:
+    for whose, support in (("No image", 0), ("Every image", num_images)):
+        names = [figures.name for figures in per_class if figures.support == support]
+        if names:
+            yield f"{whose} of this split has the label {_quoted(names)}: {LEFT_OUT}"
+    if all(figures.auc is None for figures in per_class):
+        yield "No label tells one image of this split from another: AUC and balanced accuracy are undefined."
+
+
+def _quoted(names: Sequence[str]) -> str:
+    return ", ".join(map(repr, names))
 
 
 def _refuse_bad_input(
     labels: NDArray[np.integer], scores: NDArray[np.floating], task: str, class_names: Sequence[str], resamples: int
 ) -> None:
     num_classes = len(class_names)
-    if task not in SUPPORTED_TASKS:
-        raise ValueError(f"Expected a task among {', '.join(SUPPORTED_TASKS)}, got {task!r}.")
+    if task not in TASKS:
+        raise ValueError(f"Expected a task among {TASKS}, got {task!r}.")
     if num_classes < 2 or (task == BINARY and num_classes != 2):
         allowed = "2" if task == BINARY else "at least 2"
         raise ValueError(f"Expected {allowed} class names for {task}, got {num_classes}.")
-    if labels.ndim != 1 or labels.size == 0 or scores.shape != (labels.size, num_classes):
+    is_multi_label = task == MULTI_LABEL
+    shape = scores.shape if is_multi_label else scores.shape[:1]
+    if scores.shape[1:] != (num_classes,) or labels.shape != shape or labels.size == 0:
+        rows = f"(N, {num_classes})"
         raise ValueError(
-            f"Expected labels (N,) with N >= 1 and scores (N, {num_classes}), got {labels.shape} and {scores.shape}."
+            f"Expected labels {rows if is_multi_label else '(N,)'} with N >= 1 and scores {rows}, "
+            f"got {labels.shape} and {scores.shape}."
         )
-    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() >= num_classes:
+    highest = 1 if is_multi_label else num_classes - 1
+    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() > highest:
         raise ValueError(
-            f"Expected whole labels from 0 to {num_classes - 1}, "
-            f"got {labels.dtype} from {labels.min()} to {labels.max()}."
+            f"Expected whole labels from 0 to {highest}, got {labels.dtype} from {labels.min()} to {labels.max()}."
         )
     if not (np.isfinite(scores).all() and scores.min() >= 0 and scores.max() <= 1 + ROUNDING):
         raise ValueError(f"Expected finite scores in [0, 1], got some from {scores.min()} to {scores.max()}.")

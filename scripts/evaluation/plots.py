@@ -1,19 +1,9 @@
-"""The pictures of a run.
-
-Every picture is laid out in pixels from its top left corner and drawn on a figure of its own: no display, no settings
-of the user's and no global state take part, so that the same values give the same bytes on the same versions. Right
-and wrong are blue and orange, tick and cross, solid and dashed: never red and green alone.
-"""
+"""The pictures of a run; those of several labels per image are in ``label_plots``."""
 
 from __future__ import annotations
 
-import io
-import re
-import textwrap
-import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,111 +11,63 @@ from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
-from matplotlib.patches import Rectangle
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 from numpy.typing import NDArray
 
-from scripts.core.files import write_bytes
 from scripts.core.records import TrainingResult
+from scripts.data_handler.dataset import members
 from scripts.evaluation.metrics import EvaluationResult, Metrics
-
-DPI = 150
-MARGIN = 48
-POINT = DPI / 72  # pixels
-INK, MUTED, FAINT = "#1f2933", "#5f6b7a", "#c3cad3"
-RIGHT_COLOUR, WRONG_COLOUR, NOTE_COLOUR = "#0a5fa4", "#c8500a", "#fff1e0"
-STYLE: list[Any] = ["default", {"font.size": 9, "xtick.color": MUTED, "ytick.color": MUTED, "axes.labelcolor": MUTED}]
-DASHES = (0, (3, 1.6))
-LETTER_WIDTH = 0.57  # of the font size, on average
+from scripts.evaluation.page import (
+    DASHES,
+    FAINT,
+    INK,
+    MARGIN,
+    MUTED,
+    RIGHT_COLOUR,
+    STYLE,
+    WRONG_COLOUR,
+    Caption,
+    Page,
+    Pixels,
+    as_rgb,
+    head_width,
+    numbered_alike,
+    short_names,
+    shortened,
+    text_width,
+)
 
 SAMPLES_PER_CLASS, SAMPLE_HEIGHT, MOST_SAMPLED_CLASSES = 12, 84, 30
 PREDICTIONS_PER_ROW, MOST_PREDICTIONS, PREDICTION_HEIGHT, PREDICTION_NAME_WIDTH = 8, 16, 140, 212
 MOST_WRITTEN_CLASSES, MOST_NAMED_CLASSES, MATRIX_SIDE = 20, 60, 1240
-
-Pixels = NDArray[np.uint8]
-
-
-@dataclass(frozen=True, slots=True)
-class Caption:
-    """What every picture says of where it comes from."""
-
-    dataset: str
-    model: str
-    note: str | None  # such as that the data are synthetic
-
-    @property
-    def origin(self) -> str:
-        """The data set and the model, in one line."""
-        return f"{self.dataset} · {self.model}"
-
-    @property
-    def height(self) -> int:
-        """Pixels below the top edge that a picture's heading takes."""
-        return 210 if self.note else 158
-
-
-class _Page:
-    """A white figure on which things are placed by pixels from the top left corner."""
-
-    def __init__(self, width: float, height: float) -> None:
-        self.width, self.height = round(width), round(height)
-        self.figure = Figure(figsize=(self.width / DPI, self.height / DPI), dpi=DPI, facecolor="white")
-        self.canvas = self.figure.add_axes((0, 0, 1, 1))
-        self.canvas.set(xlim=(0, self.width), ylim=(self.height, 0), autoscale_on=False)
-        self.canvas.set_axis_off()
-
-    def text(self, x: float, y: float, text: str, **look: Any) -> None:
-        escaped = text.replace("$", r"\$")  # which would start a formula
-        self.canvas.text(x, y, escaped, **{"ha": "left", "va": "top", "color": INK, **look})
-
-    def image(self, pixels: NDArray[Any], x: float, y: float, width: float, height: float) -> None:
-        left, top = round(x), round(y)
-        # enlarged, a pixel shows as a square; reduced, none may be skipped
-        way = "nearest" if height >= len(pixels) else "antialiased"
-        self.canvas.imshow(pixels, extent=(left, left + width, top + height, top), aspect="auto", interpolation=way)
-
-    def frame(self, x: float, y: float, width: float, height: float, **look: Any) -> None:
-        self.canvas.add_patch(Rectangle((x, y), width, height, fill=False, **look))
-
-    def axes(self, x: float, y: float, width: float, height: float) -> Axes:
-        bottom = self.height - y - height
-        return self.figure.add_axes((x / self.width, bottom / self.height, width / self.width, height / self.height))
-
-    def head(self, title: str, detail: str, caption: Caption) -> None:
-        """Title, origin and, where there is one, the note of the data set."""
-        room = int((self.width - 2 * MARGIN) / (9 * POINT * LETTER_WIDTH))
-        self.text(MARGIN, 34, title, size=14, weight="bold")
-        for y, line in ((76, caption.origin), (104, detail)):
-            self.text(MARGIN, y, textwrap.shorten(_one_line(line), room, placeholder=" …"), color=MUTED)
-        if caption.note:
-            box = {"facecolor": NOTE_COLOUR, "edgecolor": WRONG_COLOUR, "boxstyle": "round,pad=0.35", "linewidth": 0.8}
-            self.text(MARGIN + 8, 148, _one_line(caption.note), size=8.5, color=WRONG_COLOUR, bbox=box)
 
 
 @style.context(STYLE)
 def draw_dataset_samples(
     images: Pixels, labels: NDArray[np.int64], class_names: Sequence[str], caption: Caption
 ) -> Figure:
-    """Training images, one row per class, evenly spread over the split.
+    """Training images, one row per class or label, evenly spread over the split.
 
     Args:
         images: The training split, shape (N, H, W) grey or (N, H, W, 3) RGB.
-        labels: Class indices, shape (N,).
+        labels: Class indices, shape (N,), or 0 and 1 for each label, shape (N, C).
         class_names: C names; of very many classes only the first are shown, and the picture says so.
         caption: Where the images come from.
     """
-    names = _labels(class_names, width=24, lines=3)[:MOST_SAMPLED_CLASSES]
+    names = short_names(class_names, width=24, lines=3)[:MOST_SAMPLED_CLASSES]
     height, width = SAMPLE_HEIGHT, SAMPLE_HEIGHT * images.shape[2] / images.shape[1]
-    counts = [f"{np.count_nonzero(labels == index):,} images" for index in range(len(names))]
-    gap, first_column = 8, MARGIN + 24 + max(_text_width(names, size=9), _text_width(counts, size=7.5))
-    hidden = f", the first {len(names)} of {len(class_names)} classes" if len(names) < len(class_names) else ""
-    detail = f"{len(labels):,} images of {images.shape[2]} × {images.shape[1]} pixels{hidden}"
-    chosen = [_evenly(np.flatnonzero(labels == row), SAMPLES_PER_CLASS) for row in range(len(names))]
+    of_class = [np.flatnonzero(members(labels, index)) for index in range(len(names))]
+    counts = [f"{len(indices):,} images" for indices in of_class]
+    gap, first_column = 8, MARGIN + 24 + max(text_width(names, size=9), text_width(counts, size=7.5))
+    kind, again = ("classes", "") if labels.ndim == 1 else ("labels", ", in the row of each of their labels")
+    hidden = f", the first {len(names)} of {len(class_names)} {kind}" if len(names) < len(class_names) else ""
+    detail = f"{len(labels):,} images of {images.shape[2]} × {images.shape[1]} pixels{again}{hidden}"
+    chosen = [_evenly(indices, SAMPLES_PER_CLASS) for indices in of_class]
     widest, fitting = (
         first_column + columns * (width + gap) + MARGIN for columns in (SAMPLES_PER_CLASS, max(map(len, chosen)))
     )
-    page = _Page(
-        max(fitting, min(widest, _head_width(detail, caption))),
+    page = Page(
+        max(fitting, min(widest, head_width(detail, caption))),
         caption.height + len(names) * (height + gap) + MARGIN,
     )
     page.head("Training images", detail, caption)
@@ -136,7 +78,7 @@ def draw_dataset_samples(
         page.text(MARGIN, middle + 8, name, va="bottom", linespacing=1.05)
         page.text(MARGIN, middle + 12, counts[row], size=7.5, color=MUTED)
         for column, index in enumerate(chosen[row]):
-            page.image(_as_rgb(images[index]), first_column + column * (width + gap), y, width, height)
+            page.image(as_rgb(images[index]), first_column + column * (width + gap), y, width, height)
     return page.figure
 
 
@@ -146,7 +88,7 @@ def draw_training_curves(training: TrainingResult, caption: Caption) -> Figure:
     history = training.history
     epochs = [record.epoch for record in history]
     side, gap, left, top = 440, 120, MARGIN + 64, caption.height + 70
-    page = _Page(left + 3 * side + 2 * gap + MARGIN, top + 380 + 100)
+    page = Page(left + 3 * side + 2 * gap + MARGIN, top + 380 + 100)
     ending = "stopped early" if training.stopped_early else "not stopped early"
     page.head("Training", f"{len(history)} epoch{'s' * (len(history) > 1)}, {ending}", caption)
     loss, accuracy, rate = (page.axes(left + index * (side + gap), top, side, 380) for index in range(3))
@@ -211,10 +153,10 @@ def draw_confusion_matrix(metrics: Metrics, caption: Caption, *, scores: str) ->
     if num_classes <= MOST_WRITTEN_CLASSES:  # room for a number, and no more than it needs
         cell = max(62.0, min(180.0, 720 / num_classes))
     names = [figures.name for figures in metrics.per_class] if num_classes <= MOST_NAMED_CLASSES else []
-    rows, columns = _numbered_alike(_shortened(names, width=24, lines=2), _shortened(names, width=24, lines=1))
-    side, gap, left, top = cell * num_classes, 56, MARGIN + 52 + _text_width(rows, size=8.5), caption.height + 58
-    below = 36 + 0.72 * _text_width(columns, size=8.5)
-    page = _Page(max(left + 2 * side + gap + MARGIN, 1100), top + side + below + 110)
+    rows, columns = numbered_alike(shortened(names, width=24, lines=2), shortened(names, width=24, lines=1))
+    side, gap, left, top = cell * num_classes, 56, MARGIN + 52 + text_width(rows, size=8.5), caption.height + 58
+    below = 36 + 0.72 * text_width(columns, size=8.5)
+    page = Page(max(left + 2 * side + gap + MARGIN, 1100), top + side + below + 110)
     accuracy = metrics.accuracy
     page.head(
         "Confusion matrix",
@@ -242,7 +184,7 @@ def draw_confusion_matrix(metrics: Metrics, caption: Caption, *, scores: str) ->
 
 
 def _draw_matrix(
-    page: _Page, x: float, y: float, cell: float, shares: NDArray[np.float64], texts: list[list[str]]
+    page: Page, x: float, y: float, cell: float, shares: NDArray[np.float64], texts: list[list[str]]
 ) -> None:
     """Shade the cells by ``shares`` in [0, 1], and write ``texts`` in them where there is room."""
     side = cell * len(shares)
@@ -276,7 +218,7 @@ def _percentages(shares: NDArray[np.float64]) -> list[list[str]]:
 
 
 @dataclass(frozen=True, slots=True)
-class _Group:
+class Group:
     """Predictions that are shown together."""
 
     title: str
@@ -287,7 +229,64 @@ class _Group:
 
     @property
     def num_lines(self) -> int:
+        """Rows of pictures that the group takes."""
         return -(-len(self.chosen) // PREDICTIONS_PER_ROW)
+
+
+def right_and_wrong(
+    is_right: NDArray[np.bool_], turns: NDArray[np.int64], sureness: NDArray[np.float64]
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Which images to show, by index: right ones by turns, and the most surely wrong ones.
+
+    Args:
+        is_right: Whether each image is predicted right, shape (N,).
+        turns: A number for each kind of image, shape (N,): each kind has its first before any has its second.
+        sureness: How sure the prediction of each image was, shape (N,).
+    """
+    right, wrong = np.flatnonzero(is_right), np.flatnonzero(~is_right)
+    worst = wrong[np.argsort(-sureness[wrong], kind="stable")]
+    return _in_turn(right, turns)[:MOST_PREDICTIONS], worst[:MOST_PREDICTIONS]
+
+
+def draw_groups(
+    images: Pixels,
+    groups: Sequence[Group],
+    detail: str,
+    caption: Caption,
+    *,
+    tell: Callable[[Page, float, float, Group, int], None],
+    told_height: float,
+) -> Figure:
+    """Framed test images in groups, with words below each.
+
+    Args:
+        images: The test split, shape (N, H, W) grey or (N, H, W, 3) RGB.
+        groups: What to show; a group without images is left out.
+        detail: Stands below the title.
+        caption: Where the images come from.
+        tell: Writes what belongs to an image: called with the page, the place, the image's group and its index.
+        told_height: Pixels that this takes.
+    """
+    height, width = PREDICTION_HEIGHT, PREDICTION_HEIGHT * images.shape[2] / images.shape[1]
+    heading, line, pitch = 56, height + 12 + told_height, max(PREDICTION_NAME_WIDTH, width + 24)
+    shown = [group for group in groups if group.num_lines]
+    page = Page(
+        2 * MARGIN + PREDICTIONS_PER_ROW * pitch,
+        caption.height + sum(heading + group.num_lines * line for group in shown),
+    )
+    page.head("Sample predictions", detail, caption)
+    y: float = caption.height
+    for group in shown:
+        page.text(MARGIN, y, f"{group.mark}  {group.title}", weight="bold", size=10, color=group.colour)
+        for place, index in enumerate(group.chosen.tolist()):
+            row, column = divmod(place, PREDICTIONS_PER_ROW)
+            x, top = MARGIN + 4 + column * pitch, y + 46 + row * line
+            page.image(as_rgb(images[index]), x, top, width, height)
+            look = {"edgecolor": group.colour, "linestyle": group.dashes, "linewidth": 2.2}
+            page.frame(x - 4, top - 4, width + 8, height + 8, **look)
+            tell(page, x - 4, top + height + 12, group, index)
+        y += heading + group.num_lines * line
+    return page.figure
 
 
 @style.context(STYLE)
@@ -298,66 +297,28 @@ def draw_sample_predictions(
 
     Args:
         images: The test split, shape (N, H, W) grey or (N, H, W, 3) RGB.
-        evaluation: The result on these images.
+        evaluation: The result on these images, which have one class each.
         class_names: C names.
         caption: Where they come from.
     """
     confidence = evaluation.headline_scores[np.arange(len(images)), evaluation.predictions]
-    groups = [group for group in _groups(evaluation, confidence) if group.num_lines]
-    height, width = PREDICTION_HEIGHT, PREDICTION_HEIGHT * images.shape[2] / images.shape[1]
-    heading, line, pitch = 56, height + 104, max(PREDICTION_NAME_WIDTH, width + 24)
-    page = _Page(
-        2 * MARGIN + PREDICTIONS_PER_ROW * pitch,
-        caption.height + sum(heading + group.num_lines * line for group in groups),
-    )
-    num_right = evaluation.headline.num_correct
-    page.head("Sample predictions", f"test images; {num_right:,} of {len(images):,} are right", caption)
-    names = _labels(class_names, width=16, lines=1)
-    y = caption.height
-    for group in groups:
-        page.text(MARGIN, y, f"{group.mark}  {group.title}", weight="bold", size=10, color=group.colour)
-        for place, index in enumerate(group.chosen):
-            row, column = divmod(place, PREDICTIONS_PER_ROW)
-            x, top = MARGIN + 4 + column * pitch, y + 46 + row * line
-            page.image(_as_rgb(images[index]), x, top, width, height)
-            look = {"edgecolor": group.colour, "linestyle": group.dashes, "linewidth": 2.2}
-            page.frame(x - 4, top - 4, width + 8, height + 8, **look)
-            told = f"true  {names[evaluation.labels[index]]}\npred. {names[evaluation.predictions[index]]}"
-            page.text(x - 4, top + height + 12, told, size=7.5, linespacing=1.15)
-            verdict = f"{group.mark} {confidence[index]:.1%}"
-            page.text(x - 4, top + height + 54, verdict, size=7.5, color=group.colour, weight="bold")
-        y += heading + group.num_lines * line
-    return page.figure
-
-
-def _groups(evaluation: EvaluationResult, confidence: NDArray[np.float64]) -> list[_Group]:
     is_right = evaluation.predictions == evaluation.labels
-    right, wrong = np.flatnonzero(is_right), np.flatnonzero(~is_right)
-    shown = _in_turn(right, evaluation.labels)[:MOST_PREDICTIONS]
-    worst = wrong[np.argsort(-confidence[wrong], kind="stable")][:MOST_PREDICTIONS]
-    return [
-        _Group(f"Right: {len(shown)} of {len(right):,}, from each class in turn", "✓", RIGHT_COLOUR, "-", shown),
-        _Group(f"Wrong: {len(worst)} of {len(wrong):,}, the most confident first", "✗", WRONG_COLOUR, DASHES, worst),
-    ]
+    right, wrong = right_and_wrong(is_right, evaluation.labels, confidence)
+    num_right, names = evaluation.headline.num_correct, short_names(class_names, width=16, lines=1)
 
+    def tell(page: Page, x: float, y: float, group: Group, index: int) -> None:
+        told = f"true  {names[evaluation.labels[index]]}\npred. {names[evaluation.predictions[index]]}"
+        page.text(x, y, told, size=7.5, linespacing=1.15)
+        verdict = f"{group.mark} {confidence[index]:.1%}"
+        page.text(x, y + 42, verdict, size=7.5, color=group.colour, weight="bold")
 
-@style.context(STYLE)
-def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG, whole or not at all; the same figure gives the same bytes.
-
-    Raises:
-        StorageError: The file cannot be written.
-    """
-    content = io.BytesIO()
-    with warnings.catch_warnings():
-        # a name in a script that the font lacks shows as boxes; the workbook has it in full
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font", category=UserWarning)
-        figure.savefig(content, format="png", dpi=DPI, metadata={"Software": None})
-    write_bytes(path, content.getvalue())
-
-
-def _as_rgb(image: Pixels) -> Pixels:
-    return image if image.ndim == 3 else np.repeat(image[..., np.newaxis], 3, axis=2)
+    of_right, of_wrong = f"{len(right)} of {num_right:,}", f"{len(wrong)} of {len(images) - num_right:,}"
+    groups = (
+        Group(f"Right: {of_right}, from each class in turn", "✓", RIGHT_COLOUR, "-", right),
+        Group(f"Wrong: {of_wrong}, the most confident first", "✗", WRONG_COLOUR, DASHES, wrong),
+    )
+    detail = f"test images; {num_right:,} of {len(images):,} are right"
+    return draw_groups(images, groups, detail, caption, tell=tell, told_height=92)
 
 
 def _evenly(candidates: NDArray[np.int64], count: int) -> NDArray[np.int64]:
@@ -375,46 +336,3 @@ def _in_turn(candidates: NDArray[np.int64], labels: NDArray[np.int64]) -> NDArra
         is_class = classes == index
         turn[is_class] = np.arange(is_class.sum())
     return candidates[np.lexsort((classes, turn))]
-
-
-def _labels(names: Sequence[str], *, width: int, lines: int) -> list[str]:
-    """The names in at most ``lines`` lines of about ``width`` characters; numbered where that makes two the same."""
-    return _numbered_alike(_shortened(names, width=width, lines=lines))[0]
-
-
-def _numbered_alike(*ways: list[str]) -> list[list[str]]:
-    """Labels of the same classes in several ways; all with the class's number if any way has two that are the same."""
-    if all(len(set(labels)) == len(labels) for labels in ways):
-        return list(ways)
-    return [[f"{index}: {label}" for index, label in enumerate(labels)] for labels in ways]
-
-
-def _shortened(names: Sequence[str], *, width: int, lines: int) -> list[str]:
-    return [_shorten(_one_line(name), width, lines) for name in names]
-
-
-def _shorten(name: str, width: int, lines: int) -> str:
-    wrapped = textwrap.wrap(name, width, max_lines=lines, placeholder="…")
-    before_bracket = name.split("(")[0].strip()
-    if wrapped and wrapped[-1].endswith("…") and "(" in name and len(before_bracket) < width:
-        return f"{before_bracket}…"
-    if lines == 1 and len(name) > width:  # within a word: more of the name than a whole number of words
-        return f"{name[: width - 1].rstrip()}…"
-    return "\n".join(wrapped) or "?"
-
-
-def _text_width(labels: Sequence[str], *, size: float) -> float:
-    """About how many pixels the longest line of the labels takes at ``size`` points."""
-    longest = max((len(line) for label in labels for line in label.split("\n")), default=0)
-    return longest * size * POINT * LETTER_WIDTH
-
-
-def _head_width(detail: str, caption: Caption) -> float:
-    """About how many pixels a page needs across for its heading in full."""
-    lines = [_one_line(line) for line in (caption.origin, detail, caption.note or "")]
-    return 2 * MARGIN + _text_width([f"{line}  " for line in lines], size=9)
-
-
-def _one_line(text: str) -> str:
-    """``text`` without line breaks and control characters."""
-    return re.sub(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff]+", " ", text).strip()

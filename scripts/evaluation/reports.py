@@ -20,14 +20,15 @@ from scripts.core.files import write_json
 from scripts.core.paths import RunPaths
 from scripts.core.records import TrainingResult
 from scripts.data_handler.dataset import Dataset, Split
+from scripts.data_handler.registry import MULTI_LABEL
+from scripts.evaluation.label_plots import draw_label_curves, draw_label_figures, draw_label_predictions
 from scripts.evaluation.metrics import EvaluationResult, Metrics
+from scripts.evaluation.page import Caption, save_figure
 from scripts.evaluation.plots import (
-    Caption,
     draw_confusion_matrix,
     draw_dataset_samples,
     draw_sample_predictions,
     draw_training_curves,
-    save_figure,
 )
 from scripts.evaluation.predictions import standard_file_name, write_predictions
 from scripts.evaluation.workbook import write_workbook
@@ -103,18 +104,26 @@ def _write_figures(
     test_images: NDArray[np.uint8],
 ) -> dict[str, Path]:
     names = dataset.class_names
-    scores = "without TTA" if evaluation.tta is None else "with TTA"
-    figures = {
-        "training_curves": draw_training_curves(training, caption),
-        "confusion_matrix": draw_confusion_matrix(evaluation.headline, caption, scores=scores),
-        "sample_predictions": draw_sample_predictions(test_images, evaluation, names, caption),
-        "dataset_samples": draw_dataset_samples(train.images, train.labels, names, caption),
-    }
+    figures = {"training_curves": draw_training_curves(training, caption)}
+    if dataset.task == MULTI_LABEL:
+        figures |= {
+            "ROC_curves": draw_label_curves(evaluation, caption),
+            "label_figures": draw_label_figures(evaluation, caption),
+            "sample_predictions": draw_label_predictions(test_images, evaluation, names, caption),
+        }
+    else:
+        scores = "without TTA" if evaluation.tta is None else "with TTA"
+        figures |= {
+            "confusion_matrix": draw_confusion_matrix(evaluation.headline, caption, scores=scores),
+            "sample_predictions": draw_sample_predictions(test_images, evaluation, names, caption),
+        }
+    figures["dataset_samples"] = draw_dataset_samples(train.images, train.labels, names, caption)
     written = {}
     for name, figure in figures.items():
-        path = paths.figures / f"{name}.png"
+        path = paths.figures / f"{name.lower()}.png"
         save_figure(figure, path)
-        written[name.replace("_", " ").capitalize()] = path
+        title = name.replace("_", " ")
+        written[title[0].upper() + title[1:]] = path
     return written
 
 
@@ -157,15 +166,14 @@ def _test_facts(evaluation: EvaluationResult) -> dict[str, Any]:
 
 
 def _metrics_facts(metrics: Metrics) -> dict[str, Any]:
+    counts = {"confusion": metrics.confusion.tolist(), "confusion_by_row": metrics.confusion_by_row.tolist()}
+    if metrics.confusion.ndim == 3:
+        counts = {"confusion_by_label": metrics.confusion.tolist()}  # of each label [[absent, false], [missed, found]]
     return {
-        "accuracy": asdict(metrics.accuracy),
-        "auc": asdict(metrics.auc),
-        "macro_f1": asdict(metrics.macro_f1),
-        "balanced_accuracy": asdict(metrics.balanced_accuracy),
+        **{name: asdict(estimate) for name, estimate in metrics.estimates.items()},
         "num_correct": metrics.num_correct,
         "per_class": [asdict(of_class) for of_class in metrics.per_class],
-        "confusion": metrics.confusion.tolist(),
-        "confusion_by_row": metrics.confusion_by_row.tolist(),
+        **counts,
         "notes": list(metrics.notes),
     }
 

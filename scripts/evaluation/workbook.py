@@ -26,8 +26,9 @@ from scripts.core.errors import storage_errors
 from scripts.core.files import write_bytes
 from scripts.core.records import TrainingResult
 from scripts.data_handler.dataset import Dataset
-from scripts.evaluation.metrics import ClassMetrics, Estimate, EvaluationResult, Metrics
-from scripts.evaluation.plots import Caption
+from scripts.data_handler.registry import MULTI_LABEL
+from scripts.evaluation.metrics import ClassMetrics, EvaluationResult, Metrics
+from scripts.evaluation.page import Caption
 
 SHARE, FIGURE, COUNT, SECONDS = "0.00%", "0.0000", "#,##0", "#,##0.0"
 RATE, DATE, DURATION = "0.00E+00", "yyyy-mm-dd hh:mm:ss", "[h]:mm:ss"
@@ -41,12 +42,14 @@ FIGURE_WIDTH = 1000  # pixels on the sheet, at most
 ROW_PIXELS, ROW_POINTS = 20, 15  # of a row of the usual height
 NAME_WIDTH, MOST_NAME_LINES = 40, 8  # of a class's name, in characters and lines
 
-HEADLINES = (
-    ("Accuracy", "accuracy", SHARE),
-    ("AUC", "auc", FIGURE),
-    ("Macro-F1", "macro_f1", FIGURE),
-    ("Balanced accuracy", "balanced_accuracy", SHARE),
-)
+HEADLINES = {
+    "accuracy": ("Accuracy", SHARE),
+    "auc": ("AUC", FIGURE),
+    "macro_f1": ("Macro-F1", FIGURE),
+    "balanced_accuracy": ("Balanced accuracy", SHARE),
+    "quadratic_weighted_kappa": ("Quadratic-weighted kappa", FIGURE),
+    "mean_absolute_error": ("Mean absolute error, classes", FIGURE),
+}
 
 
 def write_workbook(
@@ -82,8 +85,12 @@ def write_workbook(
     book.properties.title = clean_text(caption.origin)
     _write_summary(_sheet(book, "Summary", caption), config, dataset, training, evaluation, finished)
     _write_history(_sheet(book, "History", caption), training)
-    _write_per_class(_sheet(book, "Per class", caption), evaluation)
-    _write_confusion(_sheet(book, "Confusion matrix", caption), evaluation.headline)
+    if dataset.task == MULTI_LABEL:
+        _write_per_class(_sheet(book, "Per label", caption), evaluation, "Label")
+        _write_label_counts(_sheet(book, "Right and wrong per label", caption), evaluation)
+    else:
+        _write_per_class(_sheet(book, "Per class", caption), evaluation, "Class")
+        _write_confusion(_sheet(book, "Confusion matrix", caption), evaluation.headline)
     _write_configuration(_sheet(book, "Configuration", caption), config)
     _write_environment(_sheet(book, "Environment", caption), environment)
     _write_figures(_sheet(book, "Figures", caption), figures)
@@ -123,14 +130,16 @@ def _write_summary(
     variants = _variants(evaluation)
     _spanning_header(sheet, 3, 2, [f"{name}, 95% interval" for name in variants], 3)
     _header(sheet, 4, ["Test split", *["value", "low", "high"] * len(variants)])
-    for row, (title, name, number_format) in enumerate(HEADLINES, start=5):
+    headlines = list(evaluation.headline.estimates)
+    for row, name in enumerate(headlines, start=5):
+        title, number_format = HEADLINES[name]
         _put(sheet, row, 1, title, bold=True)
         for index, metrics in enumerate(variants.values()):
-            estimate: Estimate = getattr(metrics, name)
+            estimate = metrics.estimates[name]
             for column, value in enumerate((estimate.value, estimate.low, estimate.high), start=2 + 3 * index):
                 _put(sheet, row, column, value, number_format, bold=column % 3 == 2, size=12 if column % 3 == 2 else 11)
     facts = _facts(config, dataset, training, evaluation, finished)
-    for row, (title, value, fact_format) in enumerate(facts, start=6 + len(HEADLINES)):
+    for row, (title, value, fact_format) in enumerate(facts, start=6 + len(headlines)):
         _put(sheet, row, 1, title, colour=MUTED)
         _put(sheet, row, 2, value, fact_format, align="left")
 
@@ -138,9 +147,10 @@ def _write_summary(
 def _facts(
     config: Config, dataset: Dataset, training: TrainingResult, evaluation: EvaluationResult, finished: datetime
 ) -> Iterator[tuple[str, Any, str | None]]:
+    right, classes = ("Right in every label", "Labels") if dataset.task == MULTI_LABEL else ("Right", "Classes")
     yield "Test images", len(evaluation.labels), COUNT
     for name, metrics in _variants(evaluation).items():
-        yield f"Right {name[0].lower()}{name[1:]}", metrics.num_correct, COUNT
+        yield f"{right} {name[0].lower()}{name[1:]}", metrics.num_correct, COUNT
     yield "Views of TTA", ", ".join(evaluation.views) or "none: test-time augmentation was off", None
     for note in evaluation.headline.notes:
         yield "Note", note, None
@@ -155,7 +165,7 @@ def _facts(
     yield "Seed", config.seed, "0"
     yield "Data set", dataset.title, None
     yield "Task", dataset.task, None
-    yield "Classes", len(dataset.class_names), COUNT
+    yield classes, len(dataset.class_names), COUNT
     colours = "grey" if dataset.channels == 1 else "RGB"
     yield "Image size, width × height", f"{dataset.width} × {dataset.height}, {colours}", None
     for split, title in (("train", "Training images"), ("val", "Validation images")):
@@ -191,12 +201,12 @@ def _write_history(sheet: Worksheet, training: TrainingResult) -> None:
             )
 
 
-def _write_per_class(sheet: Worksheet, evaluation: EvaluationResult) -> None:
+def _write_per_class(sheet: Worksheet, evaluation: EvaluationResult, kind: str) -> None:
     variants = _variants(evaluation)
     figures = ("Precision", "Recall", "F1", "AUC")
     _widths(sheet, NAME_WIDTH, 12, *[11] * 8)
     _spanning_header(sheet, 3, 3, list(variants), len(figures))
-    _header(sheet, 4, ["Class", "Test images", *figures * len(variants)])
+    _header(sheet, 4, [kind, "Test images", *figures * len(variants)])
     for row, first in enumerate(evaluation.plain.per_class, start=5):
         _put_name(sheet, row, first.name)
         _put(sheet, row, 2, first.support, COUNT)
@@ -205,6 +215,24 @@ def _write_per_class(sheet: Worksheet, evaluation: EvaluationResult) -> None:
             values = (of_class.precision, of_class.recall, of_class.f1, of_class.auc)
             for column, value in enumerate(values, start=3 + len(figures) * index):
                 _put(sheet, row, column, value, FIGURE)
+
+
+def _write_label_counts(sheet: Worksheet, evaluation: EvaluationResult) -> None:
+    """How many test images each label was rightly and wrongly said and not said of."""
+    variants = _variants(evaluation)
+    titles = ("True positives", "False positives", "False negatives", "True negatives")
+    _widths(sheet, NAME_WIDTH, 12, *[12] * len(titles) * 2)
+    _spanning_header(sheet, 3, 3, list(variants), len(titles))
+    _header(sheet, 4, ["Label", "Test images", *titles * len(variants)])
+    sheet.row_dimensions[4].height = 2 * ROW_POINTS
+    for row, first in enumerate(evaluation.plain.per_class, start=5):
+        _put_name(sheet, row, first.name)
+        _put(sheet, row, 2, first.support, COUNT)
+        for index, metrics in enumerate(variants.values()):
+            (right_absent, false_alarms), (missed, found) = metrics.confusion[row - 5].tolist()
+            counts = found, false_alarms, missed, right_absent
+            for column, count in enumerate(counts, start=3 + len(titles) * index):
+                _put(sheet, row, column, count, COUNT)
 
 
 def _write_confusion(sheet: Worksheet, metrics: Metrics) -> None:

@@ -7,7 +7,6 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -15,12 +14,19 @@ from scripts.core.system.device import autocast
 from scripts.data_handler.augmentation import augment, normalise, to_float
 from scripts.data_handler.feed import Examples
 from scripts.data_handler.plan import EpochPlan
+from scripts.data_handler.targets import ONE_CLASS, Labelling
 from scripts.trainer.mixup import mix
 from scripts.trainer.state import TrainingState
 
 
 def training_step(
-    model: nn.Module, optimizer: Optimizer, images: Tensor, targets: Tensor, *, precision: str = "fp32"
+    model: nn.Module,
+    optimizer: Optimizer,
+    images: Tensor,
+    targets: Tensor,
+    *,
+    labelling: Labelling = ONE_CLASS,
+    precision: str = "fp32",
 ) -> Tensor:
     """Forward, loss, backward, update.
 
@@ -28,16 +34,17 @@ def training_step(
         model: Maps (B, 3, H, W) to logits (B, K); in training mode.
         optimizer: Updates the model's parameters.
         images: Normalised float32 images, shape (B, 3, H, W).
-        targets: Class probabilities, float32, shape (B, K): one-hot, or mixed.
+        targets: Probabilities, float32, shape (B, K): one-hot rows or rows of 0 and 1, or mixtures of them.
+        labelling: Tells the loss of an image: cross-entropy, or the mean over its labels of binary cross-entropies.
         precision: ``"fp32"`` or ``"bf16"`` for the network; the loss is always computed in fp32.
 
     Returns:
-        The mean cross-entropy of the batch, on the device, shape ().
+        The mean loss of the batch's images, on the device, shape ().
     """
     optimizer.zero_grad(set_to_none=True)
     with autocast(images.device, precision):
         logits = model(images)
-    loss = F.cross_entropy(logits.float(), targets)
+    loss = labelling.losses(logits.float(), targets).mean()
     loss.backward()
     optimizer.step()
     return loss.detach()
@@ -81,7 +88,9 @@ def train_epoch(
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(step)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
-        loss = training_step(state.model, state.optimizer, inputs, targets, precision=precision)
+        loss = training_step(
+            state.model, state.optimizer, inputs, targets, labelling=train.labelling, precision=precision
+        )
         state.loss_sum += loss * len(images)
         state.steps_done = step + 1
         after_step()
@@ -92,7 +101,7 @@ def train_epoch(
 def validate(
     model: nn.Module, val: Examples, *, precision: str, after_batch: Callable[[], None] = lambda: None
 ) -> tuple[float, float]:
-    """Mean cross-entropy and accuracy over a split, without augmentation.
+    """Mean loss and accuracy over a split, without augmentation.
 
     Args:
         model: The network, on the device.
@@ -101,20 +110,24 @@ def validate(
         after_batch: Called after each batch.
 
     Returns:
-        The loss, and the accuracy as a fraction in [0, 1].
+        The loss, and the accuracy as a fraction in [0, 1]: the share of right images; with several labels per image
+        the mean of the labels' shares.
     """
     model.eval()
     device = val.targets.device
-    loss_sum, num_correct = torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device)
+    loss_sum, num_right = torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device)
+    num_answers = 0
     batches = val.feed.batches(np.arange(val.size), val.images_to_judge)
     for targets, images in zip(val.targets.split(val.images_to_judge), batches, strict=True):
         inputs = normalise(to_float(images)).contiguous(memory_format=torch.channels_last)
         with autocast(device, precision):
-            logits = model(inputs)
-        loss_sum += F.cross_entropy(logits.float(), targets, reduction="sum")
-        num_correct += (logits.argmax(dim=1) == targets.argmax(dim=1)).sum()
+            logits = model(inputs).float()
+        loss_sum += val.labelling.losses(logits, targets).sum()
+        is_right = val.labelling.is_right(logits, targets)
+        num_right += is_right.sum()
+        num_answers += is_right.numel()
         after_batch()
-    return float(loss_sum) / val.size, int(num_correct) / val.size
+    return float(loss_sum) / val.size, int(num_right) / num_answers
 
 
 def is_finite(*losses: float) -> bool:

@@ -11,8 +11,8 @@ import pytest
 from scripts.core.errors import DataError
 from scripts.core.log import log
 from scripts.data_handler import dataset as dataset_module
-from scripts.data_handler.dataset import open_dataset
-from scripts.data_handler.registry import BINARY, DATASET_REGISTRY, MULTI_CLASS, DatasetInfo
+from scripts.data_handler.dataset import members, open_dataset
+from scripts.data_handler.registry import BINARY, DATASET_REGISTRY, MULTI_CLASS, MULTI_LABEL, DatasetInfo
 from tests.data_handler.test_npz import NUM_SAMPLES, toy_arrays
 
 THREE = {
@@ -128,12 +128,56 @@ def test_one_class_is_too_few(save):
     assert refusal(path) == f"Cannot use {path}: all of train_labels are 0; needed are at least two classes."
 
 
-def test_several_labels_per_image_are_not_supported_yet(save):
-    path = save(**{f"{split}_labels": np.ones((count, 14), int) for split, count in NUM_SAMPLES.items()})
+def label_rows(num_labels: int = 3) -> dict[str, Any]:
+    """Image ``index`` has label ``index`` alone, counted round the labels."""
+    return {
+        f"{split}_labels": np.eye(num_labels, dtype=np.uint8)[np.arange(count) % num_labels]
+        for split, count in NUM_SAMPLES.items()
+    }
+
+
+def test_several_columns_of_labels_make_a_multi_label_task(save, tmp_path, logged):
+    dataset = open_dataset(str(save(**label_rows(), class_names=np.array(["mass", "nodule", "edema"]))), tmp_path)
+    assert dataset.task == MULTI_LABEL
+    assert dataset.class_names == ("mass", "nodule", "edema")
+    labels = dataset.load("train").labels
+    assert labels.tolist() == [[1, 0, 0], [0, 1, 0], [0, 0, 1], [1, 0, 0]]
+    assert labels.dtype == np.int64
+    assert logged == []
+
+
+def test_without_names_the_labels_are_numbered_and_those_without_a_training_image_are_named(save, tmp_path, logged):
+    path = save(**label_rows() | {"train_labels": np.array([[1, 0, 1]] * 4)})
+    assert open_dataset(str(path), tmp_path).class_names == ("label 0", "label 1", "label 2")
+    assert logged == [f"{path} has no training image of 1 of its 3 labels: label 1."]
+
+
+def test_each_label_has_a_name_or_none_has(save):
+    path = save(**label_rows(), class_names=np.array(["a", "b"]))
     assert refusal(path) == (
-        f"Cannot use {path}: train_labels has 14 columns; multi-label sets are not supported yet, "
-        "needed is one column of class indices."
+        f"Cannot use {path}: class_names has 2 names, train_labels 3 columns; needed is a name for each label."
     )
+
+
+@pytest.mark.parametrize("split", list(NUM_SAMPLES))
+def test_a_label_of_a_multi_label_set_is_0_or_1(save, split):
+    rows = np.zeros((NUM_SAMPLES[split], 3), dtype=np.int16)
+    rows[0] = 2, -1, 1
+    path = save(**label_rows() | {f"{split}_labels": rows})
+    assert refusal(path) == (
+        f"Cannot use {path}: {split}_labels has 2 of {rows.size} labels that are neither 0 nor 1 (such as -1, 2); "
+        "needed is 1 in each of the 3 columns whose label the image has, else 0."
+    )
+
+
+def test_more_labels_than_can_be_handled_are_refused(save):
+    path = save(**label_rows(1001))
+    assert refusal(path) == f"Cannot use {path}: train_labels has 1,001 columns; needed are at most 1000 labels."
+
+
+def test_the_members_of_a_class_and_of_a_label():
+    assert members(np.array([2, 0, 2]), 2).tolist() == [True, False, True]
+    assert members(np.array([[1, 0], [0, 1], [1, 1]]), 1).tolist() == [False, True, True]
 
 
 def test_classes_without_a_training_image_are_named(save, tmp_path, logged):
@@ -225,13 +269,6 @@ def test_synthblood_needs_no_file(tmp_path):
     assert not (tmp_path / "nowhere").exists()
 
 
-def test_chestmnist_is_refused_before_anything_is_downloaded(tmp_path):
-    assert refusal("chestmnist", tmp_path) == (
-        "ChestMNIST has several labels per image: multi-label sets are not supported yet."
-    )
-    assert list(tmp_path.iterdir()) == []
-
-
 @pytest.fixture
 def register(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., DatasetInfo]:
     """Put a set into the registry whose file already lies in the data folder, so that nothing is downloaded."""
@@ -242,7 +279,8 @@ def register(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., D
         pictures: dict[str, Any] = {
             f"{split}_images": np.full((count, *size, 3), 7, np.uint8) for split, count in NUM_SAMPLES.items()
         }
-        np.savez_compressed(path, **toy_arrays(**pictures))
+        rows = label_rows() if changed.get("task") == MULTI_LABEL else {}
+        np.savez_compressed(path, **toy_arrays(**pictures, **rows))
         facts = {
             "key": "toymnist",
             "title": "ToyMNIST",
@@ -272,9 +310,20 @@ def test_a_set_of_the_registry_has_its_official_names(register, tmp_path):
     assert dataset.load("val").labels.tolist() == [0, 1, 0]
 
 
+def test_a_multi_label_set_of_the_registry_has_a_column_for_each_name(register, tmp_path):
+    register(task=MULTI_LABEL, class_names=("mass", "nodule", "edema"))
+    dataset = open_dataset("toymnist", tmp_path)
+    assert (dataset.task, dataset.class_names) == (MULTI_LABEL, ("mass", "nodule", "edema"))
+    assert dataset.load("test").labels.tolist() == [[1, 0, 0], [0, 1, 0]]
+
+
 @pytest.mark.parametrize(
     "changed",
-    [{"channels": 1}, {"num_samples": {"train": 5, "val": 3, "test": 2}}],
+    [
+        {"channels": 1},
+        {"num_samples": {"train": 5, "val": 3, "test": 2}},
+        {"task": MULTI_LABEL, "class_names": ("mass", "nodule")},
+    ],
 )
 def test_a_file_that_contradicts_the_registry_is_refused(register, tmp_path, changed):
     register(**changed)

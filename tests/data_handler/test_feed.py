@@ -50,7 +50,7 @@ def test_workers_outlive_the_signals_that_reach_the_whole_group_and_end_with_the
     images = np.arange(40, dtype=np.uint8).reshape(10, 2, 2)
     feed = StreamedFeed(images, torch.device("cpu"), num_workers=2)
     batches = feed.batches(np.arange(10), 2)
-    found = [next(batches)]
+    found = [next(batches), next(batches)]  # one of each worker, which has begun by then
     workers = multiprocessing.active_children()
     assert len(workers) == 2
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -73,6 +73,17 @@ def test_targets_are_one_hot_rows():
     assert examples.size == 3
     assert examples.targets.tolist() == [[0, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0]]
     assert examples.targets.dtype == torch.float32
+
+
+def test_targets_of_a_multi_label_set_are_its_rows_of_0_and_1():
+    split = Split(IMAGES[:2], np.array([[0, 1, 1], [0, 0, 0]]))
+    examples = make_examples(split, 3, feed="resident", device=CPU, num_workers=0)
+
+    assert examples.size == 2
+    assert examples.targets.tolist() == [[0, 1, 1], [0, 0, 0]]
+    assert examples.targets.dtype == torch.float32
+    with pytest.raises(ValueError, match=r"Expected labels \(N, 4\), got \(2, 3\)."):
+        make_examples(split, 4, feed="resident", device=CPU, num_workers=0)
 
 
 @pytest.mark.parametrize("feed", ["resident", "streamed"])

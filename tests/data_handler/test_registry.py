@@ -9,8 +9,8 @@ from tests.conftest import PROJECT_ROOT
 
 OFFICIAL_2D = [key for key in INFO if not key.endswith("3d")]
 CHOICES = (
-    "Choose one of: pathmnist, dermamnist, octmnist, pneumoniamnist, retinamnist, breastmnist, bloodmnist, "
-    "tissuemnist, organamnist, organcmnist, organsmnist, synthblood, or the path of an .npz file."
+    "Choose one of: pathmnist, chestmnist, dermamnist, octmnist, pneumoniamnist, retinamnist, breastmnist, "
+    "bloodmnist, tissuemnist, organamnist, organcmnist, organsmnist, synthblood, or the path of an .npz file."
 )
 
 
@@ -81,8 +81,8 @@ def test_the_registry_cannot_be_changed():
         info.md5s[28] = "0" * 32  # type: ignore[index]
 
 
-@pytest.mark.parametrize("name", [key for key in OFFICIAL_2D if key != "chestmnist"])
-def test_eleven_sets_are_accepted(name):
+@pytest.mark.parametrize("name", OFFICIAL_2D)
+def test_all_twelve_sets_are_accepted(name):
     assert problems_of(name) == []
 
 
@@ -99,7 +99,6 @@ def test_what_is_drawn_or_named_by_path_is_accepted(name):
         ("synthblod", "Unknown --dataset 'synthblod'. Did you mean 'synthblood'? "),
         ("zzz", "Unknown --dataset 'zzz'. "),
         ("", "Unknown --dataset ''. "),
-        ("chestmnist", "--dataset chestmnist is a multi-label set, which is not supported yet. "),
         (
             "organmnist3d",
             "--dataset organmnist3d is a set of 3D volumes at every --resolution; only 2D images are supported. ",

@@ -8,7 +8,7 @@ import numpy as np
 
 from scripts.core.records import EpochRecord, TrainingResult
 from scripts.data_handler.dataset import Dataset, Split
-from scripts.data_handler.registry import MULTI_CLASS
+from scripts.data_handler.registry import MULTI_CLASS, MULTI_LABEL
 from scripts.evaluation.metrics import EvaluationResult, Metrics, compute_metrics
 
 LONG_NAME = "immature granulocytes(myelocytes, metamyelocytes and promyelocytes)"
@@ -68,6 +68,42 @@ def toy_evaluation(
         return compute_metrics(labels, scores, task=task, class_names=names, seed=1, resamples=50)
 
     plain, mean = scores_of(0.9, wrong), scores_of(0.8, max(0, wrong - 1))
+    return EvaluationResult(
+        labels=labels,
+        plain_scores=plain,
+        tta_scores=mean if tta else None,
+        plain=judge(plain),
+        tta=judge(mean) if tta else None,
+        views=("plain", "flipped") if tta else (),
+    )
+
+
+def toy_label_split(num_images: int, num_labels: int, *, side: int = 28, channels: int = 3) -> Split:
+    """Noise images each of which has the label that comes next, and every fifth the one after that as well."""
+    single = toy_split(num_images, num_labels, side=side, channels=channels)
+    rows = np.eye(num_labels, dtype=np.int64)[single.labels]
+    rows[::5] |= np.roll(rows[::5], 1, axis=1)
+    return Split(single.images, rows)
+
+
+def toy_label_evaluation(
+    *, num_images: int = 30, names: Sequence[str] = NAMES, tta: bool = True, wrong: int = 4
+) -> EvaluationResult:
+    """The labels of ``toy_label_split``, of which the first ``wrong`` images have one missed and a false one instead.
+
+    What is called has 0.9, what is not has 0.2; TTA puts the last of the wrong images right.
+    """
+    labels = toy_label_split(num_images, len(names)).labels
+
+    def scores_of(num_wrong: int) -> np.ndarray:
+        called = labels.copy()
+        called[:num_wrong] = np.roll(called[:num_wrong], 1, axis=1)
+        return np.where(called == 1, 0.9, 0.2)
+
+    def judge(scores: np.ndarray) -> Metrics:
+        return compute_metrics(labels, scores, task=MULTI_LABEL, class_names=names, seed=1, resamples=50)
+
+    plain, mean = scores_of(wrong), scores_of(max(0, wrong - 1))
     return EvaluationResult(
         labels=labels,
         plain_scores=plain,

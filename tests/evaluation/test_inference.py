@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from scripts.data_handler.augmentation import normalise, to_float
 from scripts.data_handler.dataset import Dataset, Split
 from scripts.data_handler.feed import Examples, make_examples
 from scripts.data_handler.views import PLAIN, View, tta_views
@@ -43,6 +44,24 @@ def test_tta_is_the_mean_of_the_views_probabilities():
     assert plain.dtype == np.float64
     np.testing.assert_allclose(plain.sum(axis=1), 1, atol=1e-6)
     assert np.abs(plain - of_mirrored).max() > 0.01
+    np.testing.assert_allclose(mean, (plain + of_mirrored) / 2, atol=1e-5)
+
+
+def test_the_scores_of_several_labels_are_sigmoids_and_tta_averages_them():
+    images, labels = coloured_squares(300, side=4)
+    rows = np.concatenate([labels, 1 - labels], axis=1).astype(np.int64)
+    examples, mirrored = (
+        make_examples(Split(pixels.copy(), rows), 2, feed="resident", device=CPU, num_workers=0)
+        for pixels in (images, images[:, :, ::-1])
+    )
+
+    plain, mean = predict(LeftBrightness(), examples, (PLAIN, View("flipped", flip=True)), precision="fp32")
+    of_mirrored, _ = predict(LeftBrightness(), mirrored, (), precision="fp32")
+
+    left = normalise(to_float(torch.from_numpy(images)))[:, :, :, 0].mean(dim=(1, 2))
+    assert plain[:, 0].tolist() == [0.5] * 300  # of a logit of 0, whatever the other label's
+    np.testing.assert_allclose(plain[:, 1], 1 / (1 + np.exp(-left.double().numpy())), atol=1e-6)
+    assert mean is not None
     np.testing.assert_allclose(mean, (plain + of_mirrored) / 2, atol=1e-5)
 
 

@@ -13,22 +13,33 @@ import openpyxl
 import pytest
 from matplotlib.patches import Rectangle
 from PIL import Image
+from sklearn.metrics import auc as area_under
 
 from scripts.core.config import Config
 from scripts.core.errors import StorageError
+from scripts.data_handler.registry import MULTI_LABEL
+from scripts.evaluation.label_plots import draw_label_curves, draw_label_figures, draw_label_predictions
+from scripts.evaluation.metrics import EvaluationResult, compute_metrics
+from scripts.evaluation.page import DPI, RIGHT_COLOUR, WRONG_COLOUR, Caption, save_figure
 from scripts.evaluation.plots import (
-    DPI,
-    Caption,
     draw_confusion_matrix,
     draw_dataset_samples,
     draw_sample_predictions,
     draw_training_curves,
-    save_figure,
 )
 from scripts.evaluation.workbook import write_workbook
-from tests.evaluation.conftest import LONG_NAME, NAMES, toy_dataset, toy_evaluation, toy_split, toy_training
+from tests.evaluation.conftest import (
+    LONG_NAME,
+    NAMES,
+    toy_dataset,
+    toy_evaluation,
+    toy_label_evaluation,
+    toy_label_split,
+    toy_split,
+    toy_training,
+)
 
-PICTURES = ("samples", "curves", "matrix", "predictions")
+PICTURES = ("samples", "curves", "matrix", "predictions", "label samples", "ROC", "label figures", "label predictions")
 CAPTION = Caption("Toy cells", "ResNet-18 Adapted", None)
 NOTED = Caption("Toy cells", "ResNet-18 Adapted", "synthetic: no medical result")
 
@@ -41,7 +52,16 @@ def draw(name, caption=CAPTION):
         return draw_training_curves(toy_training(), caption)
     if name == "matrix":
         return draw_confusion_matrix(evaluation.headline, caption, scores="with TTA")
-    return draw_sample_predictions(split.images, evaluation, NAMES, caption)
+    if name == "predictions":
+        return draw_sample_predictions(split.images, evaluation, NAMES, caption)
+    of_labels = toy_label_split(30, 3)
+    if name == "label samples":
+        return draw_dataset_samples(of_labels.images, of_labels.labels, NAMES, caption)
+    if name == "ROC":
+        return draw_label_curves(toy_label_evaluation(), caption)
+    if name == "label figures":
+        return draw_label_figures(toy_label_evaluation(), caption)
+    return draw_label_predictions(of_labels.images, toy_label_evaluation(), NAMES, caption)
 
 
 def texts_of(figure):
@@ -348,3 +368,120 @@ def test_large_grey_pictures_are_reduced_not_sampled():
     split = toy_split(12, 3, side=224, channels=1)
     figure = draw_sample_predictions(split.images, toy_evaluation(num_images=12), NAMES, CAPTION)
     assert {image.get_interpolation() for image in figure.axes[0].images} == {"antialiased"}
+
+
+def test_samples_of_several_labels_show_an_image_in_the_row_of_each():
+    split = toy_label_split(6, 3)  # images 0 and 5 have two labels
+    figure = draw_dataset_samples(split.images, split.labels, NAMES, CAPTION)
+    shown = [np.asarray(image.get_array()) for image in figure.axes[0].images]
+    expected = [split.images[index] for index in (0, 3, 5, 0, 1, 4, 2, 5)]
+    assert all(np.array_equal(one, other) for one, other in zip(shown, expected, strict=True))
+    assert "6 images of 28 × 28 pixels, in the row of each of their labels" in texts_of(figure)
+    assert [text for text in texts_of(figure) if text[0].isdigit() and text.endswith(" images")] == [
+        "3 images",
+        "3 images",
+        "2 images",
+    ]
+
+
+def test_each_label_has_its_curve_with_its_auc_and_its_images():
+    evaluation = toy_label_evaluation(wrong=6)
+    _, *panels = draw_label_curves(evaluation, CAPTION).axes
+    texts = texts_of(draw_label_curves(evaluation, CAPTION))
+    assert len(panels) == 3
+    for index, (panel, figures) in enumerate(zip(panels, evaluation.headline.per_class, strict=True)):
+        _, curve = panel.lines
+        false_alarms, found = np.transpose(curve.get_xydata())
+        # the area under the drawn curve is the AUC that stands above it
+        assert area_under(false_alarms, found) == pytest.approx(figures.auc, abs=1e-12)
+        assert f"AUC {figures.auc:.3f} · {figures.support:,} images" in texts
+        assert curve.get_color() == RIGHT_COLOUR
+        assert (false_alarms[-1], found[-1]) == (1, 1)
+        assert bool(panel.get_ylabel()) == (index == 0)
+    auc = evaluation.headline.auc
+    assert f"30 test images with TTA; mean AUC {auc.value:.3f} (95% interval {auc.low:.3f} to {auc.high:.3f})" in texts
+
+
+def test_a_label_without_a_curve_says_why():
+    evaluation = toy_label_evaluation(num_images=2, wrong=0)  # image 0 has the first two labels, image 1 the second
+    _, first, second, third = draw_label_curves(evaluation, CAPTION).axes
+    assert len(first.lines) == 2
+    assert (len(second.lines), second.texts[0].get_text()) == (0, "every image\nhas this label")
+    assert (len(third.lines), third.texts[0].get_text()) == (0, "no image\nhas this label")
+    assert "AUC undefined · 0 images" in texts_of(draw_label_curves(evaluation, CAPTION))
+
+
+def test_where_no_label_varies_the_mean_is_called_undefined():
+    evaluation = toy_label_evaluation(num_images=1, wrong=0, tta=False)
+    for draw_it in (draw_label_curves, draw_label_figures):
+        assert "1 test image without TTA; the mean AUC is undefined" in texts_of(draw_it(evaluation, CAPTION))
+
+
+def test_the_figures_of_labels_lie_where_they_belong_and_are_written_beside():
+    evaluation = toy_label_evaluation(wrong=6)
+    figure = draw_label_figures(evaluation, CAPTION)
+    page, metrics = figure.axes[0], evaluation.headline
+    points = [line for line in page.lines if line.get_marker() == "o"]
+    values = [getattr(one, name) for name in ("auc", "precision", "recall", "f1") for one in metrics.per_class]
+    assert len(points) == len(values) == 12
+    stems = [line for line in page.lines if line.get_marker() != "o" and line.get_color() == RIGHT_COLOUR]
+    for stem, point, value in zip(stems, points, values, strict=True):
+        (beginning, height), end = np.asarray(stem.get_xydata())
+        assert end.tolist() == [pytest.approx(beginning + 230 * value), height]
+        assert np.asarray(point.get_xydata()).tolist() == [end.tolist()]
+        assert f"{value:.3f}" in texts_of(figure)
+    assert f"mean {metrics.auc.value:.3f}" in texts_of(figure)
+    assert f"mean {metrics.macro_f1.value:.3f}" in texts_of(figure)
+
+
+def test_an_undefined_figure_of_a_label_has_a_dash_and_no_point():
+    figure = draw_label_figures(toy_label_evaluation(num_images=2, wrong=0), CAPTION)
+    # of the third label nothing is defined; of the second, which every image has, all but the AUC
+    assert texts_of(figure).count("–") == 4 + 1
+    assert sum(line.get_marker() == "o" for line in figure.axes[0].lines) == 12 - 5
+
+
+@pytest.mark.parametrize("num_labels", [2, 14, 70])
+def test_the_pictures_of_labels_hold_from_two_to_very_many(tmp_path, num_labels):
+    names = [f"a rather long name of label {index}" for index in range(num_labels)]
+    evaluation = toy_label_evaluation(num_images=2 * num_labels, names=names)
+    for draw_it, most in ((draw_label_curves, 30), (draw_label_figures, 60)):
+        figure = draw_it(evaluation, CAPTION)
+        save_figure(figure, tmp_path / "p.png")
+        height, width, _ = pixels_of(tmp_path / "p.png").shape
+        assert height < 2800
+        assert width < 2200
+        said = any(text.endswith(f"; the first {most} of 70 labels") for text in texts_of(figure))
+        assert said == (num_labels > most)
+
+
+def test_predictions_of_labels_tell_the_found_the_missed_and_the_false_ones():
+    images, evaluation = toy_label_split(30, 3).images, toy_label_evaluation(wrong=3)
+    figure = draw_label_predictions(images, evaluation, NAMES, CAPTION)
+    texts = texts_of(figure)
+    assert "✓  Right in every label: 16 of 28, from each label in turn" in texts
+    assert "✗  Wrong in some: 2 of 2, the most confident first" in texts
+    assert any(text.startswith("test images; 28 of 30 are right in every label · ✓ true and pred") for text in texts)
+    # image 0 has the first two labels and was given the last two; image 1 the second, and was given the third
+    assert texts[-5:] == [
+        "✗ platelet 90%",
+        "○ basophil 20%",
+        "✓ immature granul… 90%",
+        "✗ platelet 90%",
+        "○ immature granul… 20%",
+    ]
+    colours = [text.get_color() for text in figure.axes[0].texts[-5:]]
+    assert colours == [WRONG_COLOUR, WRONG_COLOUR, RIGHT_COLOUR, WRONG_COLOUR, WRONG_COLOUR]
+    shown = [np.asarray(image.get_array()) for image in figure.axes[0].images]
+    assert all(np.array_equal(shown[16 + place], images[place]) for place in range(2))
+
+
+def test_of_many_labels_of_an_image_the_first_are_told_and_the_rest_counted():
+    names = [f"label {index}" for index in range(8)]
+    rows = np.ones((2, 8), dtype=np.int64)
+    rows[1] = 0
+    scores = np.where(rows == 1, 0.7, 0.1)
+    metrics = compute_metrics(rows, scores, task=MULTI_LABEL, class_names=names, seed=1, resamples=5)
+    evaluation = EvaluationResult(labels=rows, plain_scores=scores, tta_scores=None, plain=metrics, tta=None, views=())
+    texts = texts_of(draw_label_predictions(toy_split(2, 2).images, evaluation, names, CAPTION))
+    assert texts[-6:] == [*(f"✓ label {index} 70%" for index in range(4)), "and 4 more", "no label, none predicted"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import time
 import zipfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import datetime
 
 import numpy as np
@@ -15,9 +15,17 @@ from PIL import Image
 
 from scripts.core.config import Config
 from scripts.core.paths import RunPaths
-from scripts.data_handler.registry import BINARY
+from scripts.data_handler.registry import BINARY, MULTI_LABEL, ORDINAL
 from scripts.evaluation.reports import write_reports
-from tests.evaluation.conftest import NAMES, toy_dataset, toy_evaluation, toy_split, toy_training
+from tests.evaluation.conftest import (
+    NAMES,
+    toy_dataset,
+    toy_evaluation,
+    toy_label_evaluation,
+    toy_label_split,
+    toy_split,
+    toy_training,
+)
 
 FINISHED = datetime(2026, 1, 31, 22, 15, 0)
 NOTE = "synthetic: no medical result"
@@ -39,7 +47,7 @@ def report(folder, *, dataset=None, evaluation=None, environment=None):
         training=toy_training(3, best_epoch=2),
         evaluation=evaluation,
         environment=environment or {"device": "cpu"},
-        train=toy_split(60, num_classes),
+        train=(toy_label_split if dataset.task == MULTI_LABEL else toy_split)(60, num_classes),
         test_images=toy_split(len(evaluation.labels), num_classes).images,
         finished=FINISHED,
     )
@@ -158,6 +166,41 @@ def test_without_tta_there_is_one_csv_and_the_summary_says_null(tmp_path):
     assert summary["test"]["tta"] is None
     assert summary["test"]["headline"] == "plain"
     assert summary["note"] is None
+
+
+def test_an_ordinal_task_has_two_figures_more(tmp_path):
+    _, _, summary = report(tmp_path, dataset=toy_dataset(task=ORDINAL), evaluation=toy_evaluation(task=ORDINAL))
+    plain, figures = summary["test"]["plain"], toy_evaluation(task=ORDINAL).plain
+    assert figures.quadratic_weighted_kappa is not None
+    assert plain["quadratic_weighted_kappa"] == asdict(figures.quadratic_weighted_kappa)
+    # of 30 images the first four are called 1, 2, 0 and 1 instead of 0, 1, 2 and 0
+    assert plain["mean_absolute_error"]["value"] == pytest.approx((1 + 1 + 2 + 1) / 30)
+
+
+def test_several_labels_have_reports_of_their_own(tmp_path):
+    evaluation = toy_label_evaluation(wrong=3)
+    paths, written, summary = report(tmp_path, dataset=toy_dataset(task=MULTI_LABEL), evaluation=evaluation)
+    assert {path.name for path in paths.figures.iterdir()} == {
+        "dataset_samples.png",
+        "label_figures.png",
+        "roc_curves.png",
+        "sample_predictions.png",
+        "training_curves.png",
+    }
+    assert {paths.root / name for name in summary["files"]} == set(written) - {paths.summary}
+    plain = summary["test"]["plain"]
+    assert "confusion" not in plain
+    assert "confusion_by_row" not in plain
+    # of the first label: absent and not said, falsely said; missed, found
+    assert plain["confusion_by_label"][0] == [[17, 1], [1, 11]]
+    assert plain["num_correct"] == 27
+    assert summary["test"]["num_images"] == 30
+    assert "quadratic_weighted_kappa" not in plain
+    sheet = openpyxl.load_workbook(paths.workbook)["Figures"]
+    titles = [cell.value for cell in sheet["A"] if cell.value][1:]
+    assert titles == ["Training curves", "ROC curves", "Label figures", "Sample predictions", "Dataset samples"]
+    (csv,) = paths.reports.glob("*@tta.csv")
+    assert np.array_equal(np.loadtxt(csv, delimiter=",")[:, 1:], evaluation.headline_scores)
 
 
 def test_what_is_undefined_is_null(tmp_path):

@@ -11,9 +11,17 @@ from PIL import Image
 
 from scripts.core.config import Config
 from scripts.core.errors import StorageError
-from scripts.evaluation.plots import Caption
+from scripts.data_handler.registry import MULTI_LABEL, ORDINAL
+from scripts.evaluation.page import Caption
 from scripts.evaluation.workbook import clean_text, write_workbook
-from tests.evaluation.conftest import LONG_NAME, NAMES, toy_dataset, toy_evaluation, toy_training
+from tests.evaluation.conftest import (
+    LONG_NAME,
+    NAMES,
+    toy_dataset,
+    toy_evaluation,
+    toy_label_evaluation,
+    toy_training,
+)
 
 FINISHED = datetime(2026, 1, 31, 22, 15, 0)
 SHEETS = ["Summary", "History", "Per class", "Confusion matrix", "Configuration", "Environment", "Figures"]
@@ -119,6 +127,42 @@ def test_the_confusion_matrix_is_there_in_counts_and_shares(book):
     assert [cell.value for cell in sheet[4]][:4] == ["True class", *NAMES]
     assert (sheet["B5"].number_format, sheet["F5"].number_format) == ("#,##0", "0.00%")
     assert sorted(str(scale.sqref) for scale in sheet.conditional_formatting) == ["B5:D7", "F5:H7"]
+
+
+def test_an_ordinal_task_has_its_kappa_and_its_error(tmp_path):
+    evaluation = toy_evaluation(task=ORDINAL)
+    sheet = written(tmp_path, evaluation=evaluation, dataset=toy_dataset(task=ORDINAL))["Summary"]
+    for row, (title, name) in enumerate(
+        [
+            ("Quadratic-weighted kappa", "quadratic_weighted_kappa"),
+            ("Mean absolute error, classes", "mean_absolute_error"),
+        ],
+        start=9,
+    ):
+        plain, tta = getattr(evaluation.plain, name), getattr(evaluation.tta, name)
+        figures = [plain.value, plain.low, plain.high, tta.value, tta.low, tta.high]
+        assert sheet.cell(row, 1).value == title
+        assert [cell.value for cell in sheet[row]][1:7] == pytest.approx(figures, abs=1e-15)  # a cell has 16 digits
+        assert sheet.cell(row, 2).number_format == "0.0000"
+    assert (sheet["A11"].value, sheet["A12"].value) == (None, "Test images")
+
+
+def test_several_labels_have_their_counts_instead_of_a_confusion_matrix(tmp_path):
+    evaluation = toy_label_evaluation(wrong=3)
+    book = written(tmp_path, evaluation=evaluation, dataset=toy_dataset(task=MULTI_LABEL))
+    changed = {"Per class": "Per label", "Confusion matrix": "Right and wrong per label"}
+    assert book.sheetnames == [changed.get(title, title) for title in SHEETS]
+    assert [cell.value for cell in book["Per label"][4]][:3] == ["Label", "Test images", "Precision"]
+    sheet = book["Right and wrong per label"]
+    titles = ["True positives", "False positives", "False negatives", "True negatives"]
+    assert [cell.value for cell in sheet[4]] == ["Label", "Test images", *titles, *titles]
+    assert (sheet["C3"].value, sheet["G3"].value) == ("Without TTA", "With TTA")
+    # of 30 images 12 have the first label; image 0 lost it to the third, image 2 gained it, which TTA puts right
+    assert [cell.value for cell in sheet[5]] == [NAMES[0], 12, 11, 1, 1, 17, 11, 0, 1, 18]
+    facts = facts_of(book["Summary"])
+    assert facts["Right in every label without TTA"].value == 27
+    assert facts["Right in every label with TTA"].value == 28
+    assert facts["Labels"].value == 3
 
 
 def test_an_undefined_figure_is_a_dash(tmp_path):

@@ -14,6 +14,7 @@ from torch.testing import assert_close
 from scripts.data_handler.dataset import Split
 from scripts.data_handler.feed import Examples, make_examples
 from scripts.data_handler.plan import draw_plan
+from scripts.data_handler.targets import MANY_LABELS
 from scripts.trainer.early_stopping import EarlyStopping
 from scripts.trainer.mixup import mix
 from scripts.trainer.state import TrainingState
@@ -165,6 +166,72 @@ def test_validation_counts_right_answers_and_averages_over_images():
     assert accuracy == 0.75
     # it says 3/4 for class 0 and 1/4 for class 1
     assert loss == pytest.approx(-(0.75 * math.log(3 / 4) + 0.25 * math.log(1 / 4)), rel=1e-5)
+
+
+def label_rows(count: int = 20) -> Examples:
+    """Bright pictures have the first label, all have the second, none the third."""
+    images, labels = coloured_squares(count, side=4)
+    rows = np.concatenate([labels, np.ones_like(labels), np.zeros_like(labels)], axis=1).astype(np.int64)
+    return make_examples(Split(images, rows), 3, feed="resident", device=CPU, num_workers=0)
+
+
+def test_a_multi_label_step_is_one_step_down_the_gradient_of_the_binary_cross_entropies():
+    model, reference = two_layers(), two_layers()
+    images, targets = torch.rand(6, 3, 4, 4), torch.tensor([[1.0, 1.0], [0.0, 0.0], [0.25, 1.0]]).repeat(2, 1)
+
+    loss = training_step(model, torch.optim.SGD(model.parameters(), lr=0.1), images, targets, labelling=MANY_LABELS)
+
+    given = reference(images).sigmoid()
+    expected = -(targets * given.log() + (1 - targets) * (1 - given).log()).mean()
+    expected.backward()
+    assert_close(loss, expected.detach())
+    for stepped, before in zip(model.parameters(), reference.parameters(), strict=True):
+        assert before.grad is not None
+        assert_close(stepped, before - 0.1 * before.grad)
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.4])
+def test_training_learns_several_labels_at_once(alpha):
+    examples = label_rows()
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
+    before, _ = validate(model, examples, precision="fp32")
+
+    for epoch in range(1, 13):
+        train_epoch(
+            state_of(model, optimizer),
+            examples,
+            plan_for(examples, alpha=alpha, epoch=epoch),
+            batch_size=8,
+            rotates=True,
+            learning_rate=lambda step: 0.05,
+            precision="fp32",
+        )
+    after, accuracy = validate(model, examples, precision="fp32")
+
+    assert after < before / 2
+    assert accuracy == 1.0
+
+
+def test_the_validation_accuracy_of_several_labels_is_the_mean_of_theirs():
+    class Says(nn.Module):
+        def forward(self, images):
+            return torch.tensor([[math.log(3.0), 1e-9, -1.0]]).expand(len(images), 3)
+
+    images, _ = coloured_squares(300, side=4)
+    rows = np.zeros((300, 3), dtype=np.int64)
+    rows[:225, 0] = rows[:60, 1] = rows[:30, 2] = 1
+    examples = make_examples(Split(images, rows), 3, feed="resident", device=CPU, num_workers=0)
+
+    loss, accuracy = validate(Says(), examples, precision="fp32")
+
+    # it says yes, no (a half is no) and no: right for 225, 240 and 270 images
+    assert accuracy == (225 + 240 + 270) / 900
+    first = -(0.75 * math.log(3 / 4) + 0.25 * math.log(1 / 4))
+    third = -(0.1 * math.log(1 / (1 + math.e)) + 0.9 * math.log(math.e / (1 + math.e)))
+    assert loss == pytest.approx((first + math.log(2) + third) / 3, rel=1e-5)
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")

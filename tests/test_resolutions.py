@@ -127,7 +127,9 @@ def test_small_pictures_may_be_given_the_stock_stem(run: Run, make_npz: Npz, tmp
 
     assert code == 0
     assert "stem stock (7x7, stride 2, max-pool 3x3, stride 2): as asked" in shown
-    assert read(only_folder(tmp_path) / "config.json")["settings"]["stem"] == "stock"
+    folder = only_folder(tmp_path)
+    assert read(folder / "config.json")["settings"]["stem"] == "stock"
+    stock_resnet18(2, seed=0).load_state_dict(torch.load(folder / "models/best_model.pth", weights_only=True))
 
 
 def test_weights_with_a_small_stem_end_with_3_where_the_stem_is_the_stock_one(run: Run, make_npz: Npz, tmp_path: Path):

@@ -64,7 +64,7 @@ class Caption:
         return 210 if self.note else 158
 
 
-class _Page:
+class Page:
     """A white figure on which things are placed by pixels from the top left corner."""
 
     def __init__(self, width: float, height: float) -> None:
@@ -75,19 +75,23 @@ class _Page:
         self.canvas.set_axis_off()
 
     def text(self, x: float, y: float, text: str, **look: Any) -> None:
+        """Write text, its top left corner at a point unless ``look`` aligns it otherwise."""
         escaped = text.replace("$", r"\$")  # which would start a formula
         self.canvas.text(x, y, escaped, **{"ha": "left", "va": "top", "color": INK, **look})
 
     def image(self, pixels: NDArray[Any], x: float, y: float, width: float, height: float) -> None:
+        """Show pixels, enlarged or reduced."""
         left, top = round(x), round(y)
         # enlarged, a pixel shows as a square; reduced, none may be skipped
         way = "nearest" if height >= len(pixels) else "antialiased"
         self.canvas.imshow(pixels, extent=(left, left + width, top + height, top), aspect="auto", interpolation=way)
 
     def frame(self, x: float, y: float, width: float, height: float, **look: Any) -> None:
+        """Draw a rectangle that is not filled."""
         self.canvas.add_patch(Rectangle((x, y), width, height, fill=False, **look))
 
     def axes(self, x: float, y: float, width: float, height: float) -> Axes:
+        """Axes whose frame is the rectangle."""
         bottom = self.height - y - height
         return self.figure.add_axes((x / self.width, bottom / self.height, width / self.width, height / self.height))
 
@@ -124,7 +128,7 @@ def draw_dataset_samples(
     widest, fitting = (
         first_column + columns * (width + gap) + MARGIN for columns in (SAMPLES_PER_CLASS, max(map(len, chosen)))
     )
-    page = _Page(
+    page = Page(
         max(fitting, min(widest, _head_width(detail, caption))),
         caption.height + len(names) * (height + gap) + MARGIN,
     )
@@ -146,7 +150,7 @@ def draw_training_curves(training: TrainingResult, caption: Caption) -> Figure:
     history = training.history
     epochs = [record.epoch for record in history]
     side, gap, left, top = 440, 120, MARGIN + 64, caption.height + 70
-    page = _Page(left + 3 * side + 2 * gap + MARGIN, top + 380 + 100)
+    page = Page(left + 3 * side + 2 * gap + MARGIN, top + 380 + 100)
     ending = "stopped early" if training.stopped_early else "not stopped early"
     page.head("Training", f"{len(history)} epoch{'s' * (len(history) > 1)}, {ending}", caption)
     loss, accuracy, rate = (page.axes(left + index * (side + gap), top, side, 380) for index in range(3))
@@ -214,7 +218,7 @@ def draw_confusion_matrix(metrics: Metrics, caption: Caption, *, scores: str) ->
     rows, columns = _numbered_alike(_shortened(names, width=24, lines=2), _shortened(names, width=24, lines=1))
     side, gap, left, top = cell * num_classes, 56, MARGIN + 52 + _text_width(rows, size=8.5), caption.height + 58
     below = 36 + 0.72 * _text_width(columns, size=8.5)
-    page = _Page(max(left + 2 * side + gap + MARGIN, 1100), top + side + below + 110)
+    page = Page(max(left + 2 * side + gap + MARGIN, 1100), top + side + below + 110)
     accuracy = metrics.accuracy
     page.head(
         "Confusion matrix",
@@ -242,7 +246,7 @@ def draw_confusion_matrix(metrics: Metrics, caption: Caption, *, scores: str) ->
 
 
 def _draw_matrix(
-    page: _Page, x: float, y: float, cell: float, shares: NDArray[np.float64], texts: list[list[str]]
+    page: Page, x: float, y: float, cell: float, shares: NDArray[np.float64], texts: list[list[str]]
 ) -> None:
     """Shade the cells by ``shares`` in [0, 1], and write ``texts`` in them where there is room."""
     side = cell * len(shares)
@@ -306,7 +310,7 @@ def draw_sample_predictions(
     groups = [group for group in _groups(evaluation, confidence) if group.num_lines]
     height, width = PREDICTION_HEIGHT, PREDICTION_HEIGHT * images.shape[2] / images.shape[1]
     heading, line, pitch = 56, height + 104, max(PREDICTION_NAME_WIDTH, width + 24)
-    page = _Page(
+    page = Page(
         2 * MARGIN + PREDICTIONS_PER_ROW * pitch,
         caption.height + sum(heading + group.num_lines * line for group in groups),
     )

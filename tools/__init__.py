@@ -1,0 +1,1 @@
+"""Maintenance programs, each started as ``python tools/NAME.py``."""

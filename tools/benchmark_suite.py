@@ -48,9 +48,11 @@ from tools.suite.cells import (
     INTERRUPTED,
     NEW,
     RESOLUTIONS,
+    STANDARD_RESOLUTION,
     Cell,
     command_words,
     file_problems,
+    list_problems,
     make_cells,
     parse_numbers,
     read_state,
@@ -140,7 +142,12 @@ def build_parser() -> argparse.ArgumentParser:
         "--seeds", nargs="*", default=["1", "2", "3"], metavar="N", help="whole numbers (default: 1 2 3)"
     )
     parser.add_argument(
-        "--suite_dir", default="outputs/suite", metavar="PATH", help="where all of it goes (default: outputs/suite)"
+        "--suite_dir",
+        nargs="?",  # to argparse alone, so that a missing value is reported with the other problems
+        const="",
+        default="outputs/suite",
+        metavar="PATH",
+        help="where all of it goes (default: outputs/suite)",
     )
     parser.add_argument(
         "--beside",
@@ -165,18 +172,14 @@ def parse_suite(words: Sequence[str]) -> Suite:
     further = tuple(words[cut + 1 :])
     given, strays = build_parser().parse_known_args(words[:cut])
     problems = [*map(_stray_problem, strays), *_reserved_problems(further)]
-    for flag in ("--datasets", "--resolutions", "--seeds"):
-        problems += _list_problems(flag, getattr(given, flag[2:]))
-    numbers: dict[str, list[int]] = {"--resolutions": [], "--seeds": []}
-    for flag, choices in (("--resolutions", RESOLUTIONS), ("--seeds", ())):
-        try:
-            numbers[flag] = parse_numbers(flag, getattr(given, flag[2:]), choices)
-        except ConfigError as error:
-            problems += error.problems
-    cells = make_cells(given.datasets, numbers["--resolutions"] or [28], numbers["--seeds"] or [1])
-    problems += file_problems(cells)
+    resolutions, resolution_problems = parse_numbers("--resolutions", given.resolutions, RESOLUTIONS)
+    seeds, seed_problems = parse_numbers("--seeds", given.seeds)
+    cells = make_cells(dict.fromkeys(given.datasets), resolutions or [STANDARD_RESOLUTION], seeds or [0])
     beside, beside_problems = _parse_beside(given.beside, cells)
-    problems += beside_problems
+    problems += [*list_problems("--datasets", given.datasets), *resolution_problems, *seed_problems]
+    problems += [*file_problems(cells), *beside_problems]
+    if not given.suite_dir:
+        problems.append("--suite_dir must be a path, got ''.")
     folder = Path(given.suite_dir)
     configs: dict[Cell, Config] = {}
     for cell in cells:
@@ -197,13 +200,6 @@ def _stray_problem(word: str) -> str:
     if name in SETTINGS and name not in OWN_FLAGS:
         return f"{word} is a flag of the trainings: give it, and its value, after a --."
     return f"Unexpected argument {word!r}. See --help."
-
-
-def _list_problems(flag: str, texts: Sequence[str]) -> Iterator[str]:
-    if not texts:
-        yield f"{flag} needs at least one value."
-    for text in dict.fromkeys(text for text in texts if texts.count(text) > 1):
-        yield f"{flag} has {text} more than once."
 
 
 def _reserved_problems(further: Sequence[str]) -> Iterator[str]:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from scripts.core.config import SETTINGS, Config
-from scripts.core.errors import ConfigError, DataError
+from scripts.core.errors import DataError
 from scripts.core.files import file_digest
 from scripts.core.paths import RunPaths, slug
 from scripts.core.resume import FREE, NAMING
@@ -63,7 +63,7 @@ class Cell:
         return words
 
 
-def make_cells(datasets: Sequence[str], resolutions: Sequence[int], seeds: Sequence[int]) -> list[Cell]:
+def make_cells(datasets: Iterable[str], resolutions: Sequence[int], seeds: Sequence[int]) -> list[Cell]:
     """The matrix in the order in which it is run: every set once before any gets its second seed.
 
     Own files and ``synthblood`` have one size, whatever resolutions are asked for.
@@ -220,13 +220,10 @@ def _is_file(text: str) -> bool:
         return False
 
 
-def parse_numbers(flag: str, texts: Sequence[str], choices: Sequence[int] = ()) -> list[int]:
-    """The whole numbers that were given after a flag.
-
-    Raises:
-        ConfigError: One line for each that is no whole number, or none of the choices.
-    """
-    numbers, problems = [], []
+def parse_numbers(flag: str, texts: Sequence[str], choices: Sequence[int] = ()) -> tuple[list[int], list[str]]:
+    """The different whole numbers that were given after a flag, and one sentence for each problem of theirs."""
+    numbers: list[int] = []
+    problems = []
     for text in texts:
         try:
             number = int(text)
@@ -236,6 +233,13 @@ def parse_numbers(flag: str, texts: Sequence[str], choices: Sequence[int] = ()) 
         if choices and number not in choices:
             problems.append(f"{flag} must be among {', '.join(map(str, choices))}, got {number}.")
         numbers.append(number)
-    if problems:
-        raise ConfigError(*problems)
-    return numbers
+    problems += list_problems(flag, numbers or texts)
+    return list(dict.fromkeys(numbers)), problems
+
+
+def list_problems(flag: str, values: Sequence[object]) -> Iterator[str]:
+    """One sentence if there is no value after a flag, or for each that is there more than once."""
+    if not values:
+        yield f"{flag} needs at least one value."
+    for value in dict.fromkeys(value for value in values if values.count(value) > 1):
+        yield f"{flag} has {value} more than once."

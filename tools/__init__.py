@@ -1,1 +1,1 @@
-"""Maintenance programs, each started as ``python tools/NAME.py``."""
+"""Programs beside the training, each with its commands at the top of its file."""

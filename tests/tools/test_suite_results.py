@@ -177,7 +177,7 @@ def test_the_same_note_has_the_same_number_in_every_row():
 
     numbers = numbered(rows)
     assert list(numbers.values()) == [1, 2, 3]  # a single seed, epochs; and then the blank samples
-    assert [line[-1] for line in table_texts(rows)] == ["notes", "1, 2", "1, 3, 2"]
+    assert [line[-1] for line in table_texts(rows)] == ["notes", "1, 2", "1, 2, 3"]
 
 
 def test_the_official_table_has_every_set_of_the_registry():

@@ -1,4 +1,4 @@
-"""A suite of real trainings that is killed in the middle, and started again, ends with the table of one that was not."""
+"""A suite of real trainings that is killed and started again ends with the table of one that was not."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from tests.conftest import PROJECT_ROOT, CommandLine, Npz
 
 PROGRAM = PROJECT_ROOT / "tools" / "benchmark_suite.py"
 TABLES = ("cells.csv", "results.csv", "results.md")
-LONGEST_S = 400
+LONGEST_S = 1200  # on a machine that others use too
 
 
 class RealSuite:
@@ -71,7 +71,7 @@ def wait_until(condition: Callable[[], bool], said: Callable[[], str]) -> None:
         time.sleep(0.02)
 
 
-@pytest.mark.timeout(1500)  # some 80 s on two quiet cores
+@pytest.mark.timeout(3000)  # some 80 s on two quiet cores
 def test_a_suite_that_was_killed_twice_ends_with_the_same_table(make_npz: Npz, tmp_path: Path):
     sizes = (64, 12, 16)
     data = [make_npz(f"{name}.npz", sizes=sizes, classes=classes) for name, classes in (("a", 2), ("b", 3), ("c", 4))]
@@ -104,7 +104,7 @@ def test_a_suite_that_was_killed_twice_ends_with_the_same_table(make_npz: Npz, t
     assert "6 cells, 5 finished, 1 interrupted, 0 not started" in broken.said()
 
 
-@pytest.mark.timeout(900)  # some 40 s on two quiet cores
+@pytest.mark.timeout(2000)  # some 40 s on two quiet cores
 def test_a_corrupt_file_fails_alone_and_is_tried_again_once_it_is_mended(make_npz: Npz, tmp_path: Path):
     data = [make_npz(f"{name}.npz", sizes=(32, 12, 16)) for name in ("a", "b", "c")]
     sound = data[1].read_bytes()
@@ -124,7 +124,7 @@ def test_a_corrupt_file_fails_alone_and_is_tried_again_once_it_is_mended(make_np
     assert b"unfinished" not in suite.tables()["cells.csv"]
 
 
-@pytest.mark.timeout(900)  # some 20 s on two quiet cores
+@pytest.mark.timeout(2000)  # some 20 s on two quiet cores
 def test_ctrl_c_saves_the_training_and_the_suite_goes_on_from_there(make_npz: Npz, tmp_path: Path):
     suite = RealSuite(tmp_path / "suite", [make_npz(sizes=(320, 12, 16))], epochs=3)
     process = suite.start()
@@ -135,7 +135,7 @@ def test_ctrl_c_saves_the_training_and_the_suite_goes_on_from_there(make_npz: Np
     last = suite.said().splitlines()[-1]
     assert last.startswith("error: Stopped by SIGINT. Go on with: ")
     assert str(PROGRAM) in last
-    assert "error: Stopped by SIGINT. The state" in suite.said() or "Stopped by SIGINT" in suite.said()
+    assert "error: Stopped by SIGINT. Everything up to " in suite.said()  # the training's own words
     (checkpoint,) = suite.folder.glob("squares_seed1/*/models/last_checkpoint.pth")
     assert checkpoint.stat().st_size > 0
     assert not list(suite.folder.glob("squares_seed1/*/summary.json"))

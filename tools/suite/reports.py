@@ -49,6 +49,7 @@ from tools.suite.results import (
     CellResult,
     Row,
     Spread,
+    note_list,
     numbered,
     table_texts,
     unfinished,
@@ -171,7 +172,7 @@ def _write_workbook(path: Path, results: Results, rows: Sequence[Row], settings:
 def _write_rows(sheet: Worksheet, rows: Sequence[Row]) -> None:
     numbers = numbered(rows)
     spreads = [(variant, metric) for variant in VARIANTS for metric in METRICS]
-    set_widths(sheet, 22, 10, 8, *[12] * (2 * len(spreads) + 6), 16)
+    set_widths(sheet, 28, 10, 8, *[12] * (2 * len(spreads) + 6), 16)
     titles = ["Data set", "Pixels", "Seeds"]
     for variant, metric in spreads:
         titles += [f"{METRIC_TITLES[metric]}, {VARIANT_TITLES[variant]}", "standard deviation"]
@@ -185,9 +186,9 @@ def _write_rows(sheet: Worksheet, rows: Sequence[Row]) -> None:
             values += [(spread and spread.mean, FIGURE), (spread and spread.deviation, FIGURE)]
         values += [(value, "0.000") for value in _official(row)]
         values += [(row.differences[metric], SIGNED) for metric in ("accuracy", "auc")]
-        values.append((", ".join(str(numbers[note]) for note in row.notes), None))
         for column, (value, number_format) in enumerate(values, start=1):
             put(sheet, line, column, value, number_format, bold=column == 1)
+        put(sheet, line, len(values) + 1, note_list(row, numbers), align="center")
 
 
 def _number(text: str) -> int | str | None:
@@ -305,5 +306,5 @@ def _draw_legend(page: Page, top: float) -> None:
         x += 70 + 10.2 * len(title)
 
 
-def _fitted(title: str, most: int = 26) -> str:
+def _fitted(title: str, most: int = 24) -> str:
     return title if len(title) <= most else f"{title[: most - 1]}…"

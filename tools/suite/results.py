@@ -311,9 +311,13 @@ def table_texts(rows: Sequence[Row], columns: Sequence[Column] = TABLE) -> list[
     numbers = numbered(rows)
     texts = [[*(column.title for column in columns), "notes"]]
     for row in rows:
-        notes = ", ".join(str(numbers[note]) for note in row.notes)
-        texts.append([*(column.text(row) for column in columns), notes])
+        texts.append([*(column.text(row) for column in columns), note_list(row, numbers)])
     return texts
+
+
+def note_list(row: Row, numbers: Mapping[str, int]) -> str:
+    """The numbers of a row's notes, such as "1, 4"."""
+    return ", ".join(str(number) for number in sorted(numbers[note] for note in row.notes))
 
 
 def screen_table(rows: Sequence[Row]) -> list[str]:

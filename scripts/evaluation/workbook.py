@@ -80,20 +80,35 @@ def write_workbook(
     Raises:
         StorageError: The file cannot be written.
     """
+    book = new_workbook(caption.origin)
+    _write_summary(add_sheet(book, "Summary", caption), config, dataset, training, evaluation, finished)
+    _write_history(add_sheet(book, "History", caption), training)
+    if dataset.task == MULTI_LABEL:
+        _write_per_class(add_sheet(book, "Per label", caption), evaluation, "Label")
+        _write_label_counts(add_sheet(book, "Right and wrong per label", caption), evaluation)
+    else:
+        _write_per_class(add_sheet(book, "Per class", caption), evaluation, "Class")
+        _write_confusion(add_sheet(book, "Confusion matrix", caption), evaluation.headline)
+    _write_configuration(add_sheet(book, "Configuration", caption), config)
+    _write_environment(add_sheet(book, "Environment", caption), environment)
+    _write_figures(add_sheet(book, "Figures", caption), figures)
+    save_workbook(book, path)
+
+
+def new_workbook(title: str) -> Workbook:
+    """A workbook without sheets."""
     book = Workbook()
     book.remove(book.worksheets[0])
-    book.properties.title = clean_text(caption.origin)
-    _write_summary(_sheet(book, "Summary", caption), config, dataset, training, evaluation, finished)
-    _write_history(_sheet(book, "History", caption), training)
-    if dataset.task == MULTI_LABEL:
-        _write_per_class(_sheet(book, "Per label", caption), evaluation, "Label")
-        _write_label_counts(_sheet(book, "Right and wrong per label", caption), evaluation)
-    else:
-        _write_per_class(_sheet(book, "Per class", caption), evaluation, "Class")
-        _write_confusion(_sheet(book, "Confusion matrix", caption), evaluation.headline)
-    _write_configuration(_sheet(book, "Configuration", caption), config)
-    _write_environment(_sheet(book, "Environment", caption), environment)
-    _write_figures(_sheet(book, "Figures", caption), figures)
+    book.properties.title = clean_text(title)
+    return book
+
+
+def save_workbook(book: Workbook, path: Path) -> None:
+    """Write a workbook, whole or not at all.
+
+    Raises:
+        StorageError: The file cannot be written.
+    """
     content = io.BytesIO()
     # openpyxl writes every sheet to a temporary file of its own first
     with storage_errors(Path(tempfile.gettempdir()), "write a sheet of the workbook"):
@@ -106,11 +121,12 @@ def clean_text(text: str) -> str:
     return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]", "\ufffd", text)
 
 
-def _sheet(book: Workbook, title: str, caption: Caption) -> Worksheet:
+def add_sheet(book: Workbook, title: str, caption: Caption) -> Worksheet:
+    """A new sheet with the caption on top, in the first two rows."""
     sheet: Worksheet = book.create_sheet(title)
-    _put(sheet, 1, 1, caption.origin, bold=True, size=14)
+    put(sheet, 1, 1, caption.origin, bold=True, size=14)
     if caption.note:
-        _put(sheet, 2, 1, caption.note, bold=True, colour=ORANGE)
+        put(sheet, 2, 1, caption.note, bold=True, colour=ORANGE)
     sheet.sheet_view.showGridLines = False
     sheet.page_setup.orientation = "landscape"
     sheet.page_setup.fitToHeight = 0
@@ -126,22 +142,22 @@ def _write_summary(
     evaluation: EvaluationResult,
     finished: datetime,
 ) -> None:
-    _widths(sheet, 30, 20, *[13] * 5)
+    set_widths(sheet, 30, 20, *[13] * 5)
     variants = _variants(evaluation)
     _spanning_header(sheet, 3, 2, [f"{name}, 95% interval" for name in variants], 3)
-    _header(sheet, 4, ["Test split", *["value", "low", "high"] * len(variants)])
+    put_header(sheet, 4, ["Test split", *["value", "low", "high"] * len(variants)])
     headlines = list(evaluation.headline.estimates)
     for row, name in enumerate(headlines, start=5):
         title, number_format = HEADLINES[name]
-        _put(sheet, row, 1, title, bold=True)
+        put(sheet, row, 1, title, bold=True)
         for index, metrics in enumerate(variants.values()):
             estimate = metrics.estimates[name]
             for column, value in enumerate((estimate.value, estimate.low, estimate.high), start=2 + 3 * index):
-                _put(sheet, row, column, value, number_format, bold=column % 3 == 2, size=12 if column % 3 == 2 else 11)
+                put(sheet, row, column, value, number_format, bold=column % 3 == 2, size=12 if column % 3 == 2 else 11)
     facts = _facts(config, dataset, training, evaluation, finished)
     for row, (title, value, fact_format) in enumerate(facts, start=6 + len(headlines)):
-        _put(sheet, row, 1, title, colour=MUTED)
-        _put(sheet, row, 2, value, fact_format, align="left")
+        put(sheet, row, 1, title, colour=MUTED)
+        put(sheet, row, 2, value, fact_format, align="left")
 
 
 def _facts(
@@ -185,12 +201,12 @@ def _write_history(sheet: Worksheet, training: TrainingResult) -> None:
         ("Seconds", "seconds", SECONDS),
         ("Best so far", "is_best", None),
     )
-    _widths(sheet, 10, *[19] * 7)
-    _header(sheet, 3, [title for title, _, _ in columns])
+    set_widths(sheet, 10, *[19] * 7)
+    put_header(sheet, 3, [title for title, _, _ in columns])
     for row, record in enumerate(training.history, start=4):
         is_best = record.epoch == training.best_epoch
         for column, (_, name, number_format) in enumerate(columns, start=1):
-            _put(
+            put(
                 sheet,
                 row,
                 column,
@@ -204,51 +220,51 @@ def _write_history(sheet: Worksheet, training: TrainingResult) -> None:
 def _write_per_class(sheet: Worksheet, evaluation: EvaluationResult, kind: str) -> None:
     variants = _variants(evaluation)
     figures = ("Precision", "Recall", "F1", "AUC")
-    _widths(sheet, NAME_WIDTH, 12, *[11] * 8)
+    set_widths(sheet, NAME_WIDTH, 12, *[11] * 8)
     _spanning_header(sheet, 3, 3, list(variants), len(figures))
-    _header(sheet, 4, [kind, "Test images", *figures * len(variants)])
+    put_header(sheet, 4, [kind, "Test images", *figures * len(variants)])
     for row, first in enumerate(evaluation.plain.per_class, start=5):
         _put_name(sheet, row, first.name)
-        _put(sheet, row, 2, first.support, COUNT)
+        put(sheet, row, 2, first.support, COUNT)
         for index, metrics in enumerate(variants.values()):
             of_class: ClassMetrics = metrics.per_class[row - 5]
             values = (of_class.precision, of_class.recall, of_class.f1, of_class.auc)
             for column, value in enumerate(values, start=3 + len(figures) * index):
-                _put(sheet, row, column, value, FIGURE)
+                put(sheet, row, column, value, FIGURE)
 
 
 def _write_label_counts(sheet: Worksheet, evaluation: EvaluationResult) -> None:
     """How many test images each label was rightly and wrongly said and not said of."""
     variants = _variants(evaluation)
     titles = ("True positives", "False positives", "False negatives", "True negatives")
-    _widths(sheet, NAME_WIDTH, 12, *[12] * len(titles) * 2)
+    set_widths(sheet, NAME_WIDTH, 12, *[12] * len(titles) * 2)
     _spanning_header(sheet, 3, 3, list(variants), len(titles))
-    _header(sheet, 4, ["Label", "Test images", *titles * len(variants)])
+    put_header(sheet, 4, ["Label", "Test images", *titles * len(variants)])
     sheet.row_dimensions[4].height = 2 * ROW_POINTS
     for row, first in enumerate(evaluation.plain.per_class, start=5):
         _put_name(sheet, row, first.name)
-        _put(sheet, row, 2, first.support, COUNT)
+        put(sheet, row, 2, first.support, COUNT)
         for index, metrics in enumerate(variants.values()):
             (right_absent, false_alarms), (missed, found) = metrics.confusion[row - 5].tolist()
             counts = found, false_alarms, missed, right_absent
             for column, count in enumerate(counts, start=3 + len(titles) * index):
-                _put(sheet, row, column, count, COUNT)
+                put(sheet, row, column, count, COUNT)
 
 
 def _write_confusion(sheet: Worksheet, metrics: Metrics) -> None:
     names = [of_class.name for of_class in metrics.per_class]
     size = len(names)
-    _widths(sheet, NAME_WIDTH, *[12] * size, 4, *[12] * size)
+    set_widths(sheet, NAME_WIDTH, *[12] * size, 4, *[12] * size)
     _spanning_header(sheet, 3, 2, ["Images; columns: predicted class"], size)
     _spanning_header(sheet, 3, size + 3, ["Share of the true class"], size)
-    _header(sheet, 4, ["True class", *names, None, *names])
+    put_header(sheet, 4, ["True class", *names, None, *names])
     sheet.row_dimensions[4].height = _height(max(map(len, names)), 9)
     shares = metrics.confusion_by_row
     for row, name in enumerate(names):
         _put_name(sheet, row + 5, name)
         for column in range(size):
-            _put(sheet, row + 5, column + 2, int(metrics.confusion[row, column]), COUNT)
-            _put(sheet, row + 5, column + size + 3, float(shares[row, column]), SHARE)
+            put(sheet, row + 5, column + 2, int(metrics.confusion[row, column]), COUNT)
+            put(sheet, row + 5, column + size + 3, float(shares[row, column]), SHARE)
     for first_column, largest in ((2, int(metrics.confusion.max())), (size + 3, 1)):
         cells = f"{get_column_letter(first_column)}5:{get_column_letter(first_column + size - 1)}{size + 4}"
         scale = ColorScaleRule(
@@ -266,25 +282,25 @@ def _write_confusion(sheet: Worksheet, metrics: Metrics) -> None:
 
 
 def _write_configuration(sheet: Worksheet, config: Config) -> None:
-    _widths(sheet, 22, 34, 26, 16, 90)
-    _header(sheet, 3, ["Setting", "Applied value", "Default", "Group", "Meaning"], align="left")
+    set_widths(sheet, 22, 34, 26, 16, 90)
+    put_header(sheet, 3, ["Setting", "Applied value", "Default", "Group", "Meaning"], align="left")
     for row, (name, value) in enumerate(config.as_dict().items(), start=4):
         known = SETTINGS[name]
         default = str(known.default) if isinstance(known.default, Path) else known.default
         is_changed = value != default
-        _put(sheet, row, 1, known.flag, bold=True)
-        _put(sheet, row, 2, value, align="left", fill=BEST_FILL if is_changed else None, wrap=True)
-        _put(sheet, row, 3, default, align="left", colour=MUTED, wrap=True)
-        _put(sheet, row, 4, known.metadata["group"], colour=MUTED)
-        _put(sheet, row, 5, known.metadata["about"], wrap=True)
+        put(sheet, row, 1, known.flag, bold=True)
+        put(sheet, row, 2, value, align="left", fill=BEST_FILL if is_changed else None, wrap=True)
+        put(sheet, row, 3, default, align="left", colour=MUTED, wrap=True)
+        put(sheet, row, 4, known.metadata["group"], colour=MUTED)
+        put(sheet, row, 5, known.metadata["about"], wrap=True)
 
 
 def _write_environment(sheet: Worksheet, environment: Mapping[str, Any]) -> None:
-    _widths(sheet, 28, 70)
-    _header(sheet, 3, ["What", "Value"], align="left")
+    set_widths(sheet, 28, 70)
+    put_header(sheet, 3, ["What", "Value"], align="left")
     for row, (name, value) in enumerate(_flat(environment), start=4):
-        _put(sheet, row, 1, name, bold=True)
-        _put(sheet, row, 2, value, COUNT if name.endswith("_bytes") else None, align="left", wrap=True)
+        put(sheet, row, 1, name, bold=True)
+        put(sheet, row, 2, value, COUNT if name.endswith("_bytes") else None, align="left", wrap=True)
 
 
 def _write_figures(sheet: Worksheet, figures: Mapping[str, Path]) -> None:
@@ -293,7 +309,7 @@ def _write_figures(sheet: Worksheet, figures: Mapping[str, Path]) -> None:
     for title, path in figures.items():
         if row > 4:  # printed, a picture is not cut in two
             sheet.row_breaks.append(Break(id=row - 1))
-        _put(sheet, row, 1, title, bold=True, size=12)
+        put(sheet, row, 1, title, bold=True, size=12)
         picture = Image(io.BytesIO(path.read_bytes()))
         width = min(picture.width, FIGURE_WIDTH)
         picture.height = round(picture.height * width / picture.width)
@@ -317,17 +333,18 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{name}", value
 
 
-def _widths(sheet: Worksheet, *widths: float) -> None:
+def set_widths(sheet: Worksheet, *widths: float) -> None:
+    """Set the widths of the first columns, in characters."""
     for column, width in enumerate(widths, start=1):
         sheet.column_dimensions[get_column_letter(column)].width = width
 
 
-def _header(sheet: Worksheet, row: int, titles: Sequence[str | None], *, align: str = "center") -> None:
+def put_header(sheet: Worksheet, row: int, titles: Sequence[str | None], *, align: str = "center") -> None:
     """Bold titles that stay in sight, and the first column with them."""
     for column, title in enumerate(titles, start=1):
         if title is not None:
             look = "left" if column == 1 else align
-            _put(sheet, row, column, title, bold=True, fill=HEADER_FILL, wrap=True, align=look)
+            put(sheet, row, column, title, bold=True, fill=HEADER_FILL, wrap=True, align=look)
     sheet.freeze_panes = f"B{row + 1}"
     sheet.print_title_rows = f"{row}:{row}"
 
@@ -335,14 +352,14 @@ def _header(sheet: Worksheet, row: int, titles: Sequence[str | None], *, align: 
 def _spanning_header(sheet: Worksheet, row: int, column: int, titles: Sequence[str], span: int) -> None:
     for index, title in enumerate(titles):
         first = column + index * span
-        _put(sheet, row, first, title, bold=True, fill=HEADER_FILL, align="center")
+        put(sheet, row, first, title, bold=True, fill=HEADER_FILL, align="center")
         if span > 1:
             sheet.merge_cells(start_row=row, end_row=row, start_column=first, end_column=first + span - 1)
 
 
 def _put_name(sheet: Worksheet, row: int, name: str) -> None:
     """Write a class's name in the first column, in as many lines as it takes."""
-    _put(sheet, row, 1, name, wrap=True)
+    put(sheet, row, 1, name, wrap=True)
     sheet.row_dimensions[row].height = _height(len(name), NAME_WIDTH - 4)
 
 
@@ -351,7 +368,7 @@ def _height(length: int, width: int) -> int:
     return ROW_POINTS * min(max(1, math.ceil(length / width)), MOST_NAME_LINES)
 
 
-def _put(
+def put(
     sheet: Worksheet,
     row: int,
     column: int,

@@ -1,0 +1,67 @@
+"""Stands in for ``main.py``: trains nothing, and ends as the file ``NAME.order`` beside its data says.
+
+``fine``, ``exit N`` with a last line of its own, ``killed``, ``patient`` (waits for SIGTERM and ends with 143), or
+``locked`` for as long as the file ``holder`` is beside it. Each call is noted in ``calls`` beside the data file.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+
+from scripts.core import Config, RunPaths, parse_command_line
+from scripts.core.files import file_digest, write_json
+
+
+def summary(config: Config) -> dict[str, object]:
+    """The parts of a run's summary that a suite reads: accuracy is 0.9 + seed / 100, with TTA 0.9 + 1.5 seed / 100."""
+
+    def figures(gain: float) -> dict[str, object]:
+        accuracy = {"value": round(0.9 + (config.seed / 100) * gain, 6), "low": 0.0, "high": 1.0}
+        return {"accuracy": accuracy, "auc": {"value": 0.99}, "macro_f1": {"value": 0.8}, "notes": []}
+
+    return {
+        "note": None,
+        "dataset": {"title": config.dataset_part, "width": 28, "height": 28, "md5": "0" * 32},
+        "training": {"best_epoch": 2, "epochs": 3, "epochs_at_most": config.epochs, "seconds": 12.5},
+        "test": {"num_images": 100, "plain": figures(1.0), "tta": None if config.no_tta else figures(1.5)},
+        "config": config.as_dict(),
+        "environment": {"commit": "abc", "packages": {"torch": "2.6"}, "device_name": "a processor"},
+    }
+
+
+def main() -> None:
+    config = parse_command_line(sys.argv[1:])
+    data = Path(config.dataset)
+    with (data.parent / "calls").open("a") as calls:
+        calls.write(" ".join(sys.argv[1:]) + "\n")
+    order, _, value = data.with_suffix(".order").read_text().partition(" ")
+    if order == "locked" and (data.parent / "holder").exists():
+        print("error: Another training holds the lock", file=sys.stderr)
+        sys.exit(4)
+    root = Path(config.resume) if config.resume else config.output_dir / "20260131_221500_toy_resnet18"
+    paths = RunPaths(root)
+    if not config.resume:
+        root.mkdir(parents=True)
+        dataset = {"md5": file_digest(data, "md5"), "source": str(data.absolute())}
+        write_json(paths.config, {"command": sys.argv, "settings": config.as_dict(), "dataset": dataset})
+    print("epoch 1/1  val_acc 0.9", flush=True)
+    if order == "exit":
+        print(f"error: This is why it ends with {value}.", file=sys.stderr)
+        sys.exit(int(value))
+    if order == "patient":
+        signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        print("waiting for a signal", flush=True)
+        time.sleep(120)
+    if order == "killed":
+        os.kill(os.getpid(), signal.SIGKILL)
+    write_json(paths.summary, summary(config))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,322 @@
+"""The suite as a user meets it: its command line, and its loop around a program that only pretends to train."""
+
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from scripts.core.errors import ConfigError
+from scripts.core.system import ensure_single_instance
+from scripts.data_handler.registry import DATASET_REGISTRY
+from tests.conftest import PROJECT_ROOT
+from tools import benchmark_suite
+from tools.benchmark_suite import main, parse_suite
+
+PROGRAM = PROJECT_ROOT / "tools" / "benchmark_suite.py"
+
+
+def problems(*words: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        parse_suite(words)
+    return list(caught.value.problems)
+
+
+def test_without_words_it_is_every_set_at_28_pixels_with_three_seeds():
+    given = benchmark_suite.build_parser().parse_args([])
+
+    assert given.datasets == list(DATASET_REGISTRY)
+    assert len(given.datasets) == 12
+    assert (given.resolutions, given.seeds, given.suite_dir) == (["28"], ["1", "2", "3"], "outputs/suite")
+
+
+def test_what_follows_the_dashes_is_given_to_every_training(tmp_path):
+    suite = parse_suite(
+        [
+            *("--datasets", "bloodmnist", "synthblood", "--seeds", "4", "5", "--suite_dir", str(tmp_path / "s")),
+            *("--", "--weights", "none", "--epochs", "15", "--feed", "streamed"),
+        ]
+    )
+
+    assert [cell.name for cell in suite.cells] == [
+        "bloodmnist_28_seed4",
+        "synthblood_seed4",
+        "bloodmnist_28_seed5",
+        "synthblood_seed5",
+    ]
+    assert {(config.weights, config.epochs) for config in suite.cells.values()} == {("none", 15)}
+    assert [config.seed for config in suite.cells.values()] == [4, 4, 5, 5]
+    assert suite.common_settings == "--epochs 15 --weights none"
+    assert not (tmp_path / "s").exists()
+
+
+def test_all_problems_are_reported_at_once_and_nothing_is_begun(tmp_path):
+    found = problems(
+        *("--datasets", "bloodmnits", "pathmnist", "pathmnist", str(tmp_path / "no.npz")),
+        *("--resolutions", "28", "30", "--seeds", "1", "one", "-3", "--suite_dir", str(tmp_path / "s")),
+        *("--beside", "pbc28=bloodmnist", "--epochs", "3", "--"),
+        *("--epohcs", "5", "--seed", "7", "--output_dir=x", "--lr", "-1", "--device", "gpu"),
+    )
+
+    for start in (
+        "--epochs is a flag of the trainings: give it, and its value, after a --.",
+        "Unknown --dataset 'bloodmnits'. Did you mean 'bloodmnist'?",
+        "--datasets has pathmnist more than once.",
+        f"--datasets {tmp_path / 'no.npz'}: there is no such file.",
+        "--resolutions must be among 28, 64, 128, 224, got 30.",
+        "--seeds must be whole numbers, got 'one'.",
+        "--beside pbc28=bloodmnist: pbc28 is none of the own files here (no).",
+        "Unknown flag '--epohcs'. Did you mean --epochs?",
+        "--seed belongs to the suite, which gives it to each training: not after the --.",
+        "--output_dir belongs to the suite",
+        "--lr must be above 0, got -1.",
+        "--device must be auto, cpu, cuda, cuda:N or mps, got 'gpu'.",
+    ):
+        assert sum(problem.startswith(start) for problem in found) == 1, start
+    assert not any("'7'" in problem for problem in found)  # the value of what was refused is no problem of its own
+    assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (("--seeds",), "--seeds needs at least one value."),
+        (("--datasets",), "--datasets needs at least one value."),
+        (("--seeds", "1", "1"), "--seeds has 1 more than once."),
+        (("--seeds", "01", "1"), "--seeds has 1 more than once."),
+        (("--seeds", "4294967296"), "--seed must be at most 4294967295, got 4294967296."),
+        (("--resolutions", "28", "28"), "--resolutions has 28 more than once."),
+        (("--suite_dir",), "--suite_dir must be a path, got ''."),
+        (("--suite_dir", ""), "--suite_dir must be a path, got ''."),
+        (("--dataset", "bloodmnist"), "Unexpected argument '--dataset'. See --help."),
+        (("--datasets", "organmnist3d"), "--dataset organmnist3d is a set of 3D volumes"),
+        (("--", "--resume", "x"), "--resume belongs to the suite"),
+        (("--", "--"), "Unexpected argument '--'"),
+    ],
+)
+def test_each_mistake_has_its_sentence(words, problem, tmp_path):
+    found = problems("--datasets", "bloodmnist", *words) if "--datasets" not in words else problems(*words)
+    assert any(one.startswith(problem) for one in found), found
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"),
+    [
+        ("cells", "--beside cells: give FILE=SET, SET one of pathmnist,"),
+        ("cells=blood", "--beside cells=blood: give FILE=SET"),
+        ("cell=bloodmnist", "--beside cell=bloodmnist: cell is none of the own files here (cells)."),
+    ],
+)
+def test_what_own_data_stand_beside_is_checked(tmp_path, text, problem):
+    data = tmp_path / "cells.npz"
+    data.touch()
+    (found,) = problems("--datasets", str(data), "--beside", text)
+    assert found.startswith(problem)
+    assert parse_suite(["--datasets", str(data), "--beside", "cells.npz=bloodmnist"]).beside == {"cells": "bloodmnist"}
+
+
+def test_help_and_a_wrong_flag_import_nothing_slow():
+    program = (
+        "import sys; from tools import benchmark_suite as suite; suite.parse_suite(['--datasets', 'bloodmnist']);"
+        "print(*sorted({'torch', 'numpy', 'matplotlib', 'openpyxl', 'sklearn', 'psutil'} & set(sys.modules)))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True
+    )
+    assert found.stdout.strip() == ""
+
+
+def test_it_runs_from_any_folder(tmp_path):
+    done = subprocess.run(
+        [sys.executable, PROGRAM, "--help"], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    assert "--suite_dir" in done.stdout
+
+
+class Toy:
+    """Suites of trainings that only pretend, in a folder of their own."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.suite = folder, folder / "suite"
+
+    def order(self, name: str, text: str) -> str:
+        """Say how the trainings on a data file end, and return its path."""
+        path = self.folder / f"{name}.npz"
+        path.write_text(name)
+        path.with_suffix(".order").write_text(text)
+        return str(path)
+
+    def run(self, datasets: list[str], *further: str, seeds: tuple[str, ...] = ("1", "2")) -> int:
+        words = ["--datasets", *datasets, "--seeds", *seeds, "--suite_dir", str(self.suite)]
+        return main([*words, "--", "--lock_file", str(self.folder / "lock"), *further])
+
+    def calls(self) -> list[str]:
+        """What was started since this was last asked for: data set and seed, or "resume" and data set."""
+        path = self.folder / "calls"
+        lines = path.read_text().splitlines() if path.exists() else []
+        path.unlink(missing_ok=True)
+        found = []
+        for words in map(str.split, lines):
+            data = Path(words[words.index("--dataset") + 1]).stem
+            found.append(f"resume {data}" if "--resume" in words else f"{data} {words[words.index('--seed') + 1]}")
+        return found
+
+    def states(self) -> dict[str, str]:
+        with (self.suite / "cells.csv").open(newline="") as stream:
+            return {f"{line['dataset']} {line['seed']}": line["state"] for line in csv.DictReader(stream)}
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
+    monkeypatch.setattr(benchmark_suite, "TRAINING_PROGRAM", PROJECT_ROOT / "tests" / "tools" / "fake_training.py")
+    monkeypatch.setattr(benchmark_suite, "SHORTEST_PAUSE_S", 0.2)
+    monkeypatch.delenv("DOCKER_REPRODUCIBILITY_MODE", raising=False)
+    return Toy(tmp_path)
+
+
+def test_every_cell_is_run_once_and_what_is_finished_stays(toy: Toy, capsys):
+    sets = [toy.order("ants", "fine"), toy.order("bees", "fine")]
+
+    assert toy.run(sets) == 0
+    assert toy.calls() == ["ants 1", "bees 1", "ants 2", "bees 2"]
+    screen = capsys.readouterr().out
+    assert "4 cells, 0 finished, 0 interrupted, 4 not started" in screen
+    assert "[1/4] ants_seed1  running" in screen
+    assert "    epoch 1/1  val_acc 0.9" in screen
+    assert "without TTA ACC 0.9100 AUC 0.9900, with TTA ACC 0.9150 AUC 0.9900" in screen
+    assert "0.9150 ± 0.0071" in screen  # of 0.91 and 0.92
+    assert (toy.suite / "results.md").exists()
+
+    before = {path: path.stat().st_mtime_ns for path in toy.suite.glob("*_seed*/**/*")}
+    assert toy.run(sets) == 0
+    assert toy.calls() == []
+    assert before == {path: path.stat().st_mtime_ns for path in toy.suite.glob("*_seed*/**/*")}
+    assert "4 cells, 4 finished, 0 interrupted, 0 not started" in capsys.readouterr().out
+
+
+def test_another_seed_is_added_to_what_is_there(toy: Toy):
+    sets = [toy.order("ants", "fine")]
+    assert toy.run(sets, seeds=("1",)) == 0
+    assert toy.run(sets, seeds=("1", "2", "3")) == 0
+    assert toy.calls() == ["ants 1", "ants 2", "ants 3"]
+
+
+@pytest.mark.parametrize(
+    ("order", "reason"),
+    [
+        *((f"exit {code}", f"exit code {code}: error: This is why it ends with {code}.") for code in (1, 2, 3, 5, 143)),
+        ("killed", "killed by SIGKILL (the system's memory may have been used up): epoch 1/1  val_acc 0.9"),
+    ],
+)
+def test_a_cell_that_fails_takes_no_other_along_and_is_tried_again(toy: Toy, capsys, order, reason):
+    sets = [toy.order("ants", "fine"), toy.order("bees", order), toy.order("cats", "fine")]
+
+    assert toy.run(sets, seeds=("1",)) == 1
+    assert toy.calls() == ["ants 1", "bees 1", "cats 1"]
+    warned = capsys.readouterr().err
+    assert f"warning: bees_seed1 failed, {reason}\n" in warned
+    assert "1 of 3 cells failed. Try them again with: " in warned.splitlines()[-1]
+    assert toy.states() == {"ants 1": "finished", "bees 1": "unfinished", "cats 1": "finished"}
+    assert "Not finished: bees_seed1." in (toy.suite / "results.md").read_text()
+
+    toy.order("bees", "fine")
+    assert toy.run(sets, seeds=("1",)) == 0
+    assert toy.calls() == ["resume bees"]
+    assert set(toy.states().values()) == {"finished"}
+
+
+def test_a_full_disk_ends_the_suite(toy: Toy, capsys):
+    sets = [toy.order("ants", "exit 6"), toy.order("bees", "fine")]
+
+    assert toy.run(sets) == 6
+    assert toy.calls() == ["ants 1"]
+    said = capsys.readouterr().err
+    assert "The suite stops at ants_seed1, which ended with exit code 6: error: This is why it ends with 6." in said
+    assert "Go on with: " in said
+
+
+def test_the_lock_of_another_training_is_waited_for(toy: Toy, capsys):
+    holder = toy.folder / "holder"
+    holder.touch()
+    data = toy.order("ants", "locked")
+    quick = subprocess.Popen([sys.executable, "-c", f"import time, os; time.sleep(3); os.unlink({str(holder)!r})"])
+
+    assert toy.run([data], seeds=("1",)) == 0
+    quick.wait()
+    assert len(toy.calls()) >= 2
+    screen = capsys.readouterr().out
+    assert screen.count("waiting: error: Another training holds the lock") == 1  # said once, however often it looked
+    assert screen.count("Another training holds the lock") == 1
+
+
+def test_other_settings_than_those_of_the_finished_cells_are_refused(toy: Toy, capsys):
+    sets = [toy.order("ants", "fine")]
+    assert toy.run(sets, "--epochs", "3") == 0
+    before = (toy.suite / "results.md").read_bytes()
+    toy.calls()
+
+    assert toy.run(sets) == 2
+    assert toy.calls() == []
+    assert "were trained with --epochs 3, and now --epochs 60 is asked for" in capsys.readouterr().err
+    (toy.folder / "ants.npz").write_text("other data")
+    assert toy.run(sets, "--epochs", "3") == 2
+    assert "on data with the MD5" in capsys.readouterr().err
+    assert (toy.suite / "results.md").read_bytes() == before
+
+
+def test_two_suites_in_one_folder_are_refused(toy: Toy, capsys):
+    toy.suite.mkdir()
+    with ensure_single_instance(toy.suite / ".lock"):
+        assert toy.run([toy.order("ants", "fine")]) == 4
+    assert toy.calls() == []
+    said = capsys.readouterr().err
+    assert said.startswith(f"error: Another suite uses the folder {toy.suite}.")
+    assert f"pid {os.getpid()}" in said
+
+
+def test_a_folder_that_cannot_be_made_is_said_to_be(toy: Toy, capsys):
+    (toy.folder / "suite").touch()
+    assert toy.run([toy.order("ants", "fine")]) == 6
+    assert f"Cannot make the suite's folder at {toy.suite}" in capsys.readouterr().err
+
+
+def test_the_tables_are_there_after_every_cell(toy: Toy):
+    sets = [toy.order("ants", "fine"), toy.order("bees", "exit 6")]
+    assert toy.run(sets, seeds=("1",)) == 6
+    assert toy.states() == {"ants 1": "finished", "bees 1": "unfinished"}
+
+
+def started_in_the_background(toy: Toy, data: str) -> subprocess.Popen[str]:
+    program = (
+        "import sys; from pathlib import Path; from tools import benchmark_suite as suite;"
+        f"suite.TRAINING_PROGRAM = Path({str(PROJECT_ROOT / 'tests/tools/fake_training.py')!r});"
+        "sys.exit(suite.main())"
+    )
+    words = ["--datasets", data, "--seeds", "1", "--suite_dir", str(toy.suite)]
+    return subprocess.Popen(
+        [sys.executable, "-c", program, *words],
+        cwd=PROJECT_ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+def test_a_signal_stops_the_cell_and_then_the_suite(toy: Toy):
+    with started_in_the_background(toy, toy.order("ants", "patient")) as suite:
+        assert suite.stdout is not None
+        for line in suite.stdout:
+            if "waiting for a signal" in line:
+                suite.send_signal(signal.SIGTERM)
+                break
+        rest = suite.stdout.read()
+
+    assert suite.returncode == 143
+    assert rest.splitlines()[-1].startswith("error: Stopped by SIGTERM. Go on with: ")
+    assert "failed" not in rest

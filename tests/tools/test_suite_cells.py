@@ -1,0 +1,220 @@
+"""The cells of a suite: their order, their command lines, and what the disk says of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from scripts.core.config import Config
+from tools.suite.cells import (
+    FINISHED,
+    INTERRUPTED,
+    NEW,
+    Cell,
+    command_words,
+    file_problems,
+    make_cells,
+    parse_numbers,
+    read_state,
+    setting_conflicts,
+)
+
+
+def test_every_set_is_trained_once_before_any_gets_its_second_seed():
+    cells = make_cells(["bloodmnist", "pathmnist"], [28, 64], [1, 2])
+
+    assert [cell.name for cell in cells] == [
+        "bloodmnist_28_seed1",
+        "bloodmnist_64_seed1",
+        "pathmnist_28_seed1",
+        "pathmnist_64_seed1",
+        "bloodmnist_28_seed2",
+        "bloodmnist_64_seed2",
+        "pathmnist_28_seed2",
+        "pathmnist_64_seed2",
+    ]
+
+
+def test_what_has_a_size_of_its_own_is_trained_in_that_one():
+    cells = make_cells(["synthblood", "some/where/My Cells.npz", "bloodmnist"], [28, 64], [7])
+
+    assert [cell.name for cell in cells] == [
+        "synthblood_seed7",
+        "my_cells_seed7",
+        "bloodmnist_28_seed7",
+        "bloodmnist_64_seed7",
+    ]
+    assert [cell.is_own for cell in cells] == [False, True, False, False]
+
+
+def test_the_words_of_a_cell_name_the_resolution_only_where_it_is_not_the_usual_one():
+    own = ["--dataset", "bloodmnist", "--seed", "3", "--output_dir"]
+
+    assert Cell("bloodmnist", 28, 3).words(Path("s")) == [*own, "s/bloodmnist_28_seed3"]
+    assert Cell("bloodmnist", 64, 3).words(Path("s")) == [*own, "s/bloodmnist_64_seed3", "--resolution", "64"]
+    assert "--resolution" not in Cell("cells.npz", None, 3).words(Path("s"))
+
+
+def run_folder(folder: Path, name: str, *files: str) -> Path:
+    """A run's folder with empty JSON files."""
+    root = folder / name
+    root.mkdir(parents=True)
+    for file in files:
+        (root / file).write_text("{}")
+    return root
+
+
+def test_the_state_of_a_cell_is_what_the_disk_says(tmp_path):
+    assert read_state(tmp_path / "cell").stage == NEW
+    run_folder(tmp_path / "cell", "20260131_000000_a_resnet18")  # a start that failed
+    assert read_state(tmp_path / "cell").stage == NEW
+    older = run_folder(tmp_path / "cell", "20260131_000001_a_resnet18", "config.json")
+    newer = run_folder(tmp_path / "cell", "20260131_000002_a_resnet18", "config.json")
+    interrupted = read_state(tmp_path / "cell")
+    assert (interrupted.stage, interrupted.paths and interrupted.paths.root) == (INTERRUPTED, newer)
+    (older / "summary.json").write_text("{}")
+    finished = read_state(tmp_path / "cell")
+    assert (finished.stage, finished.paths and finished.paths.root) == (FINISHED, older)
+
+
+def test_a_new_cell_is_started_and_an_interrupted_one_resumed(tmp_path):
+    cell, further = Cell("cells.npz", None, 1), ["--epochs", "3", "--feed", "streamed", "--no_process_guard"]
+    config = Config(dataset="cells.npz", seed=1, epochs=3, feed="streamed", no_process_guard=True)
+
+    started = command_words(cell, config, read_state(tmp_path / cell.name), tmp_path, further)
+    root = run_folder(tmp_path / cell.name, "20260131_000000_a_resnet18", "config.json")
+    resumed = command_words(cell, config, read_state(tmp_path / cell.name), tmp_path, further)
+
+    assert started == [*cell.words(tmp_path), *further]
+    # the settings come with the run; what changes no bit of the result may be another than at the start
+    own = ["--dataset", "cells.npz", "--feed", "streamed"]
+    assert resumed == ["--resume", str(root), *own, "--no_process_guard"]
+
+
+def stored_run(folder: Path, cell: Cell, config: Config, *words: str, md5: str = "m", **changed: Any) -> None:
+    """A cell's run with a ``config.json`` as ``main.py`` writes it: settings as applied."""
+    root = run_folder(folder / cell.name, "20260131_000000_a_resnet18")
+    applied = config.as_dict() | {"device": "cpu", "precision": "bf16", "feed": "resident", "num_workers": 0} | changed
+    stored = {"command": ["main.py", *words], "settings": applied, "dataset": {"md5": md5}}
+    (root / "config.json").write_text(json.dumps(stored))
+
+
+BLOOD = Cell("bloodmnist", 28, 1)
+ASKED = Config(dataset="bloodmnist", seed=1)
+
+
+def conflicts(folder: Path, config: Config = ASKED, cell: Cell = BLOOD) -> list[str]:
+    return list(setting_conflicts({cell: config}, folder))
+
+
+def test_a_run_with_the_settings_that_are_asked_for_is_kept(tmp_path):
+    stored_run(tmp_path, BLOOD, ASKED)
+
+    assert conflicts(tmp_path) == []
+    # what changes no bit may differ, and so may names
+    assert conflicts(tmp_path, dataclasses.replace(ASKED, feed="streamed", num_workers=7, model_name="x")) == []
+
+
+def test_a_choice_that_was_left_to_the_run_is_no_difference_but_one_that_was_made_is(tmp_path):
+    stored_run(tmp_path, BLOOD, ASKED, "--device", "auto", no_tta=True)
+    assert conflicts(tmp_path) == []  # no TTA for want of a second view, and the device that was there
+    assert len(conflicts(tmp_path, dataclasses.replace(ASKED, precision="fp32"))) == 1
+    assert len(conflicts(tmp_path, dataclasses.replace(ASKED, no_tta=True))) == 0
+
+
+@pytest.mark.parametrize("words", [("--precision", "bf16"), ("--precision=bf16",), ("--no_tta",)])
+def test_a_choice_that_was_made_then_and_is_left_open_now_is_a_difference(tmp_path, words):
+    stored_run(tmp_path, BLOOD, ASKED, *words, no_tta="--no_tta" in words)
+    assert len(conflicts(tmp_path)) == 1
+
+
+def test_other_settings_are_one_sentence_with_what_to_do(tmp_path):
+    cells = {Cell("bloodmnist", 28, seed): Config(dataset="bloodmnist", seed=seed, epochs=15) for seed in range(6)}
+    for cell, config in cells.items():
+        stored_run(tmp_path, cell, dataclasses.replace(config, epochs=60))
+
+    assert list(setting_conflicts(cells, tmp_path)) == [
+        "bloodmnist_28_seed0, bloodmnist_28_seed1, bloodmnist_28_seed2, bloodmnist_28_seed3 and 2 more in "
+        f"{tmp_path} were trained with --epochs 60, and now --epochs 15 is asked for. Ask for the same, take another "
+        "--suite_dir, or remove what is to be trained anew."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"seed": 2}, "with --seed 1, and now --seed 2 is asked for"),
+        ({"weights": "none"}, "with --weights imagenet, and now --weights none is asked for"),
+        ({"reproducible": True}, "with no --reproducible, and now --reproducible is asked for"),
+        ({"dataset": "pathmnist"}, "with --dataset bloodmnist, and now --dataset pathmnist is asked for"),
+    ],
+)
+def test_each_setting_that_changes_the_result_is_compared(tmp_path, change, said):
+    stored_run(tmp_path, BLOOD, ASKED)
+    (conflict,) = conflicts(tmp_path, dataclasses.replace(ASKED, **change))
+    assert said in conflict
+
+
+def test_an_own_file_is_compared_by_its_content_wherever_it_is(tmp_path):
+    data = tmp_path / "elsewhere.npz"
+    data.write_bytes(b"abc")  # its MD5 is one of RFC 1321's examples
+    cell, config = Cell(str(data), None, 1), Config(dataset=str(data), seed=1)
+    stored_run(
+        tmp_path, cell, dataclasses.replace(config, dataset="here/before.npz"), md5="900150983cd24fb0d6963f7d28e17f72"
+    )
+    assert conflicts(tmp_path, config, cell) == []
+
+    data.write_bytes(b"abd")
+    (conflict,) = conflicts(tmp_path, config, cell)
+    assert "was trained on data with the MD5 900150983cd24fb0d6963f7d28e17f72, and" in conflict
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"settings": {}}', '{"settings": 1, "command": [], "dataset": {}}'])
+def test_a_damaged_config_is_named(tmp_path, content):
+    stored_run(tmp_path, BLOOD, ASKED)
+    (path,) = tmp_path.rglob("config.json")
+    path.write_text(content)
+
+    (conflict,) = conflicts(tmp_path)
+    assert conflict.startswith(f"{path} is damaged (")
+
+
+def test_a_setting_that_is_younger_than_the_run_had_its_default(tmp_path):
+    stored_run(tmp_path, BLOOD, ASKED)
+    (path,) = tmp_path.rglob("config.json")
+    stored = json.loads(path.read_text())
+    del stored["settings"]["jitter_val"]
+    path.write_text(json.dumps(stored))
+
+    assert conflicts(tmp_path) == []
+    assert len(conflicts(tmp_path, dataclasses.replace(ASKED, jitter_val=0.1))) == 1
+
+
+def test_files_that_are_missing_or_would_share_their_folders_are_named(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "cells.npz").touch()
+    first, second = (str(tmp_path / name / "cells.npz") for name in ("a", "b"))
+    missing = str(tmp_path / "none.npz")
+
+    assert list(file_problems(make_cells([first, "bloodmnist"], [28, 64], [1, 2]))) == []
+    assert list(file_problems(make_cells([first, missing, second], [28], [1, 2]))) == [
+        f"--datasets {missing}: there is no such file. Give registry names or paths of .npz files.",
+        f"--datasets {first} and {second} would both be called cells. Rename one of the files, or give each a suite of "
+        "its own.",
+    ]
+
+
+def test_numbers_are_whole_different_and_among_the_choices():
+    assert parse_numbers("--seeds", ["3", "1"]) == ([3, 1], [])
+    assert parse_numbers("--seeds", ["01", "1"]) == ([1], ["--seeds has 1 more than once."])
+    assert parse_numbers("--seeds", []) == ([], ["--seeds needs at least one value."])
+    assert parse_numbers("--resolutions", ["28", "x", "32", "6.4"], (28, 64))[1] == [
+        "--resolutions must be whole numbers, got 'x'.",
+        "--resolutions must be among 28, 64, got 32.",
+        "--resolutions must be whole numbers, got '6.4'.",
+    ]

@@ -242,14 +242,14 @@ def _parse_beside(texts: Sequence[str], cells: Sequence[Cell]) -> tuple[dict[str
 
 
 def run_suite(suite: Suite, stop: StopRequest) -> int:
-    """Run the cells that are not finished, write the tables after each, and return the exit code."""
+    """Run the cells that are not finished, write the tables before and after each, and return the exit code."""
     with storage_errors(suite.folder, "make the suite's folder"):
         suite.folder.mkdir(parents=True, exist_ok=True)
     try:
         with ensure_single_instance(suite.folder / ".lock") as lock, file_log(suite.folder / "suite.log"):
             lock.note(suite.folder)
+            write_tables(suite)  # before the first hour, not after it: whatever prevents them is known at once
             failures = _run_cells(suite, stop)
-            write_tables(suite)
             _say_end(suite, failures)
     except LockHeldError as error:
         raise LockHeldError(f"Another suite uses the folder {suite.folder}. {error}") from error

@@ -60,7 +60,7 @@ def test_all_problems_are_reported_at_once_and_nothing_is_begun(tmp_path):
         *("--datasets", "bloodmnits", "pathmnist", "pathmnist", str(tmp_path / "no.npz")),
         *("--resolutions", "28", "30", "--seeds", "1", "one", "-3", "--suite_dir", str(tmp_path / "s")),
         *("--beside", "pbc28=bloodmnist", "--epochs", "3", "--"),
-        *("--epohcs", "5", "--seed", "7", "--output_dir=x", "--lr", "-1", "--device", "gpu"),
+        *("--epohcs", "5", "--seed", "seven", "--output_dir=x", "--lr", "-1", "--device", "gpu"),
     )
 
     for start in (
@@ -78,7 +78,7 @@ def test_all_problems_are_reported_at_once_and_nothing_is_begun(tmp_path):
         "--device must be auto, cpu, cuda, cuda:N or mps, got 'gpu'.",
     ):
         assert sum(problem.startswith(start) for problem in found) == 1, start
-    assert not any("'7'" in problem for problem in found)  # the value of what was refused is no problem of its own
+    assert not any("'seven'" in problem for problem in found)  # the value of what was refused is no problem of its own
     assert not (tmp_path / "s").exists()
 
 

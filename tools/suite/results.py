@@ -72,7 +72,7 @@ def _result(summary: Mapping[str, Any]) -> CellResult:
         height=dataset["height"],
         test_images=test["num_images"],
         figures={variant: _figures(test[variant]) for variant in VARIANTS if test[variant] is not None},
-        undefined=tuple(test["plain"]["notes"]),
+        undefined=tuple(test["plain"].get("notes", ())),
         best_epoch=training["best_epoch"],
         epochs=training["epochs"],
         epochs_at_most=training["epochs_at_most"],

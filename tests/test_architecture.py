@@ -21,7 +21,7 @@ MAY_IMPORT = {
     "evaluation": {"core", "data_handler", "models"},
 }
 SOURCES = sorted((PROJECT_ROOT / "scripts").rglob("*.py"))
-PROGRAMS = [PROJECT_ROOT / "main.py", PROJECT_ROOT / "smoke_test.py"]
+PROGRAMS = [PROJECT_ROOT / "main.py", PROJECT_ROOT / "smoke_test.py", *sorted((PROJECT_ROOT / "tools").rglob("*.py"))]
 SCREEN = 75  # lines
 LONGEST_FUNCTION = 70  # lines, its docstring among them
 

@@ -1,0 +1,1 @@
+"""Programs beside the training, each with its commands at the top of its file."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import io
+import logging
 import os
 import shutil
 import stat
@@ -28,7 +29,7 @@ from scripts.core.files import file_digest, replace_atomically
 from scripts.core.log import log
 from scripts.data_handler.npz import CLASS_NAMES, SPLITS, read_class_names, read_labels, validate_npz_keys
 from tools.dataset_builder.archive import Member, RowStore, row_store, whole, write_npz
-from tools.dataset_builder.decode import Picture, Recipe, UnusableImage, decode
+from tools.dataset_builder.decode import DARK, Picture, Recipe, UnusableImage, decode
 from tools.dataset_builder.duplicates import (
     Sample,
     across_splits,
@@ -37,8 +38,9 @@ from tools.dataset_builder.duplicates import (
     same_pictures,
     units,
 )
-from tools.dataset_builder.listing import Entry, Listing, shown, some
+from tools.dataset_builder.listing import Entry, Listing
 from tools.dataset_builder.splitting import NUM_SPLITS, assign, shortages, shuffling_key
+from tools.dataset_builder.words import are, counted, names, shown, some
 
 MOST_FILE_BYTES = 1 << 30  # of an image file: it is read whole
 AHEAD_PER_WORKER = 4  # pictures that may be ready before their turn
@@ -150,7 +152,7 @@ def _read_samples(entries: Sequence[Entry], store: RowStore, options: Options) -
             skip=options.skip_unreadable,
         )
     for remark, count in sorted(remarks.items()):
-        log.info(f"{count:,} of {len(samples):,} images are {remark}")
+        log.log(logging.WARNING if remark == DARK else logging.INFO, f"{remark}: {count:,} of {len(samples):,} images")
     if samples and not num_coloured and not options.recipe.grey:
         log.info("no image has any colour: --grey makes a file of a third of the size with the same content")
     return samples
@@ -238,8 +240,8 @@ def _judge_duplicates(samples: Sequence[Sample], listing: Listing, options: Opti
     if wrong:
         equals = [" = ".join(shown(sample.entry.name) for sample in equal) for equal in wrong]
         _skip_or_refuse(
-            f"{len(wrong):,} pictures are in several classes at once: {some(equals)}",
-            "correct their labels, or leave all of them out with --skip_contradictions",
+            f"{are(len(wrong), 'picture')} in several classes at once: {some(equals)}",
+            "correct the labels, or leave out what is in doubt with --skip_contradictions",
             skip=options.skip_contradictions,
         )
         contradictory = {equal[0].pixels_digest for equal in wrong}
@@ -253,8 +255,8 @@ def _judge_duplicates(samples: Sequence[Sample], listing: Listing, options: Opti
     num_more = sum(map(len, doubles)) - len(doubles)
     num_equal_files = sum(len(equal) - len({sample.file_digest for sample in equal}) for equal in doubles)
     log.info(
-        f"{len(doubles):,} pictures are there more than once: {num_more:,} images more than pictures, "
-        f"{num_equal_files:,} of them equal to the byte; "
+        f"{are(len(doubles), 'picture')} there more than once, in {counted(num_more, 'image')} too many, of which "
+        f"{num_equal_files:,} equal another to the byte; "
         + ("only the first of each is kept" if options.drop_duplicates else "all are kept, equal ones in one split")
     )
     if not options.drop_duplicates:
@@ -274,10 +276,10 @@ def _check_given_splits(samples: Sequence[Sample], doubles: Sequence[Sequence[Sa
     problems = []
     if pairs := across_splits(doubles):
         found = some([f"{told(one)} = {told(other)}" for one, other in pairs])
-        problems.append(f"{len(pairs):,} pictures are in several splits: {found}; correct the column split.")
+        problems.append(f"{are(len(pairs), 'picture')} in several splits: {found}; correct the column split.")
     if parted := parted_groups(samples):
         found = some([f"{shown(group)} has {told(one)} and {told(other)}" for group, one, other in parted])
-        problems.append(f"{len(parted):,} groups are in several splits: {found}; correct the column split.")
+        problems.append(f"{are(len(parted), 'group')} in several splits: {found}; correct the column split.")
     if problems:
         raise DataError("\n".join(problems))
 
@@ -294,13 +296,13 @@ def _rows(samples: Sequence[Sample], listing: Listing, options: Options) -> dict
         groups = {sample.entry.group for sample in samples if sample.entry.group}
         without = sum(not sample.entry.group for sample in samples)
         log.info(
-            f"{len(groups):,} groups, none of them split"
-            + (f"; {without:,} images have none, and stand for themselves" if without else "")
+            f"{counted(len(groups), 'group')}, none of them split"
+            + (f"; without a group, each for itself: {counted(without, 'image')}" if without else "")
         )
     for shortage in shortages(together, split_of):
         log.warning(
             f"class {listing.class_names[shortage.label]} has no image in {' and '.join(shortage.missing)}: it has "
-            f"only {shortage.num_units} {'groups or single images' if is_grouped else 'different pictures'}"
+            f"only {counted(shortage.num_units, 'group' if is_grouped else 'different picture')}"
         )
     # mixed, so that the first few of a split are no single class
     mixed = sorted(range(len(samples)), key=lambda index: shuffling_key(options.seed, samples[index].entry.name))
@@ -316,7 +318,7 @@ def _check_counts(rows: Mapping[str, Sequence[Sample]], listing: Listing) -> Non
     lost = [name for name in listing.class_names if not any(name in labels for labels in found.values())]
     if lost:
         raise DataError(
-            f"No image is left of the class {some(lost)}: mend the images named above, or take the class out."
+            f"No image is left of the class {names(lost)}: mend the images named above, or take the class out."
         )
     empty = [split for split, labels in found.items() if not labels]
     if empty:
@@ -327,7 +329,7 @@ def _check_counts(rows: Mapping[str, Sequence[Sample]], listing: Listing) -> Non
     if listing.is_split:
         for split, labels in found.items():
             if missing := [name for name in listing.class_names if name not in labels]:
-                log.warning(f"{split} has no image of the class {some(missing)}")
+                log.warning(f"{split} has no image of the class {names(missing)}")
 
 
 def _labels(rows: Mapping[str, Sequence[Sample]], listing: Listing) -> dict[str, NDArray[np.integer[Any]]]:

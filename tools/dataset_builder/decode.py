@@ -18,14 +18,14 @@ LEVELS_16_PER_8 = 257  # 65535 / 255
 TWELVE_BITS = 4095
 
 # What may be remarked of a picture, in the words of the report.
-TURNED = "turned as their EXIF orientation says"
-NOT_SQUARE = "not square: their middle was taken"
+TURNED = "turned upright by the EXIF orientation"
+NOT_SQUARE = "not square, the middle taken"
 ENLARGED = "smaller than the size asked for, and enlarged"
-TRANSPARENT = "partly transparent: laid on black"
-SIXTEEN_BITS = "of 16 bits: divided by 257"
-DARK = f"of 16 bits, but nowhere above {TWELVE_BITS:,}: almost black now; stretch them to 0 to 65,535 first"
-FIRST_OF_MANY = "of several pages or frames: the first was taken"
-COLOURED_TO_GREY = "in colour: turned grey"
+TRANSPARENT = "partly transparent, laid on black"
+SIXTEEN_BITS = "of 16 bits, divided by 257"
+DARK = f"of 16 bits but nowhere above {TWELVE_BITS:,}, and so almost black (stretch the values to 65,535 first)"
+FIRST_OF_MANY = "of several pages or frames, the first taken"
+COLOURED_TO_GREY = "in colour, turned grey"
 
 
 class UnusableImage(Exception):  # noqa: N818 (it is the image that is at fault)

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from scripts.core.errors import DataError
-from scripts.data_handler.npz import LONGEST_CLASS_NAME, MOST_CLASSES, MOST_SHOWN, SPLITS
+from scripts.data_handler.npz import LONGEST_CLASS_NAME, MOST_CLASSES, SPLITS
+from tools.dataset_builder.words import counted, names, shown, some
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".gif", ".webp"}
@@ -51,19 +52,6 @@ class Listing:
     def is_split(self) -> bool:
         """Whether the splits are given."""
         return bool(self.entries and self.entries[0].split)
-
-
-def shown(name: str) -> str:
-    """A name from a disk or a CSV, safe to print: what is no character of a line is escaped."""
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii") for letter in name
-    )
-
-
-def some(parts: Sequence[str], separator: str = ", ") -> str:
-    """The first of many, and how many more there are."""
-    more = len(parts) - MOST_SHOWN
-    return separator.join(parts[:MOST_SHOWN]) + (f"{separator}and {more:,} more" if more > 0 else "")
 
 
 def list_images(source: Path, *, group_by_folder: bool = False) -> Listing:
@@ -123,7 +111,7 @@ def list_folder(folder: Path, *, group_by_folder: bool = False) -> Listing:
     if subfolders and not group_by_folder:
         warnings = (
             *warnings,
-            f"{subfolders:,} images lie in sub-folders of their class: if these stand for patients or slides, use "
+            f"sub-folders of classes hold {counted(subfolders, 'image')}: if they stand for patients or slides, use "
             "--group_by_folder, so that none is split",
         )
     return Listing(
@@ -141,7 +129,7 @@ def _visible(folder: Path, omitted: _Omitted, above: str) -> Iterator[os.DirEntr
         with os.scandir(folder) as found:
             items = sorted(found, key=lambda item: item.name)
     except OSError as error:
-        raise DataError(f"Cannot read the folder {shown(str(folder))}: {error.strerror or error}.") from error
+        raise DataError(f"Cannot read the folder {shown(folder)}: {error.strerror or error}.") from error
     for item in items:
         if item.name.startswith("."):
             omitted.hidden.append(above + item.name)
@@ -178,7 +166,7 @@ def _identity(folder: Path) -> tuple[int, int]:
     try:
         status = folder.stat()
     except OSError as error:
-        raise DataError(f"Cannot read the folder {shown(str(folder))}: {error.strerror or error}.") from error
+        raise DataError(f"Cannot read the folder {shown(folder)}: {error.strerror or error}.") from error
     return status.st_dev, status.st_ino
 
 
@@ -190,30 +178,24 @@ def _said_of(omitted: _Omitted) -> tuple[tuple[str, ...], tuple[str, ...]]:
     """One sentence for each kind of thing that was left out: notes, and warnings."""
     notes, warnings = [], []
     if omitted.hidden:
-        notes.append(f"{len(omitted.hidden):,} hidden files or folders were left out: {_names(omitted.hidden)}")
+        notes.append(f"hidden files and folders were left out: {names(omitted.hidden)}")
     if omitted.other:
-        kinds = Counter(os.path.splitext(name)[1].lower() or "none" for name in omitted.other)  # noqa: PTH122
-        endings = some([f"{shown(kind)} × {count:,}" for kind, count in sorted(kinds.items())])
-        notes.append(f"{len(omitted.other):,} files that end like no image were left out (endings: {endings})")
+        kinds = Counter(os.path.splitext(name)[1].lower() or "no ending" for name in omitted.other)  # noqa: PTH122
+        endings = names(f"{kind} × {count:,}" for kind, count in sorted(kinds.items()))
+        notes.append(f"files that end like no image were left out: {endings}")
     if omitted.circular:
-        warnings.append(f"links that lead back to a folder they lie in were not followed: {_names(omitted.circular)}")
+        warnings.append(f"links that lead back to a folder they lie in were not followed: {names(omitted.circular)}")
     if omitted.outside:
-        warnings.append(
-            f"{len(omitted.outside):,} images lie in no class's folder and were left out: {_names(omitted.outside)}"
-        )
+        warnings.append(f"images that lie in no class's folder were left out: {names(omitted.outside)}")
     if omitted.empty:
-        warnings.append(f"folders without an image are no class: {_names(omitted.empty)}")
+        warnings.append(f"folders without an image are no class: {names(omitted.empty)}")
     return tuple(notes), tuple(warnings)
-
-
-def _names(names: Iterable[str]) -> str:
-    return some([shown(name) for name in names])
 
 
 def _refuse_split_folders(folder: Path, labels: set[str]) -> None:
     if len(labels) > 1 and {label.lower() for label in labels} <= SPLIT_FOLDERS:
         raise DataError(
-            f"Cannot use {shown(str(folder))}: its folders {', '.join(sorted(labels))} look like splits, not classes; "
+            f"Cannot use {shown(folder)}: its folders {', '.join(sorted(labels))} look like splits, not classes; "
             "needed is a folder per class, or a CSV with the columns path,label,split."
         )
 
@@ -250,8 +232,8 @@ def list_csv(path: Path) -> Listing:
     problems.extend(_split_problems(entries.values()))
     if problems:
         _refuse(path, f"{some(problems, '; ')}")
-    names = {entry.label for entry in entries.values()}
-    class_names = sorted(names, key=lambda name: (int(name), name)) if _all_numbers(names) else sorted(names)
+    labels = {entry.label for entry in entries.values()}
+    class_names = sorted(labels, key=lambda name: (int(name), name)) if _all_numbers(labels) else sorted(labels)
     _check_class_names(path, class_names)
     listed = list(entries.values())
     if not listed[0].split:
@@ -269,7 +251,7 @@ def _parsed(path: Path) -> tuple[list[list[str]], str]:
         with path.open("rb") as stream:
             content = stream.read(MOST_LISTING_BYTES + 1)
     except OSError as error:
-        raise DataError(f"Cannot read {shown(str(path))}: {error.strerror or error}.") from error
+        raise DataError(f"Cannot read {shown(path)}: {error.strerror or error}.") from error
     if len(content) > MOST_LISTING_BYTES:
         _refuse(path, f"it has more than {MOST_LISTING_BYTES:,} bytes, which no list of images needs")
     try:
@@ -309,29 +291,32 @@ def _split_problems(entries: Iterable[Entry]) -> Iterator[str]:
     given = Counter(entry.split for entry in entries)
     without = given.pop("", 0)
     if without and given:
-        yield f"{without:,} rows have no split and {sum(given.values()):,} have one; needed is all or none"
+        total = without + sum(given.values())
+        yield f"{without:,} of {total:,} rows have no split; needed is one in all rows or in none"
 
 
-def _all_numbers(names: Iterable[str]) -> bool:
-    return all(name.isascii() and name.isdigit() and len(name) < 10 for name in names)
+def _all_numbers(labels: Iterable[str]) -> bool:
+    return all(label.isascii() and label.isdigit() and len(label) < 10 for label in labels)
 
 
-def _check_class_names(source: Path, names: Sequence[str]) -> None:
+def _check_class_names(source: Path, class_names: Sequence[str]) -> None:
     """Refuse what ``scripts.data_handler.npz`` would refuse, in words about the folder or CSV."""
-    wrong = [name for name in names if not name.strip() or not name.isprintable() or len(name) > LONGEST_CLASS_NAME]
+    wrong = [
+        name for name in class_names if not name.strip() or not name.isprintable() or len(name) > LONGEST_CLASS_NAME
+    ]
     if wrong:
         _refuse(
             source,
             f"class names must be printable and have at most {LONGEST_CLASS_NAME} characters, which these do not: "
-            f"{some([shown(name[:40]) for name in wrong])}",
+            f"{names(name[:40] for name in wrong)}",
         )
-    twice = [name for name, count in Counter(names).items() if count > 1]
+    twice = [name for name, count in Counter(class_names).items() if count > 1]
     if twice:
-        _refuse(source, f"class names must differ, but these are there twice: {_names(twice)}")
-    if not 2 <= len(names) <= MOST_CLASSES:
-        found = _names(names) if len(names) == 1 else f"{len(names):,}"
-        _refuse(source, f"needed are images of 2 to {MOST_CLASSES} classes, found: {found if names else 'none'}")
+        _refuse(source, f"class names must differ, but these are there twice: {names(twice)}")
+    if not 2 <= len(class_names) <= MOST_CLASSES:
+        found = names(class_names) if len(class_names) == 1 else f"{len(class_names):,}"
+        _refuse(source, f"needed are images of 2 to {MOST_CLASSES} classes, found: {found if class_names else 'none'}")
 
 
 def _refuse(path: Path, reason: str) -> NoReturn:
-    raise DataError(f"Cannot use {shown(str(path))}: {reason}.")
+    raise DataError(f"Cannot use {shown(path)}: {reason}.")

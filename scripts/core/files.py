@@ -26,6 +26,8 @@ def replace_atomically(
 ) -> Iterator[BinaryIO]:
     """Open a temporary file beside ``path`` that takes its name once it is written whole and on the disk.
 
+    Until then the stream's ``name`` is the temporary file's path.
+
     Whatever goes wrong inside, ``path`` keeps its earlier content and the temporary file is removed. One that a killed
     process left there earlier is removed first.
 
@@ -42,7 +44,8 @@ def replace_atomically(
         remove_leftovers(path.parent, of=path.name)
         descriptor, temporary = _make_temporary(path)
         try:
-            with os.fdopen(descriptor, "wb") as stream:
+            # not os.fdopen, whose stream has a number for a name: a file may be checked before it takes its place
+            with open(temporary, "wb", opener=lambda _name, _flags: descriptor) as stream:
                 yield stream
                 stream.flush()
                 os.fsync(stream.fileno())

@@ -1,0 +1,538 @@
+"""``tools/make_dataset.py`` as its users meet it: what it writes, what it says, and how it fails."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import hashlib
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+import zipfile
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import main
+from scripts.core.errors import ConfigError
+from scripts.data_handler.dataset import open_dataset
+from scripts.data_handler.npz import SPLITS, validate_npz_keys
+from tests.conftest import PROJECT_ROOT
+from tests.tools.conftest import Draw, Run, noise
+from tools import make_dataset
+from tools.dataset_builder import build as build_module
+from tools.dataset_builder.archive import RowStore
+
+PROGRAM = PROJECT_ROOT / "tools" / "make_dataset.py"
+
+
+def pictures(path: Path) -> Iterator[tuple[str, str, bytes]]:
+    """Split, class name and pixels of every image in a file."""
+    with np.load(path) as content:
+        for split in SPLITS:
+            for image, label in zip(content[f"{split}_images"], content[f"{split}_labels"][:, 0], strict=True):
+                yield split, str(content["class_names"][label]), image.tobytes()
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def left_in(folder: Path) -> set[str]:
+    return {entry.name for entry in folder.iterdir()}
+
+
+def write_csv(path: Path, *rows: tuple[object, ...]) -> Path:
+    with path.open("w", newline="") as stream:
+        csv.writer(stream).writerows(rows)
+    return path
+
+
+def test_a_folder_becomes_a_file_in_medmnists_schema(run: Run, cells: Path, tmp_path: Path):
+    code, out, err = run("cells", "cells.npz", "--size", "12")
+
+    assert (code, err) == (0, "")
+    with np.load(tmp_path / "cells.npz") as content:
+        assert set(content.files) == {f"{split}_{kind}" for split in SPLITS for kind in ("images", "labels")} | {
+            "class_names"
+        }
+        assert content["class_names"].tolist() == ["long", "round"]
+        for split, number in zip(SPLITS, (14, 2, 4), strict=True):
+            assert content[f"{split}_images"].shape == (number, 12, 12, 3)
+            assert content[f"{split}_images"].dtype == np.uint8
+            assert content[f"{split}_labels"].shape == (number, 1)
+            assert content[f"{split}_labels"].dtype == np.uint8
+    expected = {(name, noise(n + 100 * (name == "long")).tobytes()) for name in ("long", "round") for n in range(10)}
+    assert {(name, pixels) for _, name, pixels in pictures(tmp_path / "cells.npz")} == expected
+    md5 = hashlib.md5((tmp_path / "cells.npz").read_bytes()).hexdigest()
+    size = (tmp_path / "cells.npz").stat().st_size
+    assert out.splitlines() == [
+        "20 images of 2 classes in cells",
+        "no picture is there more than once",
+        "class     train       val      test     total",
+        "long          7         1         2        10",
+        "round         7         1         2        10",
+        "total        14         2         4        20",
+        "share     70.0%     10.0%     20.0%",
+        f"wrote cells.npz: {size:,} bytes, MD5 {md5}",
+        f"next: python {PROJECT_ROOT / 'main.py'} --dataset cells.npz",
+    ]
+    dataset = open_dataset("cells.npz", tmp_path)
+    assert (dataset.class_names, dataset.md5, dataset.key) == (("long", "round"), md5, "cells")
+
+
+def test_one_channel_when_asked(run: Run, cells: Path, tmp_path: Path):
+    code, out, _ = run("cells", "grey.npz", "--grey")
+
+    assert code == 0
+    assert validate_npz_keys(tmp_path / "grey.npz").channels == 1
+    assert "in colour, turned grey: 20 of 20 images" in out
+
+
+def test_grey_images_in_three_channels_are_told(run: Run, draw: Draw):
+    for number in range(6):
+        draw(f"set/{number % 2}/{number}.png", noise(number).convert("L"))
+    assert "no image has any colour: --grey" in run("set", "rgb.npz")[1]
+    assert "--grey" not in run("set", "grey.npz", "--grey")[1]
+
+
+def test_neither_time_nor_place_nor_order_nor_workers_change_a_byte(run: Run, cells: Path, tmp_path: Path, monkeypatch):
+    files = sorted(path.relative_to(cells) for path in cells.rglob("*.png"))
+    random.Random(3).shuffle(files)
+    for file in files:
+        (tmp_path / "elsewhere" / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(cells / file, tmp_path / "elsewhere" / file)
+    listed = os.scandir
+
+    class Backwards:
+        def __init__(self, path: Path) -> None:
+            self.found = list(listed(path))[::-1]
+
+        def __enter__(self) -> list[os.DirEntry[str]]:
+            return self.found
+
+        def __exit__(self, *_: object) -> None: ...
+
+    assert run("cells", "a.npz", "--num_workers", "1")[0] == 0
+    monkeypatch.setattr(os, "scandir", Backwards)
+    monkeypatch.setattr(time, "time", lambda: 2e9)
+    assert run("elsewhere", "b.npz", "--num_workers", "3")[0] == 0
+    assert run("elsewhere", "c.npz", "--seed", "43")[0] == 0
+
+    assert sha256(tmp_path / "a.npz") == sha256(tmp_path / "b.npz")
+    assert sha256(tmp_path / "a.npz") != sha256(tmp_path / "c.npz")
+    with zipfile.ZipFile(tmp_path / "a.npz") as archive:
+        assert {info.date_time for info in archive.infolist()} == {(1980, 1, 1, 0, 0, 0)}
+
+
+def test_the_bytes_are_those_that_numpy_would_write(run: Run, cells: Path, tmp_path: Path):
+    assert run("cells", "a.npz")[0] == 0
+    with np.load(tmp_path / "a.npz") as content:
+        np.savez(tmp_path / "b.npz", **{name: content[name] for name in content.files})
+    assert sha256(tmp_path / "a.npz") == sha256(tmp_path / "b.npz")
+
+
+def test_patients_are_never_split(run: Run, draw: Draw, tmp_path: Path):
+    patient = {}
+    rows: list[tuple[object, ...]] = [("path", "label", "group")]
+    for number in range(60):
+        draw(f"{number}.png", number)
+        patient[noise(number).tobytes()] = f"p{number // 4}"
+        rows.append((f"{number}.png", "ill" if number % 8 < 4 else "well", f"p{number // 4}"))
+    write_csv(tmp_path / "set.csv", *rows)
+    code, out, _ = run("set.csv", "set.npz", "--size", "12")
+
+    assert code == 0
+    assert "15 groups, none of them split" in out
+    splits: dict[str, set[str]] = {}
+    for split, _, pixels in pictures(tmp_path / "set.npz"):
+        splits.setdefault(patient[pixels], set()).add(split)
+    assert all(len(found) == 1 for found in splits.values())
+    assert len(splits) == 15
+
+
+def test_sub_folders_are_patients_when_asked(run: Run, draw: Draw, tmp_path: Path):
+    for number in range(24):
+        draw(f"set/{number % 2}/p{number // 4}/{number}.png", number)
+    code, out, _ = run("set", "set.npz", "--group_by_folder", "--size", "12", "--index", "rows.csv")
+
+    assert code == 0
+    assert "6 groups, none of them split" in out
+    with (tmp_path / "rows.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len({row["group"] for row in rows}) == 6
+    assert len({(row["group"], row["split"]) for row in rows}) == 6
+
+
+def test_equal_pictures_stay_in_one_split_whatever_their_files(run: Run, draw: Draw, tmp_path: Path):
+    for number in range(8):
+        for copy in range(3):  # a file, its copy, and the same picture in another kind of file
+            draw(f"set/a/{number}_{copy}.{'bmp' if copy == 2 else 'png'}", number)
+            draw(f"set/b/{number}_{copy}.png", 50 + 10 * number + copy)
+    code, out, _ = run("set", "set.npz", "--size", "12")
+
+    assert code == 0
+    assert (
+        "8 pictures are there more than once, in 16 images too many, of which 8 equal another to the byte; all are "
+        "kept, equal ones in one split" in out
+    )
+    found = list(pictures(tmp_path / "set.npz"))
+    assert len(found) == 48
+    places = {(split, pixels) for split, _, pixels in found}
+    assert len(places) == len({pixels for _, pixels in places}) == 32
+
+    code, out, _ = run("set", "dropped.npz", "--size", "12", "--drop_duplicates")
+    assert code == 0
+    assert "only the first of each is kept" in out
+    assert Counter(name for _, name, _ in pictures(tmp_path / "dropped.npz")) == {"a": 8, "b": 24}
+
+
+def test_one_picture_in_two_classes_is_refused_or_left_out(run: Run, cells: Path, draw: Draw, tmp_path: Path):
+    draw("cells/long/copy.bmp", 3)
+    code, _, err = run("cells", "set.npz", "--size", "12")
+    assert code == 3
+    assert err == (
+        "error: 1 picture is in several classes at once: cells/long/copy.bmp = cells/round/3.png; correct the "
+        "labels, or leave out what is in doubt with --skip_contradictions.\n"
+    ).replace("cells/", "")
+    assert left_in(tmp_path) == {"cells"}
+
+    code, _, err = run("cells", "set.npz", "--size", "12", "--skip_contradictions")
+    assert code == 0
+    assert err.startswith("warning: 1 picture is in several classes at once")
+    assert noise(3).tobytes() not in {pixels for _, _, pixels in pictures(tmp_path / "set.npz")}
+    assert len(list(pictures(tmp_path / "set.npz"))) == 19
+
+
+def given_splits(draw: Draw, folder: Path, *more: tuple[object, ...]) -> Path:
+    rows: list[tuple[object, ...]] = [("path", "label", "split", "group")]
+    for number in range(6):
+        draw(f"{number}.png", number)
+        rows.append((f"{number}.png", number % 2, SPLITS[number // 2], f"p{number // 2}"))
+    return write_csv(folder / "set.csv", *rows, *more)
+
+
+def test_given_splits_are_kept_in_the_csvs_order(run: Run, draw: Draw, tmp_path: Path):
+    given_splits(draw, tmp_path)
+    code, out, err = run("set.csv", "set.npz", "--size", "12", "--split", "0.4", "0.3", "0.3")
+
+    assert code == 0
+    assert err == "warning: --split has no effect: set.csv gives the splits\n"
+    assert list(pictures(tmp_path / "set.npz")) == [
+        (SPLITS[number // 2], str(number % 2), noise(number).tobytes()) for number in range(6)
+    ]
+    assert "share     33.3%     33.3%     33.3%" in out
+
+
+def test_given_splits_that_share_a_picture_or_a_patient_are_refused(run: Run, draw: Draw, tmp_path: Path):
+    draw("twin.bmp", 0)
+    draw("other.png", 77)
+    given_splits(draw, tmp_path, ("twin.bmp", 0, "test", ""), ("other.png", 0, "val", "p0"))
+    for flags in ((), ("--drop_duplicates",)):
+        code, _, err = run("set.csv", "set.npz", "--size", "12", *flags)
+        assert code == 3
+        assert err.splitlines() == [
+            "error: 1 picture is in several splits: 0.png (train) = twin.bmp (test); correct the column split.",
+            "error: 1 group is in several splits: p0 has 0.png (train) and other.png (val); correct the column split.",
+        ]
+    assert not (tmp_path / "set.npz").exists()
+
+
+def test_a_given_split_without_a_class_is_told_and_one_without_images_refused(run: Run, draw: Draw, tmp_path: Path):
+    draw("extra.png", 99)
+    given_splits(draw, tmp_path, ("extra.png", "2", "train", ""))
+    code, _, err = run("set.csv", "set.npz")
+    assert code == 0
+    assert err.splitlines() == [
+        "warning: val has no image of the class 2",
+        "warning: test has no image of the class 2",
+    ]
+    write_csv(tmp_path / "two.csv", ("path", "label", "split"), ("0.png", "0", "train"), ("1.png", "1", "test"))
+    code, _, err = run("two.csv", "two.npz")
+    assert code == 3
+    assert err == (
+        "error: There is no image for val: every split needs one, so that at least 3 images are needed that do not "
+        "belong together.\n"
+    )
+
+
+def test_the_index_says_which_image_is_which_row_and_makes_the_same_file_again(
+    run: Run, cells: Path, draw: Draw, tmp_path: Path
+):
+    (tmp_path / "lists").mkdir()
+    (cells / "round" / "broken.png").touch()
+    assert run("cells", "a.npz", "--size", "12", "--index", "lists/rows.csv", "--skip_unreadable")[0] == 0
+    with (tmp_path / "lists" / "rows.csv").open(newline="") as stream:
+        rows = list(csv.DictReader(stream))
+    assert len(rows) == 20
+    with np.load(tmp_path / "a.npz") as content:
+        for row in rows:
+            stored = content[f"{row['split']}_images"][int(row["row"])]
+            with Image.open(tmp_path / "lists" / row["path"]) as image:
+                assert np.array_equal(stored, np.asarray(image))
+    assert run("lists/rows.csv", "b.npz", "--size", "12")[0] == 0
+    assert sha256(tmp_path / "a.npz") == sha256(tmp_path / "b.npz")
+
+
+def spoil(folder: Path, number: int) -> None:
+    """Files that are no images, of several kinds."""
+    good = (folder / "0.png").read_bytes()
+    contents = (b"", b"a letter", good[: len(good) // 2])
+    for index in range(number):
+        (folder / f"bad{index:02}.jpg").write_bytes(contents[index % 3])
+
+
+def test_unusable_files_are_all_counted_and_nothing_is_written(run: Run, cells: Path, tmp_path: Path):
+    spoil(cells / "round", 12)
+    code, _, err = run("cells", "set.npz", "--index", "rows.csv")
+
+    assert code == 3
+    assert err.count("\n") == 1
+    assert err.startswith(
+        "error: 12 of 32 images cannot be used: round/bad00.jpg (it is empty), round/bad01.jpg (it is"
+    )
+    assert "bad02.jpg (it is damaged: " in err
+    assert "bad09.jpg" in err
+    assert "bad10.jpg" not in err
+    assert err.endswith("and 2 more; mend or remove them, or leave them out with --skip_unreadable.\n")
+    assert left_in(tmp_path) == {"cells"}
+
+
+def test_unusable_files_are_left_out_when_asked_and_told(run: Run, cells: Path, draw: Draw, tmp_path: Path):
+    assert run("cells", "without.npz")[0] == 0
+    spoil(cells / "round", 2)
+    (cells / "round" / "gone.png").symlink_to("nowhere.png")
+    (cells / "round" / "loop.png").symlink_to("loop.png")
+    os.mkfifo(cells / "round" / "pipe.png")
+    code, _, err = run("cells", "set.npz", "--skip_unreadable")
+
+    assert code == 0
+    assert err.count("\n") == 1
+    assert err.startswith("warning: 5 of 25 images cannot be used: round/bad00.jpg (it is empty), ")
+    assert "round/gone.png (it cannot be read: No such file or directory)" in err
+    assert "round/loop.png (it cannot be read: Too many levels of symbolic links)" in err
+    assert "round/pipe.png (it is not a regular file)" in err
+    assert err.endswith("; they are left out.\n")
+    assert sha256(tmp_path / "set.npz") == sha256(tmp_path / "without.npz")
+
+
+def test_an_image_smaller_than_the_crop_is_named(run: Run, cells: Path, draw: Draw):
+    draw("cells/long/small.png", Image.new("RGB", (11, 12)))
+    code, _, err = run("cells", "set.npz", "--crop", "12")
+    assert code == 3
+    assert "1 of 21 images cannot be used: long/small.png (it has 11 × 12 pixels, too few for --crop 12)" in err
+
+
+def test_a_class_of_which_nothing_is_left_is_refused(run: Run, cells: Path, draw: Draw, tmp_path: Path):
+    (cells / "flat").mkdir()
+    (cells / "flat" / "1.png").touch()
+    code, _, err = run("cells", "set.npz", "--skip_unreadable")
+    assert code == 3
+    assert "error: No image is left of the class flat: mend the images named above, or take the class out." in err
+    assert left_in(tmp_path) == {"cells"}
+
+
+def test_a_class_too_small_for_every_split_is_told(run: Run, cells: Path, draw: Draw, tmp_path: Path):
+    for number in (200, 201):
+        draw(f"cells/flat/{number}.png", number)
+    code, _, err = run("cells", "set.npz", "--size", "12")
+    assert code == 0
+    assert err == "warning: class flat has no image in val: it has only 2 different pictures\n"
+
+
+def test_an_existing_file_is_replaced_only_when_asked(run: Run, cells: Path, tmp_path: Path):
+    (tmp_path / "set.npz").write_text("precious")
+    (tmp_path / "rows.csv").write_text("precious")
+    code, _, err = run("cells", "set.npz", "--index", "rows.csv")
+    assert code == 2
+    assert err.splitlines() == [
+        "error: OUT.npz set.npz is there already: choose another name, or replace it with --overwrite.",
+        "error: --index rows.csv is there already: choose another name, or replace it with --overwrite.",
+    ]
+    assert (tmp_path / "set.npz").read_text() == "precious"
+    assert run("cells", "set.npz", "--index", "rows.csv", "--overwrite")[0] == 0
+    assert validate_npz_keys(tmp_path / "set.npz").num_samples == {"train": 14, "val": 2, "test": 4}
+
+
+def test_every_problem_of_a_command_line_comes_at_once(run: Run, cells: Path, tmp_path: Path):
+    code, _, err = run(
+        *("missing", "out.zip", "--size", "7", "--crop", "x", "--split", "0.7", "0.2", "0.2", "--seed", "-1"),
+        *("--num_workers", "0", "--index", "nowhere/rows.csv"),
+    )
+    assert code == 2
+    assert err.splitlines() == [
+        "error: --size must be from 8 to 1024, got 7.",
+        "error: --crop must be a whole number, got 'x'.",
+        "error: --split must be three shares above 0 whose sum is 1, such as 0.7 0.1 0.2, got 0.7 0.2 0.2.",
+        "error: --seed must be from 0 to 4294967295, got -1.",
+        "error: --num_workers must be from 1 to 64, got 0.",
+        "error: FOLDER_OR_CSV missing is not there.",
+        "error: OUT.npz must end in .npz, got out.zip.",
+        "error: --index nowhere/rows.csv: there is no folder nowhere; make it first.",
+    ]
+    assert left_in(tmp_path) == {"cells"}
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ((), "The following arguments are required: FOLDER_OR_CSV, OUT.npz. See --help."),
+        (("cells", "x.npz", "--siz", "28"), "Unknown flag '--siz'. Did you mean --size?"),
+        (("cells", "x.npz", "--quick=1"), "Unknown flag '--quick'. See --help."),
+        (("cells", "x.npz", "y.npz"), "Unexpected argument 'y.npz': needed are one FOLDER_OR_CSV and one OUT.npz."),
+        (("cells", "x.npz", "--size"), "Argument --size: expected one argument. See --help."),
+        (("cells", ".npz/", "--grey"), "OUT.npz must end in .npz, got .npz."),
+        (("cells", "", "--grey"), "OUT.npz must be a path, got ''."),
+        (("~nobody-here/x", "x.npz"), "FOLDER_OR_CSV must be a path, got '~nobody-here/x', whose user is not known"),
+        (
+            ("a.csv", "x.npz", "--group_by_folder"),
+            "--group_by_folder is for folders; a.csv names its groups in a column",
+        ),
+        (("a.csv", "x.npz", "--index", "a.csv", "--overwrite"), "--index a.csv would replace the CSV that is read"),
+        (("cells", "x.npz", "--split", "0.8", "0.2", "0"), "--split must be three shares above 0 whose sum is 1"),
+        (("cells", "x.npz", "--split", "nan", "0.2", "0.8"), "--split must be three shares above 0 whose sum is 1"),
+        (("cells", "x.npz", "--split", "a", "0.2", "0.8"), "--split must be three shares above 0 whose sum is 1"),
+    ],
+)
+def test_a_wrong_command_line_ends_with_2_and_its_message(run: Run, cells: Path, tmp_path: Path, words, message):
+    (tmp_path / "a.csv").write_text("path,label\n")
+    code, _, err = run(*words)
+    assert code == 2
+    assert err.startswith(f"error: {message}")
+    assert err.count("\n") == 1
+
+
+def test_flags_may_stand_anywhere():
+    request = make_dataset.parse(["--size", "64", str(PROJECT_ROOT), "--split", "0.5", "0.3", "0.2", "none_yet.npz"])
+    assert (request.size, request.split, request.out) == (64, (0.5, 0.3, 0.2), Path("none_yet.npz"))
+    with pytest.raises(ConfigError):
+        make_dataset.parse(["--size", "64", str(PROJECT_ROOT)])
+
+
+@pytest.mark.parametrize("step", ["temporary", "archive"])
+def test_a_full_disk_ends_with_6_and_leaves_nothing(run: Run, cells: Path, tmp_path: Path, monkeypatch, step):
+    (tmp_path / "set.npz").write_text("precious")
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    if step == "temporary":
+        monkeypatch.setattr(RowStore, "append", fail)
+    else:
+        monkeypatch.setattr(build_module, "write_npz", fail)
+    code, _, err = run("cells", "set.npz", "--overwrite", "--index", "rows.csv")
+
+    assert code == 6
+    assert "The disk is full: free some space, or choose another place." in err
+    assert err.count("\n") == 1
+    assert left_in(tmp_path) == {"cells", "set.npz"}
+    assert (tmp_path / "set.npz").read_text() == "precious"
+
+
+def test_too_little_space_is_told_before_anything_is_read(run: Run, cells: Path, tmp_path: Path, monkeypatch):
+    usage = shutil.disk_usage(tmp_path)._replace(free=20 * 12 * 12 * 3 * 2 - 1)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
+    code, _, err = run("cells", "set.npz", "--size", "12")
+    assert code == 6
+    assert "the pictures need 17,280 bytes there, half of them only while the file is made, and 17,279 are free" in err
+
+
+def test_what_cannot_be_read_back_does_not_take_its_name(run: Run, cells: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(build_module, "write_npz", lambda stream, _: stream.write(b"PK\x03\x04 but no more"))
+    code, _, err = run("cells", "set.npz")
+    assert code == 3
+    assert "cut short or damaged" in err
+    assert left_in(tmp_path) == {"cells"}
+
+
+def test_a_bar_is_for_terminals_only(run: Run, cells: Path):
+    assert "img/s" not in "".join(map(str, run("cells", "set.npz")))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_it_and_leaves_nothing(draw: Draw, tmp_path: Path, number, code):
+    for index in range(40):
+        draw(f"set/{index % 2}/{index}.png", noise(index, side=700))
+    process = subprocess.Popen(
+        [sys.executable, str(PROGRAM), "set", "set.npz", "--size", "1024", "--num_workers", "1"],
+        cwd=tmp_path,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None
+    assert "40 images of 2 classes" in process.stdout.readline()  # it is about to read them
+    process.send_signal(number)
+    _, err = process.communicate(timeout=120)
+
+    assert process.returncode == code
+    assert err == f"error: Stopped by {signal.Signals(number).name}. Nothing was written.\n"
+    assert left_in(tmp_path) == {"set"}
+
+
+def test_it_runs_from_any_folder_and_help_imports_nothing_slow(tmp_path: Path):
+    done = subprocess.run(
+        [sys.executable, str(PROGRAM), "--help"], cwd=tmp_path, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert "python tools/make_dataset.py cells cells.npz --size 28 --crop 200" in done.stdout
+    program = (
+        "import sys; from tools import make_dataset\n"
+        "try: make_dataset.parse(['--help'])\n"
+        "except SystemExit: print(sorted({'torch', 'numpy', 'PIL', 'tqdm'} & set(sys.modules)))"
+    )
+    found = subprocess.run(
+        [sys.executable, "-c", program], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True, timeout=60
+    )
+    assert found.stdout.splitlines()[-1] == "[]"
+
+
+PEAK = """
+import resource, sys
+from tools import make_dataset
+code = make_dataset.main(["set", "set.npz", "--size", "512", "--num_workers", "2", "--overwrite"])
+print(code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_memory_does_not_grow_with_the_number_of_images(draw: Draw, tmp_path: Path):
+    peaks = []
+    for number in (20, 160):  # 16 and 126 MB of pixels
+        for index in range(number):
+            draw(f"set/{index % 2}/{index}.png", index)
+        done = subprocess.run(
+            [sys.executable, "-c", PEAK],
+            cwd=tmp_path,
+            env=os.environ | {"PYTHONPATH": str(PROJECT_ROOT)},
+            capture_output=True,
+            text=True,
+            check=True,
+            timeout=250,
+        )
+        code, peak = map(int, done.stdout.splitlines()[-1].split())
+        assert code == 0
+        peaks.append(peak * (1 if sys.platform == "darwin" else 1024))
+
+    assert (tmp_path / "set.npz").stat().st_size > 125_000_000
+    assert peaks[1] - peaks[0] < 30_000_000
+
+
+def test_a_training_takes_the_file(run: Run, draw: Draw, tmp_path: Path):
+    for number in range(30):
+        shade = 60 if number % 2 else 190
+        draw(f"cells/{'dark' if number % 2 else 'light'}/{number}.png", Image.new("RGB", (12, 12), (shade, number, 9)))
+    assert run("cells", "cells.npz", "--size", "12")[0] == 0
+    words = ("--dataset", "cells.npz", "--weights", "none", "--epochs", "1", "--batch_size", "7", "--device", "cpu")
+    assert main.main([*words, "--lock_file", str(tmp_path / "lock"), "--no_process_guard"]) == 0
+
+    (folder,) = (tmp_path / "outputs").iterdir()
+    assert folder.name.endswith("_cells_resnet18")
+    assert json.loads((folder / "models" / "best_model.json").read_text())["class_names"] == ["dark", "light"]

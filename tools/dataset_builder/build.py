@@ -1,0 +1,396 @@
+"""The steps from a listing to the file: read, compare, split, write, check."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import logging
+import os
+import shutil
+import stat
+import sys
+import warnings
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from scripts.core.errors import DataError, StorageError, storage_errors
+from scripts.core.files import file_digest, replace_atomically
+from scripts.core.log import log
+from scripts.data_handler.npz import CLASS_NAMES, SPLITS, read_class_names, read_labels, validate_npz_keys
+from tools.dataset_builder.archive import Member, RowStore, row_store, whole, write_npz
+from tools.dataset_builder.decode import DARK, Picture, Recipe, UnusableImage, decode
+from tools.dataset_builder.duplicates import (
+    Sample,
+    across_splits,
+    contradictions,
+    parted_groups,
+    same_pictures,
+    units,
+)
+from tools.dataset_builder.listing import Entry, Listing
+from tools.dataset_builder.splitting import NUM_SPLITS, assign, shortages, shuffling_key
+from tools.dataset_builder.words import are, counted, names, shown, some
+
+MOST_FILE_BYTES = 1 << 30  # of an image file: it is read whole
+AHEAD_PER_WORKER = 4  # pictures that may be ready before their turn
+DIGEST_BYTES = 16
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What was asked for."""
+
+    recipe: Recipe
+    proportions: tuple[float, float, float]  # of train, val and test
+    seed: int = 42
+    num_workers: int = 1
+    skip_unreadable: bool = False
+    skip_contradictions: bool = False
+    drop_duplicates: bool = False
+    index: Path | None = None  # where to write which image became which row; None for nowhere
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Built:
+    """What was written."""
+
+    path: Path
+    num_bytes: int
+    md5: str
+    class_names: tuple[str, ...]
+    counts: Mapping[str, Sequence[int]]  # by split: images of each class
+
+
+@dataclass(frozen=True, slots=True)
+class _Reading:
+    """What became of one file; either a reason why it cannot be used, or the rest."""
+
+    reason: str
+    picture: Picture | None = None
+    pixels_digest: bytes = b""
+    file_digest: bytes = b""
+
+
+def build(listing: Listing, out: Path, options: Options) -> Built:
+    """Make the ``.npz`` of a listing, whole or not at all; what was found on the way is told in the log.
+
+    Raises:
+        DataError: The images, or what is said of them, make no data set; the message names what is wrong.
+        StorageError: The file cannot be written, or there is no room for it.
+    """
+    row_bytes = int(np.prod(options.recipe.shape))
+    _require_space(out, 2 * row_bytes * len(listing.entries))
+    with (
+        storage_errors(out, "keep the pictures in a temporary file", needed_bytes=row_bytes * len(listing.entries)),
+        row_store(out.parent, row_bytes) as store,
+    ):
+        samples = _judge_duplicates(_read_samples(listing.entries, store, options), listing, options)
+        rows = _rows(samples, listing, options)
+        _check_counts(rows, listing)
+        labels = _labels(rows, listing)
+        # the index takes its name after the file it belongs to, or not at all
+        with _index(options.index, rows):
+            num_bytes, md5 = _write(out, rows, labels, listing, store, options.recipe)
+    num_classes = len(listing.class_names)
+    return Built(
+        path=out,
+        num_bytes=num_bytes,
+        md5=md5,
+        class_names=listing.class_names,
+        counts={split: np.bincount(numbers, minlength=num_classes).tolist() for split, numbers in labels.items()},
+    )
+
+
+def _require_space(out: Path, needed_bytes: int) -> None:
+    """Say at once, not after an hour, that the pictures will not fit on the disk twice."""
+    with storage_errors(out, "look at the disk"):
+        free = shutil.disk_usage(out.parent).free
+    if free < needed_bytes:
+        raise StorageError(
+            f"Cannot write {out}: the pictures need {needed_bytes:,} bytes there, half of them only while the file is "
+            f"made, and {free:,} are free. Free some space, or choose another place."
+        )
+
+
+def _read_samples(entries: Sequence[Entry], store: RowStore, options: Options) -> list[Sample]:
+    """Every file as a picture in the store.
+
+    Raises:
+        DataError: Some files are no usable images, and were not to be skipped.
+    """
+    samples: list[Sample] = []
+    unusable: list[str] = []
+    remarks: Counter[str] = Counter()
+    num_coloured = 0
+    with closing(_readings(entries, options)) as readings:
+        for entry, reading in zip(entries, readings, strict=True):
+            if reading.picture is None:
+                unusable.append(f"{shown(entry.name)} ({reading.reason})")
+                continue
+            row = store.append(reading.picture.pixels)
+            samples.append(Sample(entry, row, reading.pixels_digest, reading.file_digest))
+            num_coloured += reading.picture.is_coloured
+            remarks.update(reading.picture.remarks)
+    if unusable:
+        _skip_or_refuse(
+            f"{len(unusable):,} of {len(entries):,} images cannot be used: {some(unusable)}",
+            "mend or remove them, or leave them out with --skip_unreadable",
+            skip=options.skip_unreadable,
+        )
+    for remark, count in sorted(remarks.items()):
+        log.log(logging.WARNING if remark == DARK else logging.INFO, f"{remark}: {count:,} of {len(samples):,} images")
+    if samples and not num_coloured and not options.recipe.grey:
+        log.info("no image has any colour: --grey makes a file of a third of the size with the same content")
+    return samples
+
+
+def _readings(entries: Sequence[Entry], options: Options) -> Generator[_Reading, None, None]:
+    """What became of each file, in the order of the entries."""
+    Image.init()  # before there are threads: it loads Pillow's readers
+
+    def read(entry: Entry) -> _Reading:
+        return _read(entry.path, options.recipe)
+
+    # for all threads; what Pillow warns of is judged by decode
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with closing(_in_order(read, entries, options.num_workers)) as readings:
+            yield from _with_bar(readings, len(entries), "reading")
+
+
+def _read(path: Path, recipe: Recipe) -> _Reading:
+    try:
+        content = _content(path)
+        picture = decode(content, recipe)
+    except UnusableImage as error:
+        return _Reading(str(error))
+    return _Reading(
+        "",
+        picture,
+        hashlib.blake2b(picture.pixels.tobytes(), digest_size=DIGEST_BYTES).digest(),
+        hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest(),
+    )
+
+
+def _content(path: Path) -> bytes:
+    try:
+        # a pipe would be waited for
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        with os.fdopen(descriptor, "rb") as stream:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                raise UnusableImage("it is not a regular file")
+            if status.st_size > MOST_FILE_BYTES:
+                raise UnusableImage(f"it has {status.st_size:,} bytes; at most {MOST_FILE_BYTES:,} are read")
+            return stream.read(MOST_FILE_BYTES)
+    except OSError as error:
+        raise UnusableImage(f"it cannot be read: {error.strerror or error}") from error
+
+
+def _in_order(make: Callable[[Item], Made], items: Iterable[Item], num_workers: int) -> Generator[Made, None, None]:
+    """``map`` by threads that stays only a little ahead of who asks; Pillow works outside Python's lock."""
+    executor = ThreadPoolExecutor(num_workers)
+    ahead: deque[Future[Made]] = deque()
+    try:
+        for item in items:
+            ahead.append(executor.submit(make, item))
+            if len(ahead) >= AHEAD_PER_WORKER * num_workers:
+                yield ahead.popleft().result()
+        while ahead:
+            yield ahead.popleft().result()
+    finally:
+        executor.shutdown(cancel_futures=True)
+
+
+def _with_bar(items: Iterable[Item], total: int, title: str) -> Iterator[Item]:
+    from tqdm import tqdm
+
+    is_terminal = sys.stderr.isatty()
+    yield from tqdm(items, total=total, desc=title, unit="img", leave=False, disable=not is_terminal)
+
+
+def _skip_or_refuse(found: str, remedy: str, *, skip: bool) -> None:
+    if not skip:
+        raise DataError(f"{found}; {remedy}.")
+    log.warning(f"{found}; they are left out.")
+
+
+def _judge_duplicates(samples: Sequence[Sample], listing: Listing, options: Options) -> list[Sample]:
+    """The samples that stay, where several show the same picture.
+
+    Raises:
+        DataError: A picture is in several classes or given splits, or a group is in several given splits.
+    """
+    doubles = same_pictures(samples)
+    wrong = contradictions(doubles)
+    if wrong:
+        equals = [" = ".join(shown(sample.entry.name) for sample in equal) for equal in wrong]
+        _skip_or_refuse(
+            f"{are(len(wrong), 'picture')} in several classes at once: {some(equals)}",
+            "correct the labels, or leave out what is in doubt with --skip_contradictions",
+            skip=options.skip_contradictions,
+        )
+        contradictory = {equal[0].pixels_digest for equal in wrong}
+        samples = [sample for sample in samples if sample.pixels_digest not in contradictory]
+        doubles = same_pictures(samples)
+    if listing.is_split:
+        _check_given_splits(samples, doubles)
+    if not doubles:
+        log.info("no picture is there more than once")
+        return list(samples)
+    num_more = sum(map(len, doubles)) - len(doubles)
+    num_equal_files = sum(len(equal) - len({sample.file_digest for sample in equal}) for equal in doubles)
+    log.info(
+        f"{are(len(doubles), 'picture')} there more than once, in {counted(num_more, 'image')} too many, of which "
+        f"{num_equal_files:,} equal another to the byte; "
+        + ("only the first of each is kept" if options.drop_duplicates else "all are kept, equal ones in one split")
+    )
+    if not options.drop_duplicates:
+        return list(samples)
+    firsts: dict[bytes, Sample] = {}
+    for sample in samples:
+        firsts.setdefault(sample.pixels_digest, sample)
+    return list(firsts.values())
+
+
+def _check_given_splits(samples: Sequence[Sample], doubles: Sequence[Sequence[Sample]]) -> None:
+    """Refuse splits that share pictures or groups: a test on what was trained on says nothing."""
+
+    def told(sample: Sample) -> str:
+        return f"{shown(sample.entry.name)} ({sample.entry.split})"
+
+    problems = []
+    if pairs := across_splits(doubles):
+        found = some([f"{told(one)} = {told(other)}" for one, other in pairs])
+        problems.append(f"{are(len(pairs), 'picture')} in several splits: {found}; correct the column split.")
+    if parted := parted_groups(samples):
+        found = some([f"{shown(group)} has {told(one)} and {told(other)}" for group, one, other in parted])
+        problems.append(f"{are(len(parted), 'group')} in several splits: {found}; correct the column split.")
+    if problems:
+        raise DataError("\n".join(problems))
+
+
+def _rows(samples: Sequence[Sample], listing: Listing, options: Options) -> dict[str, list[Sample]]:
+    """The samples of each split, in the order that they will have in the file."""
+    if listing.is_split:
+        return {split: [sample for sample in samples if sample.entry.split == split] for split in SPLITS}
+    labels = {name: number for number, name in enumerate(listing.class_names)}
+    together, unit_of = units(samples, [labels[sample.entry.label] for sample in samples])
+    split_of = assign(together, options.proportions, seed=options.seed)
+    is_grouped = any(sample.entry.group for sample in samples)
+    if is_grouped:
+        groups = {sample.entry.group for sample in samples if sample.entry.group}
+        without = sum(not sample.entry.group for sample in samples)
+        log.info(
+            f"{counted(len(groups), 'group')}, none of them split"
+            + (f"; without a group, each for itself: {counted(without, 'image')}" if without else "")
+        )
+    for shortage in shortages(together, split_of):
+        log.warning(
+            f"class {listing.class_names[shortage.label]} has no image in {' and '.join(shortage.missing)}: it has "
+            f"only {counted(shortage.num_units, 'group' if is_grouped else 'different picture')}"
+        )
+    # mixed, so that the first few of a split are no single class
+    mixed = sorted(range(len(samples)), key=lambda index: shuffling_key(options.seed, samples[index].entry.name))
+    rows: dict[str, list[Sample]] = {split: [] for split in SPLITS}
+    for index in mixed:
+        rows[SPLITS[split_of[unit_of[index]]]].append(samples[index])
+    return rows
+
+
+def _check_counts(rows: Mapping[str, Sequence[Sample]], listing: Listing) -> None:
+    """Refuse an empty split, and a class that lost all its images on the way; warn where a given split lacks one."""
+    found = {split: {sample.entry.label for sample in of_split} for split, of_split in rows.items()}
+    lost = [name for name in listing.class_names if not any(name in labels for labels in found.values())]
+    if lost:
+        raise DataError(
+            f"No image is left of the class {names(lost)}: mend the images named above, or take the class out."
+        )
+    empty = [split for split, labels in found.items() if not labels]
+    if empty:
+        raise DataError(
+            f"There is no image for {' and '.join(empty)}: every split needs one, so that at least {NUM_SPLITS} images "
+            "are needed that do not belong together."
+        )
+    if listing.is_split:
+        for split, labels in found.items():
+            if missing := [name for name in listing.class_names if name not in labels]:
+                log.warning(f"{split} has no image of the class {names(missing)}")
+
+
+def _labels(rows: Mapping[str, Sequence[Sample]], listing: Listing) -> dict[str, NDArray[np.integer[Any]]]:
+    """The class index of each image, by split."""
+    number = {name: index for index, name in enumerate(listing.class_names)}
+    dtype = np.uint8 if len(number) <= 256 else np.uint16
+    return {split: np.array([number[s.entry.label] for s in of_split], dtype) for split, of_split in rows.items()}
+
+
+@contextmanager
+def _index(path: Path | None, rows: Mapping[str, Sequence[Sample]]) -> Iterator[None]:
+    """Write which image is which row, as a CSV that the same file can be made from again."""
+    if path is None:
+        yield
+        return
+    text = io.StringIO(newline="")
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(("path", "label", "split", "group", "row"))
+    for split, of_split in rows.items():
+        for row, sample in enumerate(of_split):
+            place = os.path.relpath(sample.entry.path.absolute(), path.absolute().parent)
+            table.writerow((place, sample.entry.label, split, sample.entry.group, row))
+    content = text.getvalue().encode("utf-8", "surrogateescape")
+    with replace_atomically(path, needed_bytes=len(content)) as stream:
+        stream.write(content)
+        yield
+
+
+def _write(
+    out: Path,
+    rows: Mapping[str, Sequence[Sample]],
+    labels: Mapping[str, NDArray[np.integer[Any]]],
+    listing: Listing,
+    store: RowStore,
+    recipe: Recipe,
+) -> tuple[int, str]:
+    """Write the file, and let it take its name once ``main.py`` would accept it; returns its size and MD5."""
+    members = []
+    for split, of_split in rows.items():
+        shape = (len(of_split), *recipe.shape)
+        members.append(Member(f"{split}_images", shape, np.dtype(np.uint8), partial(_pieces, store, of_split, split)))
+        members.append(whole(f"{split}_labels", labels[split].reshape(-1, 1)))
+    members.append(whole(CLASS_NAMES, np.array(listing.class_names)))
+    with replace_atomically(out, needed_bytes=sum(member.num_bytes for member in members)) as stream:
+        write_npz(stream, members)
+        stream.flush()
+        temporary = Path(stream.name)
+        _require_readable(temporary, labels, listing)
+        return temporary.stat().st_size, file_digest(temporary, "md5")
+
+
+def _pieces(store: RowStore, samples: Sequence[Sample], title: str) -> Iterator[bytes]:
+    for sample in _with_bar(samples, len(samples), f"writing {title}"):
+        yield store.read(sample.row)
+
+
+def _require_readable(path: Path, labels: Mapping[str, NDArray[np.integer[Any]]], listing: Listing) -> None:
+    """Read back, as a training would, all but the pictures."""
+    layout = validate_npz_keys(path)
+    found = {split: read_labels(layout, split, len(listing.class_names)) for split in SPLITS}
+    if read_class_names(layout) != listing.class_names or not all(
+        np.array_equal(found[split], labels[split]) for split in SPLITS
+    ):
+        raise ValueError(f"What was written to {path} is not what was meant.")

@@ -14,6 +14,7 @@ RUN pip install --requirement requirements.txt
 
 COPY main.py smoke_test.py ./
 COPY scripts ./scripts
+COPY tools ./tools
 
 # which commit the code is of, for config.json: docker build --build-arg COMMIT=$(git rev-parse --short=12 HEAD)
 ARG COMMIT=unknown
@@ -21,6 +22,6 @@ ENV MEDMNIST_COMMIT=$COMMIT
 
 # for whichever --user runs it: folders to write, and code to read even if the checkout was private (umask 077);
 # mount both folders, or --rm takes data and results along
-RUN mkdir -m 1777 dataset outputs && chmod -R a+rX main.py smoke_test.py scripts
+RUN mkdir -m 1777 dataset outputs && chmod -R a+rX main.py smoke_test.py scripts tools
 
 ENTRYPOINT ["python", "main.py"]

@@ -81,7 +81,7 @@ def test_the_entry_point_is_main_itself_so_that_arguments_and_signals_reach_it()
 def test_every_copied_source_is_tracked_and_sent_to_the_builder(ignore_patterns):
     tracked = tracked_files()
 
-    assert {"requirements.txt", "main.py", "smoke_test.py", "scripts"} == set(copied())
+    assert {"requirements.txt", "main.py", "smoke_test.py", "scripts", "tools"} == set(copied())
     for source in copied():
         files = [file for file in tracked if file == source or file.startswith(f"{source}/")]
         assert files, f"{source} is not tracked"
@@ -117,6 +117,7 @@ def test_a_change_of_the_code_does_not_install_the_dependencies_again():
 def test_any_user_may_read_the_code_and_write_data_and_results(tmp_path):
     files = [tmp_path / name for name in ("main.py", "smoke_test.py", "scripts/core/config.py")]
     files[-1].parent.mkdir(parents=True)
+    (tmp_path / "tools").mkdir()
     for path in files:
         path.touch(mode=0o600)
     for path in (tmp_path / "scripts", files[-1].parent):

@@ -27,7 +27,7 @@ from typing import NoReturn
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
 
 from scripts.core import Config, ensure_single_instance, log, parse_command_line
-from scripts.core.config import SETTINGS
+from scripts.core.config import RESOLUTIONS, SETTINGS, STANDARD_RESOLUTION
 from scripts.core.environment import PROJECT_ROOT
 from scripts.core.errors import (
     ConfigError,
@@ -47,8 +47,6 @@ from tools.suite.cells import (
     FINISHED,
     INTERRUPTED,
     NEW,
-    RESOLUTIONS,
-    STANDARD_RESOLUTION,
     Cell,
     command_words,
     file_problems,

@@ -8,15 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scripts.core.config import SETTINGS, Config
+from scripts.core.config import SETTINGS, STANDARD_RESOLUTION, Config
 from scripts.core.errors import DataError
 from scripts.core.files import file_digest
 from scripts.core.paths import RunPaths, slug
 from scripts.core.resume import FREE, NAMING
 from scripts.data_handler.registry import SYNTHBLOOD
 
-RESOLUTIONS = (28, 64, 128, 224)  # pixels of a side, as published
-STANDARD_RESOLUTION = 28
 NEW, INTERRUPTED, FINISHED = "not started", "interrupted", "finished"
 # what main.py may turn off by itself where it would do nothing
 SWITCHED_OFF_BY_THE_RUN = frozenset({"no_tta"})

@@ -8,10 +8,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from scripts.core.config import STANDARD_RESOLUTION
 from scripts.core.errors import DataError
 from scripts.core.paths import RunPaths
 from scripts.data_handler.registry import DATASET_REGISTRY
-from tools.suite.cells import STANDARD_RESOLUTION, Cell
+from tools.suite.cells import Cell
 from tools.suite.official import CHANGED_SINCE, OFFICIAL, RECIPE, OfficialValues
 
 ENLARGED_RESOLUTION = 224

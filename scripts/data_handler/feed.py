@@ -88,7 +88,8 @@ class StreamedFeed:
             loaded = iter(self._loader)
         for images in loaded:
             if isinstance(images, DataError):
-                raise images
+                # a new one: this frame holds the old one, and in such a circle the workers would not end with the feed
+                raise DataError(str(images))
             yield images.to(self._device, non_blocking=True)
 
 

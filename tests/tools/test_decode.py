@@ -126,10 +126,10 @@ def test_what_is_transparent_is_laid_on_black():
 @pytest.mark.parametrize("file_format", ["PNG", "TIFF", "PPM"])
 def test_sixteen_bits_are_divided_by_257(file_format):
     values = np.full((8, 8), 257 * 100, dtype=np.uint16)
-    values[0, 0], values[0, 1] = 65535, 257 * 7 + 128  # the brightest, and the last that is rounded down
+    values[0, :3] = 65535, 257 * 7 + 128, 257 * 7 + 129  # the brightest, the last rounded down, the first rounded up
     picture = decode(encoded(Image.fromarray(values), file_format), Recipe(size=8, grey=True))
 
-    assert picture.pixels[0].tolist()[:3] == [255, 7, 100]
+    assert picture.pixels[0].tolist()[:4] == [255, 7, 8, 100]
     assert picture.remarks == {SIXTEEN_BITS}
 
 

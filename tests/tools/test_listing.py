@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -39,6 +41,21 @@ def test_folders_are_classes_and_files_may_lie_at_any_depth(tmp_path):
         "sub-folders of classes hold 1 image: if they stand for patients or slides, use --group_by_folder, so that "
         "none is split",
     )
+
+
+def test_the_order_is_that_of_the_names_whatever_the_file_systems_is(tmp_path, monkeypatch):
+    touch(tmp_path, "a/b/1.png", "a/b.png", "b/1.png", ".x/1", ".y/1")
+    listed = os.scandir
+
+    @contextmanager
+    def backwards(path: Path) -> Iterator[list[os.DirEntry[str]]]:
+        with listed(path) as items:
+            yield sorted(items, key=lambda item: item.name, reverse=True)
+
+    monkeypatch.setattr(os, "scandir", backwards)
+    found = list_folder(tmp_path)
+    assert names(found) == ["a/b.png", "a/b/1.png", "b/1.png"]
+    assert found.notes == ("hidden files and folders were left out: .x, .y",)
 
 
 def test_the_folder_below_a_class_is_a_group_when_asked(tmp_path):
@@ -137,6 +154,11 @@ def test_too_many_classes_are_refused(tmp_path):
     path.write_text("path,label\n" + "".join(f"{n}.png,c{n}\n" for n in range(1001)))
     with pytest.raises(DataError, match=r"needed are images of 2 to 1000 classes, found: 1,001\."):
         list_csv(path)
+
+
+def test_folders_named_by_numbers_are_in_the_order_of_these(tmp_path):
+    touch(tmp_path, "10/1.png", "2/1.png", "0/1.png")
+    assert list_folder(tmp_path).class_names == ("0", "2", "10")
 
 
 def write_csv(folder: Path, text: str, encoding: str = "utf-8") -> Path:

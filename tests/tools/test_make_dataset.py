@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -438,6 +439,27 @@ def test_a_full_disk_ends_with_6_and_leaves_nothing(run: Run, cells: Path, tmp_p
     assert (tmp_path / "set.npz").read_text() == "precious"
 
 
+def test_reading_stays_only_a_little_ahead_of_writing():
+    begun: list[int] = []
+
+    def make(number: int) -> int:
+        begun.append(number)
+        return -number
+
+    made = build_module._in_order(make, range(1000), num_workers=2)
+
+    assert [next(made) for _ in range(3)] == [0, -1, -2]
+    made.close()
+    assert len(begun) <= 3 + 2 * build_module.AHEAD_PER_WORKER < 12
+    assert list(build_module._in_order(abs, range(-50, 0), num_workers=3)) == list(range(50, 0, -1))
+
+
+def test_the_first_images_of_a_split_are_of_all_classes(run: Run, cells: Path, tmp_path: Path):
+    assert run("cells", "set.npz")[0] == 0
+    with np.load(tmp_path / "set.npz") as content:
+        assert set(content["train_labels"][:7, 0].tolist()) == {0, 1}
+
+
 def test_too_little_space_is_told_before_anything_is_read(run: Run, cells: Path, tmp_path: Path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=20 * 12 * 12 * 3 * 2 - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
@@ -536,3 +558,11 @@ def test_a_training_takes_the_file(run: Run, draw: Draw, tmp_path: Path):
     (folder,) = (tmp_path / "outputs").iterdir()
     assert folder.name.endswith("_cells_resnet18")
     assert json.loads((folder / "models" / "best_model.json").read_text())["class_names"] == ["dark", "light"]
+
+
+def test_the_page_on_own_images_knows_every_flag_and_no_other():
+    page = (PROJECT_ROOT / "docs" / "own_images.md").read_text()
+    flags = {option for action in make_dataset.build_parser()._actions for option in action.option_strings}
+    named = set(re.findall(r"--[a-z_]+", page))
+
+    assert named == flags - {"-h", "--help"} | {"--dataset"}

@@ -7,7 +7,7 @@ import io
 import os
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NoReturn
@@ -71,7 +71,7 @@ class _Omitted:
 
 
 def list_folder(folder: Path, *, group_by_folder: bool = False) -> Listing:
-    """The images in the sub-folders of ``folder``, whose names are the class names, in alphabetical order.
+    """The images in the sub-folders of ``folder``, whose names are the class names; see ``in_order``.
 
     Files may lie at any depth. Links are followed, unless they lead back to a folder they lie in. Files and folders
     whose names begin with a dot, and files that end like no image, are left out.
@@ -117,7 +117,7 @@ def list_folder(folder: Path, *, group_by_folder: bool = False) -> Listing:
     return Listing(
         source=folder,
         entries=tuple(entries),
-        class_names=tuple(sorted({entry.label for entry in entries})),
+        class_names=in_order({entry.label for entry in entries}),
         notes=notes,
         warnings=warnings,
     )
@@ -203,9 +203,8 @@ def _refuse_split_folders(folder: Path, labels: set[str]) -> None:
 def list_csv(path: Path) -> Listing:
     """The images that a CSV names in its columns ``path`` and ``label``, and perhaps ``split`` and ``group``.
 
-    Paths are relative to the CSV's folder, or absolute. Class names are in alphabetical order, or in that of their
-    numbers where all of them are whole numbers. The rows' order matters only where the splits are given: it is then
-    that of the images in their splits.
+    Paths are relative to the CSV's folder, or absolute; for the class names see ``in_order``. The rows' order matters
+    only where the splits are given: it is then that of the images in their splits.
 
     Raises:
         DataError: The file cannot be read, or rows of it make no sense; the message names the first of them.
@@ -233,7 +232,7 @@ def list_csv(path: Path) -> Listing:
     if problems:
         _refuse(path, f"{some(problems, '; ')}")
     labels = {entry.label for entry in entries.values()}
-    class_names = sorted(labels, key=lambda name: (int(name), name)) if _all_numbers(labels) else sorted(labels)
+    class_names = in_order(labels)
     _check_class_names(path, class_names)
     listed = list(entries.values())
     if not listed[0].split:
@@ -242,7 +241,7 @@ def list_csv(path: Path) -> Listing:
     notes = [f"columns of {path.name} that have no meaning here: {some(unused)}"] if unused else []
     if delimiter != ",":
         notes.append(f"{path.name} has its columns divided by {delimiter!r}")
-    return Listing(source=path, entries=tuple(listed), class_names=tuple(class_names), notes=tuple(notes))
+    return Listing(source=path, entries=tuple(listed), class_names=class_names, notes=tuple(notes))
 
 
 def _parsed(path: Path) -> tuple[list[list[str]], str]:
@@ -295,8 +294,11 @@ def _split_problems(entries: Iterable[Entry]) -> Iterator[str]:
         yield f"{without:,} of {total:,} rows have no split; needed is one in all rows or in none"
 
 
-def _all_numbers(labels: Iterable[str]) -> bool:
-    return all(label.isascii() and label.isdigit() and len(label) < 10 for label in labels)
+def in_order(labels: Collection[str]) -> tuple[str, ...]:
+    """Class names by the alphabet, or, if all of them are whole numbers, by these."""
+    if all(label.isascii() and label.isdigit() and len(label) < 10 for label in labels):
+        return tuple(sorted(labels, key=lambda label: (int(label), label)))
+    return tuple(sorted(labels))
 
 
 def _check_class_names(source: Path, class_names: Sequence[str]) -> None:

@@ -308,3 +308,14 @@ def test_the_digest_of_a_file_longer_than_one_piece_is_that_of_its_content(tmp_p
 def test_the_digest_of_an_empty_file_is_the_known_one(tmp_path):
     (tmp_path / "empty").write_bytes(b"")
     assert file_digest(tmp_path / "empty", "md5") == "d41d8cd98f00b204e9800998ecf8427e"
+
+
+def test_what_is_written_can_be_checked_by_its_path_before_it_takes_its_place(tmp_path):
+    path = tmp_path / "result"
+    with replace_atomically(path) as stream:
+        stream.write(b"checked")
+        stream.flush()
+        assert Path(stream.name).read_bytes() == b"checked"
+        assert Path(stream.name).parent == tmp_path
+        assert not path.exists()
+    assert path.read_bytes() == b"checked"

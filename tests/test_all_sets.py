@@ -21,7 +21,7 @@ from scripts.data_handler.registry import DATASET_REGISTRY, MULTI_LABEL, ORDINAL
 
 NUM_SAMPLES = {"train": 32, "val": 16, "test": 16}
 QUICK = ("--weights", "none", "--epochs", "1", "--batch_size", "16", "--device", "cpu")
-UNREACHABLE = "ftp://127.0.0.1/nothing.npz"  # an address that fails at once
+UNREACHABLE = "ftp://127.0.0.1"  # an address that fails at once
 
 Run = Callable[..., tuple[int, str]]
 
@@ -30,8 +30,8 @@ def registered_as(info: DatasetInfo, file: Path, **changed: Any) -> DatasetInfo:
     """The registry's entry of a set, but for what is the generated file's own: its sizes, its MD5 and its origin."""
     own = {
         "num_samples": NUM_SAMPLES,
-        "md5": hashlib.md5(file.read_bytes()).hexdigest(),
-        "url": UNREACHABLE,
+        "md5s": {28: hashlib.md5(file.read_bytes()).hexdigest()},
+        "files_url": UNREACHABLE,
     }
     return dataclasses.replace(info, **{**own, **changed})
 
@@ -122,7 +122,7 @@ def test_a_set_trains_end_to_end_and_its_reports_fit_its_task(run: Run, tmp_path
 
 
 def test_a_file_with_another_md5_is_refused_when_the_right_one_cannot_be_fetched(run: Run, tmp_path: Path):
-    code, complaint = run("breastmnist", md5="0" * 32)
+    code, complaint = run("breastmnist", md5s={28: "0" * 32})
 
     assert code == 3
     assert f"Put the file with MD5 {'0' * 32} at {tmp_path / 'dataset' / 'breastmnist.npz'}" in complaint

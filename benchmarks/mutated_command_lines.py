@@ -112,7 +112,7 @@ def _right_value(known: Setting, chance: random.Random) -> tuple[str, Any]:
         text = chance.choice(["data", "a b/c", "ünï", "../x", "/nowhere/at/all"])
         return text, Path(text)
     examples = {
-        "dataset": ["synthblood", "own/cells.npz", *(key for key in DATASET_REGISTRY if key != "chestmnist")],
+        "dataset": ["synthblood", "own/cells.npz", *DATASET_REGISTRY],
         "model_name": ["ResNet-18 Adapted", "My net!", "né 2"],
         "weights": ["imagenet", "none", "some/weights.pth"],
         "device": ["auto", "cpu"],
@@ -138,7 +138,7 @@ def _wrong_value(known: Setting, chance: random.Random) -> str:
     if known.kind is Path:
         return chance.choice(["", "a\0b", "~nobody_of_that_name/x"])
     examples = {
-        "dataset": ["bloodmnits", "", "chestmnist", "organmnist3d", "BloodMNIST", "bloodmnist_64"],
+        "dataset": ["bloodmnits", "", "organmnist3d", "BloodMNIST", "bloodmnist_64"],
         "model_name": ["", "!!!", "a\nb", "x" * 101, "\udcff1"],
         "weights": [""],
         "device": ["gpu", "cuda:x", "CPU", "", "cpu:0", "cuda:999"],

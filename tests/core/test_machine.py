@@ -43,5 +43,4 @@ def test_freed_memory_is_used_again_without_asking_the_system_for_it():
         )
         return int(done.stdout)
 
-    assert page_faults("keep") < 10_000  # a first block or two
-    assert page_faults("leave") > 50_000  # or there would be nothing to gain
+    assert page_faults("keep") < page_faults("leave") / 3

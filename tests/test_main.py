@@ -236,7 +236,11 @@ def test_bad_data_ends_with_3_and_one_message(run_in_process, make_npz: Npz, kin
     ("words", "code", "message"),
     [
         (("--dataset", "bloodmnits"), 2, "Did you mean 'bloodmnist'?"),
-        (("--dataset", "organmnist3d"), 2, "is a set of 3D volumes at every --resolution; only 2D images are supported."),
+        (
+            ("--dataset", "organmnist3d"),
+            2,
+            "is a set of 3D volumes at every --resolution; only 2D images are supported.",
+        ),
         (("--lr", "nan"), 2, "--lr must be a finite number, got nan."),
         (("--epochs", "0"), 2, "--epochs must be at least 1, got 0."),
         (("--hflip", "1.5"), 2, "--hflip must be at most 1, got 1.5."),

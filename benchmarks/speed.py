@@ -34,6 +34,7 @@ from scripts.core.config import Config
 from scripts.core.environment import PROJECT_ROOT, describe_environment
 from scripts.core.system.device import has_fast_bf16, select_device
 from scripts.data_handler.dataset import Split
+from scripts.data_handler.npz import SPLITS
 
 SAMPLING_S = 0.05  # of a program's memory
 MILLION = 1e6
@@ -229,7 +230,7 @@ MEASUREMENTS: dict[str, Callable[[Session], Iterator[Measurement]]] = {
 def three_splits(split: Split) -> Iterator[tuple[str, Any]]:
     """The images as a data set: four parts to train on, one to validate, one to test."""
     cuts = [len(split.images) * part // 6 for part in (0, 4, 5, 6)]
-    for name, start, end in zip(("train", "val", "test"), cuts, cuts[1:], strict=True):
+    for name, start, end in zip(SPLITS, cuts[:-1], cuts[1:], strict=True):
         yield f"{name}_images", split.images[start:end]
         yield f"{name}_labels", split.labels[start:end, None]
 

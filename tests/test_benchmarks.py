@@ -7,11 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from benchmarks.precision import Training, compare, every_nth
-from benchmarks.speed import Measurement, memory_of, run_program, table
+from benchmarks.speed import Measurement, memory_of, run_program, table, three_splits
 from benchmarks.ways import CONVENTIONAL_WORK, PIPELINE_WORK
+from scripts.data_handler.dataset import Split
 from tests.conftest import PROJECT_ROOT, Npz
 
 
@@ -44,6 +46,17 @@ def test_a_bar_is_met_or_missed(measurement, verdict):
     assert measurement.meets_its_bar is verdict
     word = {None: "img/s", True: "met", False: "MISSED"}[verdict]
     assert word in table([measurement]).splitlines()[-1]
+
+
+def test_four_parts_are_trained_on_and_one_each_validated_and_tested():
+    arrays = dict(three_splits(Split(np.zeros((12, 4, 4), np.uint8), np.arange(12))))
+
+    assert {name: len(values) for name, values in arrays.items() if name.endswith("images")} == {
+        "train_images": 8,
+        "val_images": 2,
+        "test_images": 2,
+    }
+    assert arrays["test_labels"].tolist() == [[10], [11]]
 
 
 def test_every_conventional_work_has_its_counterpart():

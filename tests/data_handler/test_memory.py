@@ -184,7 +184,7 @@ def test_the_smaller_of_machine_and_limit_is_what_the_host_has(monkeypatch):
 
 @pytest.mark.parametrize(
     ("height", "width", "expected"),
-    [(28, 28, 256), (64, 64, 256), (112, 112, 256), (128, 128, 196), (224, 224, 64), (5000, 5000, 1)],
+    [(28, 28, 128), (64, 64, 128), (158, 158, 128), (180, 180, 99), (224, 224, 64), (5000, 5000, 1)],
 )
 def test_large_images_are_judged_in_smaller_batches(height, width, expected):
     assert images_to_judge(height, width) == expected

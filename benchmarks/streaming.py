@@ -128,9 +128,9 @@ def memory(given: argparse.Namespace, folder: Path) -> Iterator[Figure]:
     peaks = watch(process)
     if process.returncode != STOPPED:
         raise RuntimeError(f"main.py ended with {process.returncode} rather than {STOPPED}")
-    for name, kind in (("proportional", "pss"), ("unique", "uss"), ("resident, shared pages counted anew", "rss")):
+    for name, kind in (("proportional", "pss"), ("unique", "uss"), ("resident, shared pages counted anew,", "rss")):
         bar = PEAK_BAR_MB if kind == "pss" else None
-        yield Figure(name=f"peak memory, {name} set sizes", unit="MB", values=[peaks[kind] / MILLION], bar=bar)
+        yield Figure(name=f"peak memory, {name} set size", unit="MB", values=[peaks[kind] / MILLION], bar=bar)
     moments = json.loads(report.read_text())
     pace = given.batch_size * (len(moments) - 1) / (moments[-1] - moments[0])
     yield Figure(name="steps", unit="", values=[len(moments)])

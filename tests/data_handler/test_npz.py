@@ -17,6 +17,7 @@ from scripts.data_handler.npz import (
     read_array,
     read_class_names,
     read_labels,
+    read_pieces,
     validate_npz_keys,
     verify_checksums,
 )
@@ -388,7 +389,7 @@ def test_a_malformed_header_is_damage_not_a_crash(path, header):
 
 @pytest.mark.parametrize("save", [np.savez, np.savez_compressed])
 @pytest.mark.parametrize("key", KEYS)
-def test_a_flipped_byte_behind_a_header_is_found_by_both_ways_of_reading(path, save, key):
+def test_a_flipped_byte_behind_a_header_is_found_by_every_way_of_reading(path, save, key):
     # labels longer than what is read with a header, images longer than what is read at once
     save(path, **{key: np.ones((9000, 11, 11) if key.endswith("images") else (9000, 1), np.uint8) for key in KEYS})
     with zipfile.ZipFile(path) as archive:
@@ -400,20 +401,25 @@ def test_a_flipped_byte_behind_a_header_is_found_by_both_ways_of_reading(path, s
     path.write_bytes(content)
 
     layout = validate_npz_keys(path)  # the headers are whole
-    for read in (lambda _: verify_checksums(layout), lambda _: read_array(layout, key)):
+    for read in (
+        lambda _: verify_checksums(layout),
+        lambda _: read_array(layout, key),
+        lambda _: list(read_pieces(layout, key)),
+    ):
         assert re.fullmatch(rf"{key} is damaged \(.+\); make or fetch the file again\.", refusal(path, read))
 
 
-def test_a_file_that_changed_shape_since_it_was_checked_is_refused(path):
+@pytest.mark.parametrize("read", [read_array, lambda layout, key: list(read_pieces(layout, key))])
+def test_a_file_that_changed_shape_since_it_was_checked_is_refused(path, read):
     np.savez(path, **toy_arrays())
     layout = validate_npz_keys(path)
     np.savez(path, **toy_arrays(val_images=OTHER_SIZE))
-    assert refusal(path, lambda _: read_array(layout, "val_images")) == (
+    assert refusal(path, lambda _: read(layout, "val_images")) == (
         "val_images has changed from shape (3, 5, 6, 3), dtype uint8 to shape (3, 5, 7, 3), dtype uint8 "
         "in the meantime."
     )
     np.savez(path, **toy_arrays(val_images=None))
-    assert refusal(path, lambda _: read_array(layout, "val_images")) == "it has no array val_images.npy."
+    assert refusal(path, lambda _: read(layout, "val_images")) == "it has no array val_images.npy."
 
 
 def test_an_array_beyond_the_memory_is_named_with_its_size(path, monkeypatch):

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
+import multiprocessing
+import signal
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Protocol
 
 import numpy as np
@@ -86,6 +90,7 @@ class StreamedFeed:
         self._sampler.batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
         with _any_number_of_workers():
             loaded = iter(self._loader)
+        _end_forgotten_workers_at_exit()  # registered after PyTorch's own clean-up, so that it comes before it
         for images in loaded:
             if isinstance(images, DataError):
                 # a new one: this frame holds the old one, and in such a circle the workers would not end with the feed
@@ -107,6 +112,23 @@ class _Gather(Dataset["torch.Tensor | DataError"]):
 def _begin_worker(worker_id: int) -> None:
     leave_signals_to_parent()
     worker_init_fn(worker_id)
+
+
+@cache
+def _end_forgotten_workers_at_exit() -> None:
+    """See to it that no worker keeps this process from ending.
+
+    Workers end with the iterator that started them. Where a circle of references has kept that one, as an exception on
+    its way out may, PyTorch ends them by SIGTERM, which they do not heed, and Python would wait for them for ever.
+    """
+    atexit.register(_kill_workers)
+
+
+def _kill_workers() -> None:
+    if workers := multiprocessing.active_children():
+        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler takes the end of a worker for a failure
+        for worker in workers:
+            worker.kill()
 
 
 class _IndexBatches(Sampler[Indices]):

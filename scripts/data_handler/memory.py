@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # of what is free, on the host and on a GPU alike: the rest is for the network, whose activations are the larger part
 RESIDENT_SHARE = 0.5
 
-# what a CPU judges fastest, by an eighth in fp32: more activations leave its caches, and a GPU is done in a second anyway
+# what a CPU judges fastest, by an eighth in fp32: the activations of more leave its caches; a GPU is done soon anyway
 MOST_IMAGES_TO_JUDGE = 128
 PIXELS_TO_JUDGE = 64 * 224 * 224  # of larger images fewer at once, whose activations are bounded by this
 

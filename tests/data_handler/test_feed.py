@@ -6,6 +6,8 @@ import multiprocessing
 import os
 import random
 import signal
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ import torch
 from scripts.core.system import worker_init_fn
 from scripts.data_handler.dataset import Split
 from scripts.data_handler.feed import ResidentFeed, StreamedFeed, make_examples
+from tests.conftest import PROJECT_ROOT
 
 CPU = torch.device("cpu")
 IMAGES = np.random.default_rng(0).integers(0, 256, (10, 4, 4, 3), dtype=np.uint8)
@@ -64,6 +67,29 @@ def test_workers_outlive_the_signals_that_reach_the_whole_group_and_end_with_the
     for worker in workers:
         worker.join(20)
     assert [worker.exitcode for worker in workers] == [0, 0]
+
+
+CIRCLE = """
+import numpy as np
+import torch
+from scripts.data_handler.feed import StreamedFeed
+
+class Circle:
+    pass
+
+feed = StreamedFeed(np.zeros((100, 4, 4), np.uint8), torch.device("cpu"), num_workers=2)
+batches = feed.batches(np.arange(100), 4)
+next(batches)
+circle = Circle()
+circle.itself, circle.held = circle, (feed, batches)
+del feed, batches, circle
+raise SystemExit(7)
+"""
+
+
+def test_a_feed_that_was_forgotten_in_a_circle_of_references_keeps_no_process_from_ending():
+    done = subprocess.run([sys.executable, "-c", CIRCLE], cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stderr) == (7, "")
 
 
 def test_targets_are_one_hot_rows():

@@ -10,6 +10,7 @@ python -m benchmarks.conventional DATA.npz --epochs 1      the whole of it as a 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -28,7 +29,7 @@ from scripts.data_handler.augmentation import MEAN, STD
 from scripts.models.resnet import adapted_resnet18
 
 BATCH_SIZE = 128
-NUM_WORKERS = 2
+NUM_WORKERS = max(2, min(os.cpu_count() or 1, 16))
 VIEWS = ((False, 0), (True, 0), (False, 5), (False, -5))  # flip, degrees: those of the pipeline's TTA
 
 TRAINING = transforms.Compose(
@@ -73,7 +74,8 @@ def loader(
     images: NDArray[np.uint8], labels: NDArray[np.integer], transform: transforms.Compose = TRAINING, **options: object
 ) -> DataLoader[tuple[Tensor, int]]:
     """A DataLoader with worker processes, as tutorials have it."""
-    settings = {"batch_size": BATCH_SIZE, "num_workers": NUM_WORKERS, "persistent_workers": NUM_WORKERS > 0} | options
+    usual = {"num_workers": NUM_WORKERS, "persistent_workers": True, "pin_memory": torch.cuda.is_available()}
+    settings = {"batch_size": BATCH_SIZE} | usual | options
     return DataLoader(Pictures(images, labels, transform), **settings)  # type: ignore[arg-type]
 
 
@@ -95,7 +97,7 @@ def train_epoch(
     model.train()
     total = 0.0
     for stored_images, stored_labels in batches:
-        images, labels = stored_images.to(device), stored_labels.to(device)
+        images, labels = stored_images.to(device, non_blocking=True), stored_labels.to(device, non_blocking=True)
         weight = float(np.random.beta(alpha, alpha))
         partner = torch.randperm(len(images), device=device)
         logits = model(weight * images + (1 - weight) * images[partner])
@@ -120,6 +122,7 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("data", type=Path)
     parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--output_dir", type=Path, default=Path("outputs"))
     given = parser.parse_args()
 
@@ -129,7 +132,7 @@ def main() -> None:
     import matplotlib.pyplot as plt
     from sklearn.metrics import classification_report, confusion_matrix, roc_auc_score
 
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(given.device)
     with np.load(given.data) as data:
         arrays = {name: data[name] for name in data.files}
     labels = {split: arrays[f"{split}_labels"][:, 0] for split in ("train", "val", "test")}
@@ -141,7 +144,9 @@ def main() -> None:
         train_epoch(model, optimizer, batches, device)
         predict(model, [val], device)
         torch.save(model.state_dict(), given.output_dir / "conventional.pth")
-    views = [loader(arrays["test_images"], labels["test"], view_transform(*view)) for view in VIEWS]
+    views = [
+        loader(arrays["test_images"], labels["test"], view_transform(*view), persistent_workers=False) for view in VIEWS
+    ]
     scores = predict(model, views, device).numpy()
     predicted = scores.argmax(1)
     print(classification_report(labels["test"], predicted, zero_division=0))

@@ -13,7 +13,6 @@ file of --json.
 from __future__ import annotations
 
 import argparse
-import json
 import subprocess
 import sys
 import tempfile
@@ -29,9 +28,11 @@ import numpy as np
 import psutil
 import torch
 
+from benchmarks import conventional
 from benchmarks.ways import REPRODUCIBLE, Bench, Task, Way, ways
 from scripts.core.config import Config
 from scripts.core.environment import PROJECT_ROOT, describe_environment
+from scripts.core.files import write_json, write_text
 from scripts.core.system.device import has_fast_bf16, select_device
 from scripts.data_handler.dataset import Split
 from scripts.data_handler.npz import SPLITS
@@ -41,6 +42,8 @@ MILLION = 1e6
 INPUT_IMAGES = 4096  # at the least, where there is no network: fewer are done before the clock is read
 EPOCH_BARS = {"bf16": 2.0, "fp32": 1.15}  # on a CPU
 GPU_EPOCH_BAR, GPU_RATE_BAR, GPU_RUN_BAR = 20.0, 30_000, 60  # times, img/s, seconds
+PBC_IMAGES = 11_963  # in an epoch of PBC-28, the data that the bars are for
+LONG_RUN_EPOCHS = 60
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,15 +97,27 @@ class Session:
         """Those worth measuring, the pipeline's choice first."""
         return ("bf16", "fp32") if has_fast_bf16(torch.device(self.bench.device)) else ("fp32",)
 
-    def compare(self, task: Task, *, bar: float | None = None) -> Measurement:
-        """Images per second of both ways, turn by turn."""
-        rates = [
-            [task.num_images / way.seconds(task) for way in (self.pipeline, self.conventional)]
-            for _ in range(self.turns)
-        ]
-        ours, theirs = (list(of_way) for of_way in zip(*rates, strict=True))
-        name = f"{task.kind}, {task.precision}"
-        return Measurement(name=name, unit="img/s", ours=ours, conventional=theirs, bar=bar)
+    def compare(self, *tasks: Task, bars: Sequence[float | None] = ()) -> Iterator[Measurement]:
+        """Images per second of both ways, in turns; the conventional way does once a turn what tasks have in common.
+
+        Args:
+            tasks: The same but for the precision, of which the conventional way knows one.
+            bars: The required advantage of each; none where it is empty.
+        """
+        conventional = replace(tasks[0], precision="fp32")
+        ours: list[list[float]] = [[] for _ in tasks]
+        theirs: list[float] = []
+        for _ in range(self.turns):
+            for task, rates in zip(tasks, ours, strict=True):
+                rates.append(task.num_images / self.pipeline.seconds(task))
+            theirs.append(conventional.num_images / self.conventional.seconds(conventional))
+        for task, rates, bar in zip(tasks, ours, bars or [None] * len(tasks), strict=True):
+            name = f"{task.kind}, {task.precision}"
+            yield Measurement(name=name, unit="img/s", ours=rates, conventional=theirs, bar=bar)
+
+    def in_all_precisions(self, kind: str, num_images: int) -> tuple[Task, ...]:
+        """A task in each of the precisions."""
+        return tuple(Task(kind=kind, num_images=num_images, precision=precision) for precision in self.precisions)
 
     def ratios(self, task: Task, other: Task) -> list[float]:
         """Time of a task of the pipeline over that of another, turn by turn."""
@@ -111,59 +126,65 @@ class Session:
 
 def input_pipeline(session: Session) -> Iterator[Measurement]:
     """Augmentation and normalisation of every image, without a network."""
-    measured = session.compare(Task(kind="input pipeline", num_images=max(INPUT_IMAGES, session.num_images)), bar=20)
-    yield replace(measured, name="input pipeline")
+    task = Task(kind="input pipeline", num_images=max(INPUT_IMAGES, session.num_images))
+    for measured in session.compare(task, bars=[20]):
+        yield replace(measured, name=task.kind)
 
 
 def training_step(session: Session) -> Iterator[Measurement]:
     """Forward, backward and update of a batch that is there already."""
-    for precision in session.precisions:
-        batch = session.bench.config.batch_size
-        yield session.compare(Task(kind="training step", num_images=2 * batch, precision=precision))
+    num_images = session.num_images if session.on_gpu else 2 * session.bench.config.batch_size
+    yield from session.compare(*session.in_all_precisions("training step", num_images))
 
 
 def training_epoch(session: Session) -> Iterator[Measurement]:
     """One whole pass over the images, from stored bytes to updated weights."""
-    for precision in session.precisions:
-        task = Task(kind="training epoch", num_images=session.num_images, precision=precision)
-        bar = GPU_EPOCH_BAR if session.on_gpu else EPOCH_BARS[precision]
-        is_choice = precision == session.precisions[0]
-        measured = session.compare(task, bar=bar if is_choice or not session.on_gpu else None)
-        yield measured
-        if session.on_gpu and is_choice:
-            yield replace(measured, name="training rate, " + precision, conventional=[], bar=GPU_RATE_BAR)
+    tasks = session.in_all_precisions("training epoch", session.num_images)
+    on_gpu = [GPU_EPOCH_BAR, None]
+    bars = on_gpu[: len(tasks)] if session.on_gpu else [EPOCH_BARS[task.precision] for task in tasks]
+    measured = list(session.compare(*tasks, bars=bars))
+    yield from measured
+    if session.on_gpu:
+        yield replace(measured[0], name=f"training rate, {tasks[0].precision}", conventional=[], bar=GPU_RATE_BAR)
+        for name, way in (("ours", session.pipeline), ("conventional", session.conventional)):
+            peak = way.peak_memory() / MILLION
+            yield Measurement(name=f"peak GPU memory, {name}", unit="MB", ours=[peak], more_is_better=False)
 
 
 def outside_the_network(session: Session) -> Iterator[Measurement]:
-    """The share of an epoch that is not forward, backward and update: the epoch without its steps over the epoch."""
+    """The share of an epoch of PBC-28 that is not forward, backward and update.
+
+    That is the epoch without its steps, which grows with the images, and the bookkeeping after it, which does not.
+    """
     epoch = Task(kind="training epoch", num_images=session.num_images, precision=session.precisions[0])
-    shares = session.ratios(replace(epoch, kind="epoch without its steps"), epoch)
-    yield Measurement(
-        name=f"outside the network, {epoch.precision}",
-        unit="% of an epoch",
-        ours=[100 * share for share in shares],
-        more_is_better=False,
-        bar=3,
-    )
+    times = PBC_IMAGES / session.num_images
+    shares, bookkeeping = [], []
+    for _ in range(session.turns):
+        bookkeeping.append(session.pipeline.seconds(replace(epoch, kind="bookkeeping")))
+        rest_s = times * session.pipeline.seconds(replace(epoch, kind="epoch without its steps")) + bookkeeping[-1]
+        shares.append(100 * rest_s / (times * session.pipeline.seconds(epoch) + bookkeeping[-1]))
+    name = f"outside the network, {epoch.precision}"
+    yield Measurement(name=name, unit="% of an epoch", ours=shares, more_is_better=False, bar=3)
+    yield Measurement(name="bookkeeping of an epoch", unit="s", ours=bookkeeping, more_is_better=False)
 
 
 def reproducibility(session: Session) -> Iterator[Measurement]:
-    """What reproducibility mode costs against the fast mode."""
-    epoch = Task(kind="training epoch", num_images=session.num_images, precision=session.precisions[0])
-    yield Measurement(
-        name="reproducibility mode",
-        unit=f"× time of {epoch.precision}",
-        ours=session.ratios(replace(epoch, precision=REPRODUCIBLE), epoch),
-        more_is_better=False,
-        bar=2 if session.on_gpu else None,
-    )
+    """What reproducibility mode costs against the fast mode, and against the fast mode in fp32."""
+    for precision in session.precisions:
+        epoch = Task(kind="training epoch", num_images=session.num_images, precision=precision)
+        yield Measurement(
+            name="reproducibility mode",
+            unit=f"× time of {precision}",
+            ours=session.ratios(replace(epoch, precision=REPRODUCIBLE), epoch),
+            more_is_better=False,
+            bar=2 if session.on_gpu and precision == session.precisions[0] else None,
+        )
 
 
 def evaluation(session: Session) -> Iterator[Measurement]:
     """Class probabilities of every image, averaged over four views."""
-    for precision in session.precisions:
-        task = Task(kind="evaluation with TTA", num_images=session.num_images, precision=precision)
-        yield session.compare(task, bar=2 if precision == session.precisions[0] else None)
+    tasks = session.in_all_precisions("evaluation with TTA", session.num_images // 2)
+    yield from session.compare(*tasks, bars=[2, None][: len(tasks)])
 
 
 def growth(session: Session) -> Iterator[Measurement]:
@@ -171,41 +192,54 @@ def growth(session: Session) -> Iterator[Measurement]:
     whole = Task(kind="training epoch", num_images=session.num_images, precision=session.precisions[0])
     quarter = replace(whole, num_images=session.num_images // 4)
     side = session.bench.pictures.images.shape[1]
-    for task in (quarter, replace(whole, num_images=session.num_images // 2), whole, replace(quarter, enlarged=2)):
-        yield Measurement(
-            name=f"epoch of {task.num_images} images of side {side * task.enlarged}, {task.precision}",
-            unit="s",
-            ours=[session.pipeline.seconds(task) for _ in range(session.turns)],
-            more_is_better=False,
-        )
+    for task in (quarter, replace(whole, num_images=session.num_images // 2), replace(quarter, enlarged=2)):
+        name = f"{task.num_images} images of side {side * task.enlarged}, {task.precision}"
+        for measured in session.compare(task):
+            yield replace(measured, name=name)
 
 
 def whole_run(session: Session) -> Iterator[Measurement]:
-    """From the start of the process to its last report; and the memory of all its processes together."""
-    task = Task(kind="training epoch", num_images=session.num_images)
+    """From the start of the process to its last report; and, in runs of their own, the memory of all its processes."""
+    is_long = session.on_gpu and session.epochs >= LONG_RUN_EPOCHS
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        data = folder / "data.npz"
-        np.savez(data, **dict(three_splits(session.bench.split(task))))
-        shared = ("--epochs", str(session.epochs), "--output_dir", str(folder / "outputs"))
-        patience = ("--patience", str(session.epochs))
-        ours = ("main.py", "--dataset", str(data), "--weights", "none", "--lock_file", str(folder / "lock"))
-        programs = (
-            (*ours, "--no_process_guard", "--device", session.bench.device, *patience, *shared),
-            ("-m", "benchmarks.conventional", str(data), *shared),
-        )
-        turns = [[run_program(words) for words in programs] for _ in range(max(2, session.turns - 1))]
-    figures = [list(zip(*(turn[way] for turn in turns), strict=True)) for way in range(2)]
-    bars = GPU_RUN_BAR if session.on_gpu and session.epochs >= 60 else None, 1.0
-    for number, (title, unit) in enumerate((("whole run", "s"), ("peak memory", "MB"))):
-        yield Measurement(
-            name=f"{title}, epochs: {session.epochs}",
-            unit=unit,
-            ours=list(figures[0][number]),
-            conventional=[] if number == 0 and bars[0] else list(figures[1][number]),
-            more_is_better=False,
-            bar=bars[number],
-        )
+        data = data_of(session, folder)
+        shared = ("--output_dir", str(folder / "outputs"), "--device", session.bench.device)
+        own = ("--dataset", str(data), "--weights", "none", "--lock_file", str(folder / "lock"), "--no_process_guard")
+        ours = ("main.py", *own, "--epochs", str(session.epochs), "--patience", str(session.epochs), *shared)
+        # the bar of a long run is its time alone: the conventional one then only has to show what memory it takes
+        epochs = ("--epochs", str(1 if is_long else session.epochs))
+        theirs = ("-m", "benchmarks.conventional", str(data), *epochs, *shared)
+        timed = (ours,) if is_long else (ours, theirs)
+        seconds = [[run_program(words)[0] for words in timed] for _ in range(2)]
+        memory = [run_program(words, watch_memory=True)[1] for words in (ours, theirs)]
+    by_way = [list(of_way) for of_way in zip(*seconds, strict=True)]
+    yield Measurement(
+        name=f"whole run, epochs: {session.epochs}",
+        unit="s",
+        ours=by_way[0],
+        conventional=by_way[1] if len(by_way) > 1 else [],
+        more_is_better=False,
+        bar=GPU_RUN_BAR if is_long else None,
+    )
+    yield Measurement(
+        name="peak memory of all processes",
+        unit="MB",
+        ours=[memory[0]],
+        conventional=[memory[1]],
+        more_is_better=False,
+        bar=1,
+    )
+
+
+def data_of(session: Session, folder: Path) -> Path:
+    """The session's images as a data set: the user's own file where all of it is asked for, else one in ``folder``."""
+    bench = session.bench
+    if bench.data is not None and session.num_images >= len(bench.pictures.images):
+        return bench.data.absolute()
+    path = folder / "data.npz"
+    np.savez(path, **dict(three_splits(bench.split(Task(kind="training epoch", num_images=session.num_images)))))
+    return path
 
 
 def help_text(session: Session) -> Iterator[Measurement]:
@@ -235,21 +269,26 @@ def three_splits(split: Split) -> Iterator[tuple[str, Any]]:
         yield f"{name}_labels", split.labels[start:end, None]
 
 
-def run_program(words: Sequence[str]) -> tuple[float, float]:
-    """Run a Python program; seconds it took, and the most megabytes that it and its children had at once.
+def run_program(words: Sequence[str], *, watch_memory: bool = False) -> tuple[float, float]:
+    """Run a Python program.
 
-    Memory is the proportional set size, which counts what processes share once.
+    Args:
+        words: What follows ``python`` on the command line.
+        watch_memory: Whether to look at its memory all the while, which slows it down.
+
+    Returns:
+        Seconds that it took, and the most megabytes that it and its children had at once, by the proportional set size,
+        which counts what processes share once; 0 if that was not watched.
     """
-    started = time.perf_counter()
+    started, peak = time.perf_counter(), 0.0
     process = subprocess.Popen(
         [sys.executable, *words], cwd=PROJECT_ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
-    peak = 0.0
-    while process.poll() is None:
+    while watch_memory and process.poll() is None:
         peak = max(peak, memory_of(process.pid))
         time.sleep(SAMPLING_S)
-    seconds = time.perf_counter() - started
     complaint = process.communicate()[1]
+    seconds = time.perf_counter() - started
     if process.returncode:
         raise RuntimeError(f"{' '.join(words)} ended with {process.returncode}: {complaint}")
     return seconds, peak / MILLION
@@ -296,11 +335,11 @@ def row(measurement: Measurement) -> str:
 
 def measure(given: argparse.Namespace, bench: Bench) -> Iterator[Measurement]:
     """Everything that --only asks for, each as soon as it is known."""
-    with ways(bench) as (pipeline, conventional):
+    with ways(bench) as (pipeline, other):
         session = Session(
             bench=bench,
             pipeline=pipeline,
-            conventional=conventional,
+            conventional=other,
             num_images=given.images,
             turns=given.turns,
             epochs=given.epochs,
@@ -323,24 +362,34 @@ def main() -> int:
     given = parser.parse_args()
 
     bench = Bench(data=given.data, device=str(select_device(given.device)), config=Config(weights="none"))
+    given.json.parent.mkdir(parents=True, exist_ok=True)
     started, found = time.perf_counter(), []
     for measurement in measure(given, bench):
         found.append(measurement)
         print(row(measurement), flush=True)
+        write_results(given, bench, found)  # each time: what was measured outlives whatever comes after it
     print(f"\n{table(found)}\n\n{time.perf_counter() - started:.0f} s in all")
+    return 0 if all(each.meets_its_bar is not False for each in found) else 1
+
+
+def write_results(given: argparse.Namespace, bench: Bench, found: Sequence[Measurement]) -> None:
+    """Write everything to the file of --json, and the table beside it."""
     content = {
         "date": datetime.now().isoformat(timespec="seconds"),
+        "command": sys.argv,
         "environment": describe_environment(bench.device),
         "config": bench.config.as_dict(),
+        "conventional": {"batch_size": conventional.BATCH_SIZE, "num_workers": conventional.NUM_WORKERS},
         "images": given.images,
         "turns": given.turns,
         "epochs_of_the_whole_run": given.epochs,
         "data": "synthblood" if given.data is None else given.data.name,
-        "measurements": [asdict(each) | {"advantage": each.advantage} for each in found],
+        "measurements": [
+            asdict(each) | {"advantage": each.advantage, "meets_its_bar": each.meets_its_bar} for each in found
+        ],
     }
-    given.json.parent.mkdir(parents=True, exist_ok=True)
-    given.json.write_text(json.dumps(content, indent=2) + "\n")
-    return 0 if all(each.meets_its_bar is not False for each in found) else 1
+    write_json(given.json, content)
+    write_text(given.json.with_suffix(".txt"), table(found) + "\n")
 
 
 if __name__ == "__main__":

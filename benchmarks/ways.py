@@ -6,9 +6,11 @@ The pipeline's process is set up as ``main.py`` sets itself up; the conventional
 from __future__ import annotations
 
 import multiprocessing
+import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from multiprocessing.connection import Connection
@@ -19,8 +21,11 @@ import torch
 
 from benchmarks import conventional
 from scripts.core.config import Config
+from scripts.core.log import log
+from scripts.core.paths import RunPaths
+from scripts.core.records import EpochRecord
 from scripts.core.system.machine import keep_freed_memory
-from scripts.core.system.reproducibility import use_deterministic_kernels, use_fast_kernels
+from scripts.core.system.reproducibility import CUBLAS_WORKSPACE, use_deterministic_kernels, use_fast_kernels
 from scripts.data_handler.augmentation import augment, normalise, to_float
 from scripts.data_handler.dataset import Split
 from scripts.data_handler.feed import Examples, make_examples
@@ -30,12 +35,15 @@ from scripts.data_handler.views import tta_views
 from scripts.evaluation.inference import predict
 from scripts.models.resnet import adapted_resnet18
 from scripts.trainer import step as training
-from scripts.trainer.fit import begin_training
+from scripts.trainer.checkpoint import save_checkpoint
+from scripts.trainer.fit import begin_training, epoch_line, write_results
 from scripts.trainer.state import TrainingState
 
 NUM_CLASSES = 8
 PIPELINE, CONVENTIONAL = "pipeline", "conventional"
 REPRODUCIBLE = "reproducible"  # in the place of a precision: fp32 on deterministic kernels
+PEAK_MEMORY = "peak memory"  # asked instead of a task: bytes that were allocated on the device at most
+LONGEST_GOODBYE_S = 30.0
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,10 +109,10 @@ Work = Callable[[], object]
 
 def augment_all(bench: Bench, task: Task) -> Work:
     """Augmentation and normalisation of every image, without a network."""
-    examples, plan = bench.examples(task), bench.plan(task.num_images)
+    examples = bench.examples(task)
 
     def work() -> None:
-        start = 0
+        plan, start = bench.plan(task.num_images), 0
         for images in examples.feed.batches(plan.order, bench.config.batch_size):
             part = plan.augmentation.part(slice(start, start + len(images)))
             normalise(augment(to_float(images), part, rotates=True)).contiguous(memory_format=torch.channels_last)
@@ -155,6 +163,38 @@ def train_epoch_without_steps(bench: Bench, task: Task) -> Work:
             whole()
         finally:
             training.training_step = real_step
+
+    return work
+
+
+def keep_books(bench: Bench, _task: Task) -> Work:
+    """What a run does after an epoch that was the best so far: checkpoint, best weights, history and log line."""
+    state, folder = bench.state(), tempfile.TemporaryDirectory()
+    paths = RunPaths(Path(folder.name))
+    for part in paths.folders:
+        part.mkdir()
+    record = EpochRecord(
+        epoch=1,
+        train_loss=1.0,
+        val_loss=1.0,
+        val_accuracy=0.5,
+        learning_rate=0.008,
+        images_per_second=1.0,
+        seconds=1.0,
+        is_best=state.stopping.update(1, accuracy=0.5, loss=1.0),
+    )
+    state.optimizer.zero_grad()
+    for parameter in state.model.parameters():  # the optimiser's momentum is the half of what a checkpoint holds
+        parameter.grad = torch.zeros_like(parameter)
+    state.optimizer.step()
+
+    def work() -> None:
+        assert folder.name  # keeps the folder
+        state.history.clear()
+        state.finish_epoch(record)
+        save_checkpoint(paths, state.as_dict() | {"provenance": {}})
+        write_results(state, paths, {})
+        log.debug(epoch_line(record, bench.config.epochs, 1.0))
 
     return work
 
@@ -224,6 +264,7 @@ PIPELINE_WORK: dict[str, Callable[[Bench, Task], Work]] = {
     "training step": train_steps,
     "training epoch": train_epoch,
     "epoch without its steps": train_epoch_without_steps,
+    "bookkeeping": keep_books,
     "evaluation with TTA": evaluate,
 }
 CONVENTIONAL_WORK: dict[str, Callable[[Bench, Task], Work]] = {
@@ -242,8 +283,18 @@ class Way:
 
     def seconds(self, task: Task) -> float:
         """Wall-clock seconds of one turn, after a warm-up where it is the task's first."""
-        self._connection.send(task)
-        answer = self._connection.recv()
+        return self._ask(task)
+
+    def peak_memory(self) -> float:
+        """Bytes that the tasks so far had allocated on a GPU at most."""
+        return self._ask(PEAK_MEMORY)
+
+    def _ask(self, what: Task | str) -> float:
+        try:
+            self._connection.send(what)
+            answer = self._connection.recv()
+        except (EOFError, OSError):
+            raise RuntimeError(f"The process that was to do {what} has ended.") from None
         if isinstance(answer, str):
             raise RuntimeError(answer)
         return float(answer)
@@ -252,21 +303,26 @@ class Way:
 @contextmanager
 def ways(bench: Bench) -> Iterator[tuple[Way, Way]]:
     """Both ways, ready to be timed in turns: the pipeline's and the conventional one."""
+    # read when a process first uses cuBLAS; main.py sets it in reproducibility mode, in the same way before it starts
+    os.environ["CUBLAS_WORKSPACE_CONFIG"] = CUBLAS_WORKSPACE
     context = multiprocessing.get_context("spawn")
     pairs = [context.Pipe() for _ in range(2)]
     processes = [
         context.Process(target=_serve, args=(theirs, name, bench))
         for (_, theirs), name in zip(pairs, (PIPELINE, CONVENTIONAL), strict=True)
     ]
-    for process in processes:
+    for process, (_, theirs) in zip(processes, pairs, strict=True):
         process.start()
+        theirs.close()  # or the end of the process would not be noticed
     try:
         yield Way(pairs[0][0]), Way(pairs[1][0])
     finally:
         for ours, _ in pairs:
-            ours.send(None)
+            with suppress(OSError):  # it has ended already
+                ours.send(None)
         for process in processes:
-            process.join()
+            process.join(LONGEST_GOODBYE_S)
+            process.kill()
 
 
 def _serve(connection: Connection, way: str, bench: Bench) -> None:
@@ -277,20 +333,31 @@ def _serve(connection: Connection, way: str, bench: Bench) -> None:
     works: dict[Task, Work] = {}
     while (task := connection.recv()) is not None:
         try:
-            if way == PIPELINE:  # as main.py does: fast kernels, or deterministic ones
-                (use_deterministic_kernels if task.precision == REPRODUCIBLE else use_fast_kernels)()
-            if task not in works:
-                works[task] = table[task.kind](bench, task)
-                works[task]()
-            connection.send(_timed(works[task], torch.device(bench.device)))
+            connection.send(
+                torch.cuda.max_memory_allocated() if task == PEAK_MEMORY else _seconds(table, way, bench, task, works)
+            )
         except Exception as error:  # whatever it is, the other side waits for an answer
             connection.send(f"{task} failed in the {way} way: {type(error).__name__}: {error}")
+
+
+def _seconds(
+    table: dict[str, Callable[[Bench, Task], Work]], way: str, bench: Bench, task: Task, works: dict[Task, Work]
+) -> float:
+    """One turn of a task, which is built and done once before where it is new."""
+    if way == PIPELINE:  # as main.py does: fast kernels, or deterministic ones
+        (use_deterministic_kernels if task.precision == REPRODUCIBLE else use_fast_kernels)()
+    if task not in works:
+        works[task] = table[task.kind](bench, task)
+        works[task]()
+    return _timed(works[task], torch.device(bench.device))
 
 
 def _timed(work: Work, device: torch.device) -> float:
     def wait() -> None:
         if device.type == "cuda":
             torch.cuda.synchronize(device)
+        elif device.type == "mps":
+            torch.mps.synchronize()
 
     wait()
     started = time.perf_counter()

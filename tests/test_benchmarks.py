@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,7 +14,8 @@ import pytest
 
 from benchmarks.precision import Training, compare, every_nth
 from benchmarks.speed import Measurement, memory_of, run_program, table, three_splits
-from benchmarks.ways import CONVENTIONAL_WORK, PIPELINE_WORK
+from benchmarks.ways import CONVENTIONAL_WORK, PIPELINE_WORK, Bench, Task, ways
+from scripts.core.config import Config
 from scripts.data_handler.dataset import Split
 from tests.conftest import PROJECT_ROOT, Npz
 
@@ -66,7 +69,7 @@ def test_every_conventional_work_has_its_counterpart():
 def test_a_programs_memory_is_that_of_all_its_processes():
     child = "import time; block = bytearray(200_000_000); time.sleep(3)"
     parent = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {child!r}])"
-    seconds, megabytes = run_program(("-c", parent))
+    seconds, megabytes = run_program(("-c", parent), watch_memory=True)
 
     assert seconds > 3
     assert 200 < megabytes < 300
@@ -76,6 +79,25 @@ def test_a_programs_memory_is_that_of_all_its_processes():
 def test_a_program_that_fails_is_no_measurement():
     with pytest.raises(RuntimeError, match="ended with 3: no paper left"):
         run_program(("-c", "import sys; sys.stderr.write('no paper left'); sys.exit(3)"))
+
+
+@pytest.mark.timeout(200)
+def test_a_way_whose_process_has_ended_is_no_way_to_wait_for():
+    bench = Bench(data=None, device="cpu", config=Config(weights="none"))
+    task = Task(kind="input pipeline", num_images=64)
+    with ways(bench) as (pipeline, _):
+        assert pipeline.seconds(task) > 0
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"]  # or deterministic kernels would fail on a GPU
+        for process in multiprocessing.active_children():
+            process.kill()
+        with pytest.raises(RuntimeError, match=r"input pipeline.*has ended"):
+            pipeline.seconds(task)
+
+
+def test_what_a_way_cannot_do_is_told():
+    bench = Bench(data=None, device="cpu", config=Config(weights="none"))
+    with ways(bench) as (pipeline, _), pytest.raises(RuntimeError, match="pipeline way: KeyError: 'juggling'"):
+        pipeline.seconds(Task(kind="juggling", num_images=64))
 
 
 def training(precision: str, seed: int, accuracy: float) -> Training:

@@ -68,7 +68,7 @@ def fit(
         save()  # what training began with: by the time of a resumption the file it came from may be another
     if state.history:
         # a kill may have left the files one epoch behind the checkpoint, or a damaged checkpoint one epoch ahead of it
-        _write_results(state, paths, model_card)
+        write_results(state, paths, model_card)
     while not state.is_finished(config.epochs):
         record = _run_epoch(state, train, val, config, stop_if_asked)
         if not is_finite(record.train_loss, record.val_loss):
@@ -76,7 +76,7 @@ def fit(
         state.finish_epoch(record)
         # the checkpoint first: it holds the best weights, so that any moment to be killed in is as good as any other
         save()
-        _write_results(state, paths, model_card, with_weights=record.is_best)
+        write_results(state, paths, model_card, with_weights=record.is_best)
         log.info(epoch_line(record, config.epochs, _seconds_left(state, config)))
     stopped_early = len(state.history) < config.epochs
     if stopped_early:
@@ -169,7 +169,7 @@ def _plan_of(epoch: int, num_images: int, config: Config, device: torch.device) 
     )
 
 
-def _write_results(
+def write_results(
     state: TrainingState, paths: RunPaths, model_card: dict[str, Any], *, with_weights: bool = True
 ) -> None:
     """Write the history, and the best weights with their card."""

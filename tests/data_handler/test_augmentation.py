@@ -66,6 +66,35 @@ def test_flip_and_rotation_match_a_picture_by_picture_reference(height, width):
             assert_close(turned[number, channel].numpy(), expected, atol=2e-5, rtol=0)
 
 
+def jitter_slowly(picture: np.ndarray, brightness: float, contrast: float) -> np.ndarray:
+    """One picture (C, H, W): brightness, then contrast about its own mean luma, each kept in [0, 1]."""
+    bright = np.clip(picture * brightness, 0, 1)
+    weights = (0.299, 0.587, 0.114) if len(bright) == 3 else (1.0,)
+    mean = sum(weight * channel.mean() for weight, channel in zip(weights, bright, strict=True))
+    return np.clip(mean + contrast * (bright - mean), 0, 1)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+@pytest.mark.parametrize(("height", "width"), [(9, 9), (6, 11)])
+def test_the_whole_augmentation_matches_a_picture_by_picture_reference(height, width, channels):
+    images = pictures(5, height, width, channels)
+    flip, angle = [True, False, True, False, True], [0.0, 10.0, -7.0, 33.0, 2.5]
+    brightness, contrast = [0.8, 1.2, 1.1, 0.95, 1.6], [1.15, 0.85, 0.9, 1.2, 0.4]
+    plan = AugmentationPlan(
+        flip=torch.tensor(flip),
+        angle=torch.tensor(angle),
+        brightness=torch.tensor(brightness),
+        contrast=torch.tensor(contrast),
+    )
+
+    found = augment(images, plan, rotates=True)
+
+    for number, parameters in enumerate(zip(flip, angle, brightness, contrast, strict=True)):
+        turned = np.stack([rotate_slowly(channel.numpy(), *parameters[:2]) for channel in images[number]])
+        expected = jitter_slowly(turned, *parameters[2:])
+        assert_close(found[number].numpy(), expected.astype(np.float32), atol=5e-5, rtol=0)
+
+
 def test_a_quarter_turn_is_counter_clockwise():
     images = pictures()
     turned = flip_and_rotate(images, torch.zeros(4, dtype=torch.bool), torch.full((4,), 90.0))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,13 +17,15 @@ from scripts.data_handler.dataset import Split
 from scripts.data_handler.feed import Examples, make_examples
 from scripts.data_handler.plan import draw_plan
 from scripts.data_handler.targets import MANY_LABELS
+from scripts.models.resnet import adapted_resnet18
+from scripts.trainer import step
 from scripts.trainer.early_stopping import EarlyStopping
 from scripts.trainer.mixup import mix
 from scripts.trainer.state import TrainingState
 from scripts.trainer.step import train_epoch, training_step, validate
 from tests.conftest import coloured_squares
 
-CPU = torch.device("cpu")
+CPU, META = torch.device("cpu"), torch.device("meta")
 
 
 def two_layers(seed: int = 0) -> nn.Sequential:
@@ -276,3 +280,44 @@ def test_the_host_never_waits_for_the_device_within_an_epoch():
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert state.steps_done == 8
+
+
+@pytest.fixture
+def on_meta(monkeypatch: pytest.MonkeyPatch) -> Examples:
+    """A split on the meta device, whose tensors have shapes but no values: reading one there is an error."""
+    monkeypatch.setattr(step, "autocast", lambda device, precision: nullcontext())  # it knows no such device
+    images, labels = coloured_squares(64, side=12)
+    split = Split(images, labels[:, 0].astype(np.int64))
+    return make_examples(split, 2, feed="resident", device=META, num_workers=0)
+
+
+def test_no_value_is_read_from_the_device_before_an_epoch_ends(on_meta: Examples):
+    model = adapted_resnet18(2, seed=0).to(META)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    state = TrainingState(model, optimizer, EarlyStopping(5), torch.zeros((), device=META))
+    plan = draw_plan(
+        64,
+        seed=1,
+        epoch=1,
+        batch_size=8,
+        hflip=0.5,
+        rotation_angle=10,
+        jitter=0.2,
+        mixup_alpha=0.4,
+        device=META,
+    )
+    with pytest.raises(RuntimeError, match="meta"):  # by the mean loss, which is read when all steps are done
+        train_epoch(
+            state, on_meta, plan, batch_size=8, rotates=True, learning_rate=lambda number: 0.1, precision="fp32"
+        )
+    assert state.steps_done == 8
+
+
+def test_no_value_is_read_from_the_device_before_a_validation_ends(on_meta: Examples):
+    done: list[None] = []
+    examples = replace(on_meta, images_to_judge=16)
+    with pytest.raises(RuntimeError, match="meta"):
+        validate(
+            adapted_resnet18(2, seed=0).to(META), examples, precision="fp32", after_batch=lambda: done.append(None)
+        )
+    assert len(done) == 4

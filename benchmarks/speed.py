@@ -39,7 +39,7 @@ from scripts.data_handler.npz import SPLITS
 
 SAMPLING_S = 0.05  # of a program's memory
 MILLION = 1e6
-INPUT_IMAGES = 4096  # at the least, where there is no network: fewer are done before the clock is read
+INPUT_IMAGES = 8192  # at the least, where there is no network: fewer are done before the clock is read
 EPOCH_BARS = {"bf16": 2.0, "fp32": 1.15}  # on a CPU
 GPU_EPOCH_BAR, GPU_RATE_BAR, GPU_RUN_BAR = 20.0, 30_000, 60  # times, img/s, seconds
 PBC_IMAGES = 11_963  # in an epoch of PBC-28, the data that the bars are for
@@ -169,8 +169,8 @@ def outside_the_network(session: Session) -> Iterator[Measurement]:
 
 
 def reproducibility(session: Session) -> Iterator[Measurement]:
-    """What reproducibility mode costs against the fast mode, and against the fast mode in fp32."""
-    for precision in session.precisions:
+    """What reproducibility mode costs against the fast mode, and on a GPU also against the fast mode in fp32."""
+    for precision in session.precisions if session.on_gpu else session.precisions[:1]:
         epoch = Task(kind="training epoch", num_images=session.num_images, precision=precision)
         yield Measurement(
             name="reproducibility mode",
@@ -192,7 +192,11 @@ def growth(session: Session) -> Iterator[Measurement]:
     whole = Task(kind="training epoch", num_images=session.num_images, precision=session.precisions[0])
     quarter = replace(whole, num_images=session.num_images // 4)
     side = session.bench.pictures.images.shape[1]
-    for task in (quarter, replace(whole, num_images=session.num_images // 2), replace(quarter, enlarged=2)):
+    for task in (
+        quarter,
+        replace(whole, num_images=session.num_images // 2),
+        replace(quarter, num_images=quarter.num_images // 2, enlarged=2),
+    ):
         name = f"{task.num_images} images of side {side * task.enlarged}, {task.precision}"
         for measured in session.compare(task):
             yield replace(measured, name=name)

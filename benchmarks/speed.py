@@ -77,7 +77,7 @@ class Measurement:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Session:
+class Setup:
     """What every measurement needs."""
 
     bench: Bench
@@ -124,102 +124,102 @@ class Session:
         return [self.pipeline.seconds(task) / self.pipeline.seconds(other) for _ in range(self.turns)]
 
 
-def input_pipeline(session: Session) -> Iterator[Measurement]:
+def input_pipeline(setup: Setup) -> Iterator[Measurement]:
     """Augmentation and normalisation of every image, without a network."""
-    task = Task(kind="input pipeline", num_images=max(INPUT_IMAGES, session.num_images))
-    for measured in session.compare(task, bars=[20]):
+    task = Task(kind="input pipeline", num_images=max(INPUT_IMAGES, setup.num_images))
+    for measured in setup.compare(task, bars=[20]):
         yield replace(measured, name=task.kind)
 
 
-def training_step(session: Session) -> Iterator[Measurement]:
+def training_step(setup: Setup) -> Iterator[Measurement]:
     """Forward, backward and update of a batch that is there already."""
-    num_images = session.num_images if session.on_gpu else 2 * session.bench.config.batch_size
-    yield from session.compare(*session.in_all_precisions("training step", num_images))
+    num_images = setup.num_images if setup.on_gpu else 2 * setup.bench.config.batch_size
+    yield from setup.compare(*setup.in_all_precisions("training step", num_images))
 
 
-def training_epoch(session: Session) -> Iterator[Measurement]:
+def training_epoch(setup: Setup) -> Iterator[Measurement]:
     """One whole pass over the images, from stored bytes to updated weights."""
-    tasks = session.in_all_precisions("training epoch", session.num_images)
+    tasks = setup.in_all_precisions("training epoch", setup.num_images)
     on_gpu = [GPU_EPOCH_BAR, None]
-    bars = on_gpu[: len(tasks)] if session.on_gpu else [EPOCH_BARS[task.precision] for task in tasks]
-    measured = list(session.compare(*tasks, bars=bars))
+    bars = on_gpu[: len(tasks)] if setup.on_gpu else [EPOCH_BARS[task.precision] for task in tasks]
+    measured = list(setup.compare(*tasks, bars=bars))
     yield from measured
-    if session.on_gpu:
+    if setup.on_gpu:
         yield replace(measured[0], name=f"training rate, {tasks[0].precision}", conventional=[], bar=GPU_RATE_BAR)
-        for name, way in (("ours", session.pipeline), ("conventional", session.conventional)):
+        for name, way in (("ours", setup.pipeline), ("conventional", setup.conventional)):
             peak = way.peak_memory() / MILLION
             yield Measurement(name=f"peak GPU memory, {name}", unit="MB", ours=[peak], more_is_better=False)
 
 
-def outside_the_network(session: Session) -> Iterator[Measurement]:
+def outside_the_network(setup: Setup) -> Iterator[Measurement]:
     """The share of an epoch of PBC-28 that is not forward, backward and update.
 
     That is the epoch without its steps, which grows with the images, and the bookkeeping after it, which does not.
     """
-    epoch = Task(kind="training epoch", num_images=session.num_images, precision=session.precisions[0])
-    times = PBC_IMAGES / session.num_images
+    epoch = Task(kind="training epoch", num_images=setup.num_images, precision=setup.precisions[0])
+    times = PBC_IMAGES / setup.num_images
     shares, bookkeeping = [], []
-    for _ in range(session.turns):
-        bookkeeping.append(session.pipeline.seconds(replace(epoch, kind="bookkeeping")))
-        rest_s = times * session.pipeline.seconds(replace(epoch, kind="epoch without its steps")) + bookkeeping[-1]
-        shares.append(100 * rest_s / (times * session.pipeline.seconds(epoch) + bookkeeping[-1]))
+    for _ in range(setup.turns):
+        bookkeeping.append(setup.pipeline.seconds(replace(epoch, kind="bookkeeping")))
+        rest_s = times * setup.pipeline.seconds(replace(epoch, kind="epoch without its steps")) + bookkeeping[-1]
+        shares.append(100 * rest_s / (times * setup.pipeline.seconds(epoch) + bookkeeping[-1]))
     name = f"outside the network, {epoch.precision}"
     yield Measurement(name=name, unit="% of an epoch", ours=shares, more_is_better=False, bar=3)
     yield Measurement(name="bookkeeping of an epoch", unit="s", ours=bookkeeping, more_is_better=False)
 
 
-def reproducibility(session: Session) -> Iterator[Measurement]:
+def reproducibility(setup: Setup) -> Iterator[Measurement]:
     """What reproducibility mode costs against the fast mode, and on a GPU also against the fast mode in fp32."""
-    for precision in session.precisions if session.on_gpu else session.precisions[:1]:
-        epoch = Task(kind="training epoch", num_images=session.num_images, precision=precision)
+    for precision in setup.precisions if setup.on_gpu else setup.precisions[:1]:
+        epoch = Task(kind="training epoch", num_images=setup.num_images, precision=precision)
         yield Measurement(
             name="reproducibility mode",
             unit=f"× time of {precision}",
-            ours=session.ratios(replace(epoch, precision=REPRODUCIBLE), epoch),
+            ours=setup.ratios(replace(epoch, precision=REPRODUCIBLE), epoch),
             more_is_better=False,
-            bar=2 if session.on_gpu and precision == session.precisions[0] else None,
+            bar=2 if setup.on_gpu and precision == setup.precisions[0] else None,
         )
 
 
-def evaluation(session: Session) -> Iterator[Measurement]:
+def evaluation(setup: Setup) -> Iterator[Measurement]:
     """Class probabilities of every image, averaged over four views."""
-    tasks = session.in_all_precisions("evaluation with TTA", session.num_images // 2)
-    yield from session.compare(*tasks, bars=[2, None][: len(tasks)])
+    tasks = setup.in_all_precisions("evaluation with TTA", setup.num_images // 2)
+    yield from setup.compare(*tasks, bars=[2, None][: len(tasks)])
 
 
-def growth(session: Session) -> Iterator[Measurement]:
+def growth(setup: Setup) -> Iterator[Measurement]:
     """How an epoch's time grows with the number of images and with the side of a picture."""
-    whole = Task(kind="training epoch", num_images=session.num_images, precision=session.precisions[0])
-    quarter = replace(whole, num_images=session.num_images // 4)
-    side = session.bench.pictures.images.shape[1]
+    whole = Task(kind="training epoch", num_images=setup.num_images, precision=setup.precisions[0])
+    quarter = replace(whole, num_images=setup.num_images // 4)
+    side = setup.bench.pictures.images.shape[1]
     for task in (
         quarter,
-        replace(whole, num_images=session.num_images // 2),
+        replace(whole, num_images=setup.num_images // 2),
         replace(quarter, num_images=quarter.num_images // 2, enlarged=2),
     ):
         name = f"{task.num_images} images of side {side * task.enlarged}, {task.precision}"
-        for measured in session.compare(task):
+        for measured in setup.compare(task):
             yield replace(measured, name=name)
 
 
-def whole_run(session: Session) -> Iterator[Measurement]:
+def whole_run(setup: Setup) -> Iterator[Measurement]:
     """From the start of the process to its last report; and, in runs of their own, the memory of all its processes."""
-    is_long = session.on_gpu and session.epochs >= LONG_RUN_EPOCHS
+    is_long = setup.on_gpu and setup.epochs >= LONG_RUN_EPOCHS
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        data = data_of(session, folder)
-        shared = ("--output_dir", str(folder / "outputs"), "--device", session.bench.device)
+        data = data_of(setup, folder)
+        shared = ("--output_dir", str(folder / "outputs"), "--device", setup.bench.device)
         own = ("--dataset", str(data), "--weights", "none", "--lock_file", str(folder / "lock"), "--no_process_guard")
-        ours = ("main.py", *own, "--epochs", str(session.epochs), "--patience", str(session.epochs), *shared)
+        ours = ("main.py", *own, "--epochs", str(setup.epochs), "--patience", str(setup.epochs), *shared)
         # the bar of a long run is its time alone: the conventional one then only has to show what memory it takes
-        epochs = ("--epochs", str(1 if is_long else session.epochs))
+        epochs = ("--epochs", str(1 if is_long else setup.epochs))
         theirs = ("-m", "benchmarks.conventional", str(data), *epochs, *shared)
         timed = (ours,) if is_long else (ours, theirs)
         seconds = [[run_program(words)[0] for words in timed] for _ in range(2)]
         memory = [run_program(words, watch_memory=True)[1] for words in (ours, theirs)]
     by_way = [list(of_way) for of_way in zip(*seconds, strict=True)]
     yield Measurement(
-        name=f"whole run, epochs: {session.epochs}",
+        name=f"whole run, epochs: {setup.epochs}",
         unit="s",
         ours=by_way[0],
         conventional=by_way[1] if len(by_way) > 1 else [],
@@ -236,23 +236,23 @@ def whole_run(session: Session) -> Iterator[Measurement]:
     )
 
 
-def data_of(session: Session, folder: Path) -> Path:
-    """The session's images as a data set: the user's own file where all of it is asked for, else one in ``folder``."""
-    bench = session.bench
-    if bench.data is not None and session.num_images >= len(bench.pictures.images):
+def data_of(setup: Setup, folder: Path) -> Path:
+    """The setup's images as a data set: the user's own file where all of it is asked for, else one in ``folder``."""
+    bench = setup.bench
+    if bench.data is not None and setup.num_images >= len(bench.pictures.images):
         return bench.data.absolute()
     path = folder / "data.npz"
-    np.savez(path, **dict(three_splits(bench.split(Task(kind="training epoch", num_images=session.num_images)))))
+    np.savez(path, **dict(three_splits(bench.split(Task(kind="training epoch", num_images=setup.num_images)))))
     return path
 
 
-def help_text(session: Session) -> Iterator[Measurement]:
+def help_text(setup: Setup) -> Iterator[Measurement]:
     """How long ``--help`` takes."""
-    seconds = [run_program(("main.py", "--help"))[0] for _ in range(session.turns + 1)][1:]
+    seconds = [run_program(("main.py", "--help"))[0] for _ in range(setup.turns + 1)][1:]
     yield Measurement(name="--help", unit="s", ours=seconds, more_is_better=False, bar=0.5)
 
 
-MEASUREMENTS: dict[str, Callable[[Session], Iterator[Measurement]]] = {
+MEASUREMENTS: dict[str, Callable[[Setup], Iterator[Measurement]]] = {
     "input pipeline": input_pipeline,
     "training step": training_step,
     "training epoch": training_epoch,
@@ -340,7 +340,7 @@ def row(measurement: Measurement) -> str:
 def measure(given: argparse.Namespace, bench: Bench) -> Iterator[Measurement]:
     """Everything that --only asks for, each as soon as it is known."""
     with ways(bench) as (pipeline, other):
-        session = Session(
+        setup = Setup(
             bench=bench,
             pipeline=pipeline,
             conventional=other,
@@ -350,7 +350,7 @@ def measure(given: argparse.Namespace, bench: Bench) -> Iterator[Measurement]:
         )
         for name, measurements in MEASUREMENTS.items():
             if given.only in name:
-                yield from measurements(session)
+                yield from measurements(setup)
 
 
 def main() -> int:

@@ -31,7 +31,6 @@ from typing import Any
 import numpy as np
 import psutil
 import torch
-from torchvision.models import resnet18
 
 from scripts.core.config import Config
 from scripts.core.environment import PROJECT_ROOT, describe_environment
@@ -40,6 +39,7 @@ from scripts.core.system.reproducibility import use_fast_kernels
 from scripts.data_handler.dataset import Dataset, open_dataset
 from scripts.data_handler.feed import Examples, make_examples
 from scripts.data_handler.plan import draw_plan
+from scripts.models.resnet import stock_resnet18
 from scripts.trainer import step as training
 from scripts.trainer.fit import begin_training
 
@@ -181,7 +181,7 @@ def train_some(num_steps: int, report: Path, words: Sequence[str]) -> int:
 
 
 def throughput(given: argparse.Namespace, folder: Path) -> Iterator[Figure]:
-    """Images per second of either feed on a subset, with torchvision's own ResNet-18."""
+    """Images per second of either feed on a subset, with the stock ResNet-18."""
     path = folder / "subset.npz"
     write_set(path, num_train=given.images, side=given.side)
     in_memory = open_dataset(str(path), folder)
@@ -215,7 +215,7 @@ def _examples(dataset: Dataset, feed: str, device: torch.device, num_workers: in
 def _epochs(given: argparse.Namespace, device: torch.device) -> Callable[..., Callable[[], float]]:
     """Makes from examples a function that trains one epoch on them and returns its seconds; all share one network."""
     config = Config(weights="none", batch_size=given.batch_size)
-    model = resnet18(num_classes=NUM_CLASSES).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = stock_resnet18(NUM_CLASSES, seed=0).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     state = begin_training(model, config, device)
     precision, _ = select_precision("auto", device, reproducible=False)
 

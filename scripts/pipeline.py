@@ -271,7 +271,7 @@ def report(
     forget_predecessor(paths)
     for name, metrics in _variants(evaluation).items():
         figures = (
-            f"{title} {estimate.value:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]"
+            _figure_in_words(title, estimate)
             for title, estimate in (
                 ("accuracy", metrics.accuracy),
                 ("AUC", metrics.auc),
@@ -283,6 +283,12 @@ def report(
         )
         log.info("test, %s: %s", name, "  ".join(figures))
     log.info("reports in %s%s", paths.root, f"  ({dataset.note})" if dataset.note else "")
+
+
+def _figure_in_words(title: str, estimate: Estimate) -> str:
+    if not estimate.is_defined:
+        return f"{title} undefined"
+    return f"{title} {estimate.value:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]"
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import numpy as np
@@ -13,7 +14,8 @@ from scripts.core.errors import ConfigError
 from scripts.data_handler.dataset import Dataset, Split
 from scripts.data_handler.plan import draw_plan
 from scripts.data_handler.views import tta_views
-from scripts.pipeline import describe_model, describe_run, settle
+from scripts.evaluation.metrics import Estimate
+from scripts.pipeline import _figure_in_words, describe_model, describe_run, settle
 
 CPU = torch.device("cpu")
 
@@ -165,3 +167,8 @@ def test_what_was_settled_once_is_settled_the_same_again():
     for dataset in (pictures_of(224, orientation_free=False), pictures_of(28)):
         once = settle(Config(), dataset, CPU)
         assert settle(once, dataset, CPU) == once
+
+
+def test_a_figure_in_the_log_is_undefined_rather_than_nan():
+    assert _figure_in_words("AUC", Estimate(math.nan, math.nan, math.nan)) == "AUC undefined"
+    assert _figure_in_words("AUC", Estimate(0.5, 0.25, 0.75)) == "AUC 0.5000 [0.2500, 0.7500]"

@@ -92,7 +92,7 @@ class Failure:
     """A cell that did not get to its end."""
 
     cell: Cell
-    ending: Ending
+    reason: str  # in one sentence
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -266,11 +266,18 @@ def write_tables(suite: Suite) -> None:
 
 
 def _read_results(suite: Suite) -> dict[Cell, CellResult | None]:
-    states = {cell: read_state(suite.folder / cell.name) for cell in suite.cells}
-    return {
-        cell: read_result(state.paths) if state.paths is not None and state.stage == FINISHED else None
-        for cell, state in states.items()
-    }
+    return {cell: _result_of(suite, cell) for cell in suite.cells}
+
+
+def _result_of(suite: Suite, cell: Cell) -> CellResult | None:
+    """What a cell contributes to the tables; None where it is not finished, or its result cannot be read."""
+    state = read_state(suite.folder / cell.name)
+    if state.paths is None or state.stage != FINISHED:
+        return None
+    try:
+        return read_result(state.paths)
+    except DataError:  # said, with what to do, where the cell has its turn: one cell takes no other along
+        return None
 
 
 def _run_cells(suite: Suite, stop: StopRequest) -> list[Failure]:
@@ -280,14 +287,19 @@ def _run_cells(suite: Suite, stop: StopRequest) -> list[Failure]:
     widest, failures = max(len(cell.name) for cell in suite.cells), []
     for number, cell in enumerate(suite.cells, start=1):
         title = f"[{number:>{len(str(len(stages)))}}/{len(stages)}] {cell.name:<{widest}}"
-        ending = _run_cell(suite, cell, title, stop)
+        try:
+            ending = _run_cell(suite, cell, title, stop)
+        except DataError as error:
+            log.warning(f"{title}  failed, {error}")
+            failures.append(Failure(cell, str(error)))
+            continue
         if ending is None:
             continue
         if ending.code == STORAGE:  # the next cell would write to the same disk
             raise StorageError(f"The suite stops at {cell.name}, which ended with {ending.reason}")
         if ending.code != 0:
             log.warning(f"{title}  failed, {ending.reason}")
-            failures.append(Failure(cell, ending))
+            failures.append(Failure(cell, ending.reason))
         else:
             write_tables(suite)
     return failures
@@ -298,6 +310,9 @@ def _run_cell(suite: Suite, cell: Cell, title: str, stop: StopRequest) -> Ending
 
     While another training holds the lock, it waits. The state is read anew each time: that other training may be this
     very cell, left behind by a suite that was killed.
+
+    Raises:
+        DataError: The cell's result cannot be read.
     """
     pause_s, holder, started = SHORTEST_PAUSE_S, "", time.monotonic()
     while (state := read_state(suite.folder / cell.name)).stage != FINISHED:
@@ -369,7 +384,7 @@ def _say_end(suite: Suite, failures: Sequence[Failure]) -> None:
         log.info(line)
     log.info(f"tables in {suite.folder}: results.md, results.xlsx, results.csv, results.png, cells.csv")
     for failure in failures:
-        log.warning(f"{failure.cell.name} failed, {failure.ending.reason}")
+        log.warning(f"{failure.cell.name} failed, {failure.reason}")
     if failures:
         log.warning(f"{len(failures)} of {len(suite.cells)} cells failed. Try them again with: {start_command()}")
 

@@ -72,7 +72,7 @@ def examine(config: Config) -> Answer:
     """
     # here rather than above: NumPy takes longer to import than --help should
     from scripts.data_handler.dataset import look_ahead
-    from scripts.data_handler.unpacked import bytes_to_write, require_space
+    from scripts.data_handler.unpacked import bytes_to_write, require_space, require_writable
 
     outlook = look_ahead(config.dataset, config.data_dir, config.resolution)
     lines = [("data set", f"{config.dataset}: {outlook.source}"), ("images", _described(outlook.images))]
@@ -81,12 +81,15 @@ def examine(config: Config) -> Answer:
     try:
         plan = plan_memory(config.feed, outlook.images, select_device(config.device))
         lines += [("memory", plan.figures), ("feed", f"{plan.feed}: {plan.reason}")]
+        if outlook.download is not None:
+            require_writable(outlook.download.parent)
         if folder is not None and plan.feed == "streamed":
             require_space(folder, to_write)
     except (DataError, StorageError) as error:
         problem = str(error)
     if folder is not None:
-        lines.append(("streamed", _conversion(to_write, folder)))
+        more = "" if outlook.download is None else "; the download comes on top of that"
+        lines.append(("streamed", _conversion(to_write, folder) + more))
     lines.append(("workers", _workers(config, outlook.images)))
     lines.append(("verdict", "it cannot be trained" if problem else "it can be trained"))
     return Answer(tuple(lines), problem)

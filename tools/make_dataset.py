@@ -33,6 +33,7 @@ from scripts.core.system import stop_request
 
 if TYPE_CHECKING:
     from tools.dataset_builder.build import Built
+    from tools.dataset_builder.listing import Listing
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
 SMALLEST_SIZE, LARGEST_SIZE = 8, 1024  # pixels
@@ -84,6 +85,8 @@ def run(request: Request) -> Built:
     from tools.dataset_builder.listing import list_images
 
     listing = list_images(request.source, group_by_folder=request.group_by_folder)
+    if problems := list(_image_problems(request, listing)):
+        raise ConfigError(*problems)
     log.info(f"{len(listing.entries):,} images of {len(listing.class_names)} classes in {request.source}")
     for note in listing.notes:
         log.info(note)
@@ -109,6 +112,8 @@ def tell(built: Built) -> None:
     for line in table(built):
         log.info(line)
     log.info(f"wrote {built.path}: {built.num_bytes:,} bytes, MD5 {built.md5}")
+    if built.index is not None:
+        log.info(f"wrote {built.index}: which image is which row")
     program = "main.py" if Path.cwd() == PROJECT_ROOT else str(PROJECT_ROOT / "main.py")
     log.info(f"next: {shlex.join(['python', program, '--dataset', str(built.path)])}")
 
@@ -254,8 +259,27 @@ def _path_problems(request: Request) -> Iterator[str]:
             yield f"--group_by_folder is for folders; {source} names its groups in a column group."
     yield from _place_problems("OUT.npz", request.out, ".npz", request.overwrite)
     yield from _place_problems("--index", request.index, ".csv", request.overwrite)
-    if source is not None and request.index is not None and request.index.absolute() == source.absolute():
-        yield f"--index {request.index} would replace the CSV that is read: choose another name."
+    for name, path in (("OUT.npz", request.out), ("--index", request.index)):
+        # not a folder's, which is refused above
+        if source is not None and path is not None and not os.path.isdir(path) and _is_same(path, source):  # noqa: PTH112
+            yield f"{name} {path} would replace the CSV that is read: choose another name."
+
+
+def _image_problems(request: Request, listing: Listing) -> Iterator[str]:
+    """Which of the places that are written to hold an image that is read."""
+    for name, path in (("OUT.npz", request.out), ("--index", request.index)):
+        if path is None or not os.path.lexists(path):
+            continue
+        if image := next((entry.name for entry in listing.entries if _is_same(path, entry.path)), None):
+            yield f"{name} {path} would replace the image {image!r} that is read: choose another name."
+
+
+def _is_same(one: Path, other: Path) -> bool:
+    """Whether two paths lead to one file, however they are spelled and whatever links lead there."""
+    try:
+        return os.path.samefile(one, other)  # noqa: PTH121 (a path of a user may be of any kind)
+    except OSError:  # one is not there, or not to be looked at
+        return os.path.realpath(one) == os.path.realpath(other)
 
 
 def _place_problems(name: str, path: Path | None, ending: str, overwrite: bool) -> Iterator[str]:

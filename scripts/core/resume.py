@@ -32,14 +32,30 @@ def with_stored_settings(given: Mapping[str, Any]) -> dict[str, Any]:
             has its line.
     """
     folder = _folder_of(given["resume"])
-    stored, has_left_and_right = _read_stored(folder)
-    free_names = FREE | {"hflip"} if has_left_and_right else FREE  # there it has no effect, and the log says so
+    stored, free_names = _read_stored(folder)
     problems = [_conflict(name, value, stored, folder) for name, value in given.items() if name not in free_names]
     if any(problems):
         raise ConfigError(*filter(None, problems))
     own_path = {"dataset": given["dataset"]} if "dataset" in given else {}
     free = {name: value for name, value in given.items() if name in free_names}
     return stored | own_path | free | {"resume": str(folder)}
+
+
+def free_settings(dataset: Mapping[str, Any]) -> frozenset[str]:
+    """The settings that change no bit of the result on the data set that a ``config.json`` describes.
+
+    Where left and right differ, ``hflip`` is among them: no picture is mirrored there, whatever it says.
+    """
+    return FREE | {"hflip"} if dataset.get("orientation_free") is False else FREE
+
+
+def is_same_choice(name: str, asked: Any, applied: Any) -> bool:
+    """Whether a setting that is asked for is the one that was applied, which may have been written out.
+
+    >>> is_same_choice("device", "cuda", "cuda:0")
+    True
+    """
+    return bool(asked == applied or (name, asked, applied) == ("device", "cuda", "cuda:0"))
 
 
 def start_command() -> str:
@@ -80,8 +96,8 @@ def _folder_of(text: str) -> Path:
     raise ConfigError(f"--resume must be the folder of a run, but {what}.")
 
 
-def _read_stored(folder: Path) -> tuple[dict[str, Any], bool]:
-    """The settings in a run's ``config.json``, and whether left and right differ in its data set.
+def _read_stored(folder: Path) -> tuple[dict[str, Any], frozenset[str]]:
+    """The settings in a run's ``config.json``, and the names of those that may be others now.
 
     Settings are not filled in where they are missing: a version that did not know one may have done something else.
 
@@ -92,7 +108,7 @@ def _read_stored(folder: Path) -> tuple[dict[str, Any], bool]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         settings, dataset = content["settings"], content["dataset"]
-        source, has_left_and_right = dataset["source"], dataset.get("orientation_free") is False
+        source, free_names = dataset["source"], free_settings(dataset)
         kept = {entry.name: settings[entry.name] for entry in fields(Config) if entry.name not in UNSTORED}
         values: dict[str, Any] = {
             name: Path(value) if SETTINGS[name].kind is Path else value for name, value in kept.items()
@@ -110,13 +126,13 @@ def _read_stored(folder: Path) -> tuple[dict[str, Any], bool]:
             f"--resume {folder} cannot be used: its config.json is damaged or of another version of the program "
             f"({reason}). Start a new run."
         ) from error
-    return values, has_left_and_right
+    return values, free_names
 
 
 def _conflict(name: str, value: Any, stored: Mapping[str, Any], folder: Path) -> str | None:
     """Why a setting that is not free cannot be given beside ``--resume``; None if it can."""
     known = SETTINGS[name]
-    if value == stored[name] or (name in ("device", "precision", "stem") and value == "auto"):
+    if is_same_choice(name, value, stored[name]) or (name in ("device", "precision", "stem") and value == "auto"):
         return None
     if name == "model_name" and (value, stored[name]) == (DEFAULT_MODEL_NAME, STOCK_MODEL_NAME):
         return None  # the default, which the stem has turned into the other

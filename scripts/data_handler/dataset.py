@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -41,6 +42,7 @@ from scripts.data_handler.registry import (
 from scripts.data_handler.unpacked import ImageFile, bytes_to_write, image_files, unpack_images
 
 Labels = dict[str, NDArray[np.int64]]  # by split
+Stamp = tuple[int, int, int]  # of a file: its number, size and time of the last change
 
 METHODS = ("load", "unpack")  # those fields of a Dataset that are no facts
 OFFLINE = f"use --dataset {SYNTHBLOOD}, which needs no network"
@@ -124,6 +126,7 @@ class Outlook:
     source: str  # where the facts are from
     images: ImageSizes
     files: Mapping[str, ImageFile]  # where the images lie uncompressed, or would; empty where they are generated
+    download: Path | None = None  # where the file is put first; None where it is there, or not needed
 
 
 def look_ahead(name: str, data_dir: Path, resolution: int = STANDARD_RESOLUTION) -> Outlook:
@@ -148,7 +151,7 @@ def look_ahead(name: str, data_dir: Path, resolution: int = STANDARD_RESOLUTION)
             images = ImageSizes(
                 num_samples=info.num_samples, height=resolution, width=resolution, channels=info.channels
             )
-            return Outlook("the registry; it is not downloaded yet", images, image_files(images, md5, data_dir))
+            return Outlook("the registry; it is not downloaded yet", images, image_files(images, md5, data_dir), path)
     else:
         path = _existing_file(Path(name))
         md5 = _md5_of(path)
@@ -165,7 +168,10 @@ def registered_file(info: DatasetInfo, data_dir: Path, resolution: int) -> Path:
 def _open_registered(info: DatasetInfo, data_dir: Path, resolution: int) -> Dataset:
     path, md5 = registered_file(info, data_dir, resolution), info.md5s[resolution]
     what = info.title if resolution == STANDARD_RESOLUTION else f"{info.title} at {resolution} × {resolution} pixels"
+    # before the MD5 is compared: a file that is put there meanwhile must not pass for the one that was
+    stamp = _stamp(path) if os.path.isfile(path) else None  # noqa: PTH113 (never raises)
     fetch(info.url(resolution), path, digest=md5, what=what, offline=OFFLINE)
+    stamp = stamp or _stamp(path)
     layout = validate_npz_keys(path)
     if (layout.height, layout.width) != (resolution, resolution):
         raise DataError(
@@ -191,12 +197,14 @@ def _open_registered(info: DatasetInfo, data_dir: Path, resolution: int) -> Data
         task=info.task,
         names=info.class_names,
         md5=md5,
+        stamp=stamp,
         orientation_free=info.orientation_free,
     )
 
 
 def _open_own(given: Path, data_dir: Path) -> Dataset:
     path = _existing_file(given)
+    stamp = _stamp(path)  # before the MD5: a file that is put there meanwhile must not be used under this one's
     layout = validate_npz_keys(path)
     require_memory(layout, free_on_host()[0])
     md5 = _md5_of(path)
@@ -205,7 +213,9 @@ def _open_own(given: Path, data_dir: Path) -> Dataset:
         verify_checksums(layout)
     task, names, labels = (_own_label_rows if layout.label_columns > 1 else _own_classes)(layout)
     _warn_of_the_unseen(path, names, labels["train"])
-    return _dataset(layout, labels, key=slug(given.stem), title=given.stem, task=task, names=names, md5=md5)
+    return _dataset(
+        layout, labels, key=slug(given.stem), title=given.stem, task=task, names=names, md5=md5, stamp=stamp
+    )
 
 
 def _own_classes(layout: NpzLayout) -> tuple[str, tuple[str, ...], Labels]:
@@ -246,9 +256,10 @@ def _dataset(
     task: str,
     names: tuple[str, ...],
     md5: str,
+    stamp: Stamp,
     orientation_free: bool = True,
 ) -> Dataset:
-    stamp = _stamp(layout.path)
+    """The set of a checked file whose ``stamp`` was taken before its ``md5``, and this before anything was read."""
 
     def verify() -> None:
         # labels were read at the start, images perhaps only a night later: both must be of one file
@@ -260,6 +271,7 @@ def _dataset(
         return Split(read_array(layout, f"{split}_images"), labels[split])
 
     def unpack(data_dir: Path) -> Dataset:
+        verify()  # also where nothing is left to unpack: the labels must be of the file that the images are from
         files = image_files(dataset.image_sizes, md5, data_dir)
         unpack_images(layout, files, verify=verify)
         return replace(dataset, load=lambda split: Split(files[split].map(), labels[split], files[split]))
@@ -326,7 +338,7 @@ def _md5_of(path: Path) -> str:
         raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
 
 
-def _stamp(path: Path) -> tuple[int, int, int]:
+def _stamp(path: Path) -> Stamp:
     """Something that changes when the file does: replaced, grown or written to."""
     try:
         status = path.stat()

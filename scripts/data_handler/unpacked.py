@@ -163,11 +163,13 @@ def bytes_to_write(files: Mapping[str, ImageFile]) -> int:
 
 
 def require_space(folder: Path, needed_bytes: int) -> None:
-    """Make sure that uncompressed images fit on the disk of ``folder``, which need not be there yet.
+    """Make sure that uncompressed images can be put into ``folder``, which need not be there yet, and fit there.
 
     Raises:
-        StorageError: They do not.
+        StorageError: They cannot, or do not.
     """
+    if needed_bytes:
+        require_writable(folder)
     free = free_space(folder)
     if needed_bytes > free:
         raise StorageError(
@@ -176,11 +178,31 @@ def require_space(folder: Path, needed_bytes: int) -> None:
         )
 
 
+def require_writable(folder: Path) -> None:
+    """Make sure that files can be made in ``folder``, or the folder itself where it is not there yet.
+
+    Raises:
+        StorageError: They cannot.
+    """
+    there = _nearest(folder)
+    if not os.path.isdir(there) or not os.access(there, os.W_OK | os.X_OK):  # noqa: PTH112 (never raises)
+        kind = "is read-only for this user" if os.path.isdir(there) else "is no folder"  # noqa: PTH112
+        raise StorageError(
+            f"Cannot write to {folder}: {there} {kind}. Make it a folder that can be written to, or choose another "
+            "place with --data_dir."
+        )
+
+
 def free_space(folder: Path) -> int:
     """Bytes that are free where ``folder`` is, or where it would be made."""
-    there = next(place for place in (folder, *folder.parents) if place.exists())
+    there = _nearest(folder)
     with storage_errors(there, "measure the free space"):
         return shutil.disk_usage(there).free
+
+
+def _nearest(folder: Path) -> Path:
+    """``folder``, or the nearest one above it that is there."""
+    return next(place for place in (folder, *folder.parents) if os.path.exists(place))  # noqa: PTH110 (never raises)
 
 
 @contextmanager

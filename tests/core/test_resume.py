@@ -141,6 +141,13 @@ def test_the_default_model_name_may_be_said_again_where_the_stem_changed_it_and_
     assert problems_of(tmp_path / "ResNet-18", "--model_name", "Mine")[0].startswith("--model_name Mine cannot be used")
 
 
+def test_the_device_may_be_said_again_as_it_was_typed(tmp_path):
+    write_config(tmp_path / "run", Config(dataset="bloodmnist", device="cuda:0"))  # as --device cuda is applied
+    assert resumed(tmp_path / "run", "--device", "cuda").device == "cuda:0"
+    (problem,) = problems_of(tmp_path / "run", "--device", "cuda:1")
+    assert problem.startswith("--device cuda:1 cannot be used with --resume")
+
+
 def test_the_environment_counts_as_a_flag(folder):
     (problem,) = problems_of(folder, environment={"DOCKER_REPRODUCIBILITY_MODE": "TRUE"})
     assert problem.startswith(f"--reproducible True cannot be used with --resume {folder}")

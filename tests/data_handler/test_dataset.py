@@ -222,6 +222,58 @@ def test_a_file_that_changed_during_the_run_is_refused(save, tmp_path, split):
     assert str(caught.value) == f"{path} has changed since the run began: start again with the file as it is now."
 
 
+@pytest.fixture
+def replaced_while(monkeypatch) -> Callable[[str, Callable[[], object]], None]:
+    """Lets something happen right after a function of the module has done its work, once."""
+
+    def add(name: str, happen: Callable[[], object]) -> None:
+        real = getattr(dataset_module, name)
+
+        def and_then(*arguments: Any, **settings: Any) -> Any:
+            result = real(*arguments, **settings)
+            monkeypatch.setattr(dataset_module, name, real)
+            happen()
+            return result
+
+        monkeypatch.setattr(dataset_module, name, and_then)
+
+    return add
+
+
+@pytest.mark.parametrize("moment", ["_md5_of", "verify_checksums", "read_class_names"])
+@pytest.mark.parametrize("is_unpacked", [False, True])
+def test_a_file_replaced_while_it_is_opened_is_not_used_under_the_earlier_md5(
+    save, tmp_path, replaced_while, moment, is_unpacked
+):
+    path = save()
+    if is_unpacked:
+        unpack = open_dataset(str(path), tmp_path).unpack
+        assert unpack is not None
+        unpack(tmp_path)
+        (next((tmp_path / "uncompressed").glob("*val*"))).unlink()  # so that the checksums are compared again
+    before = {entry.name for entry in (tmp_path / "uncompressed").glob("*")}
+    replaced_while(moment, lambda: save(train_images=toy_arrays()["train_images"] + 1))
+    dataset = open_dataset(str(path), tmp_path)
+
+    assert dataset.unpack is not None
+    for use in (lambda: dataset.load("train"), lambda: dataset.unpack(tmp_path)):
+        with pytest.raises(DataError, match="has changed since the run began"):
+            use()
+    assert {entry.name for entry in (tmp_path / "uncompressed").glob("*")} == before
+
+
+def test_labels_of_a_replaced_file_do_not_join_images_that_were_unpacked(save, tmp_path, replaced_while):
+    path = save()
+    unpack = open_dataset(str(path), tmp_path).unpack
+    assert unpack is not None
+    unpack(tmp_path)
+    replaced_while("_md5_of", lambda: save(val_labels=toy_arrays()["val_labels"][::-1]))
+    dataset = open_dataset(str(path), tmp_path)
+    assert dataset.unpack is not None
+    with pytest.raises(DataError, match="has changed since the run began"):
+        dataset.unpack(tmp_path)
+
+
 def test_a_file_that_was_only_touched_is_still_the_same(save, tmp_path):
     path = save()
     dataset = open_dataset(str(path), tmp_path)
@@ -308,6 +360,22 @@ def test_a_set_of_the_registry_has_its_official_names(register, tmp_path):
     assert dataset.md5 == info.md5s[28]
     assert dataset.source == str(tmp_path / "toymnist.npz")
     assert dataset.load("val").labels.tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("moment", ["fetch", "validate_npz_keys"])
+def test_a_set_of_the_registry_replaced_after_its_check_is_refused(register, tmp_path, replaced_while, moment):
+    register()
+    path = tmp_path / "toymnist.npz"
+    with np.load(path) as content:
+        arrays = dict(content)
+
+    def replace() -> None:
+        np.savez_compressed(path, **{**arrays, "train_images": arrays["train_images"] + 1})
+
+    replaced_while(moment, replace)
+    dataset = open_dataset("toymnist", tmp_path)
+    with pytest.raises(DataError, match="has changed since the run began"):
+        dataset.load("train")
 
 
 def test_a_multi_label_set_of_the_registry_has_a_column_for_each_name(register, tmp_path):

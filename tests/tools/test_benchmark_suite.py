@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -229,6 +230,28 @@ def test_a_cell_that_fails_takes_no_other_along_and_is_tried_again(toy: Toy, cap
     assert toy.run(sets, seeds=("1",)) == 0
     assert toy.calls() == ["resume bees"]
     assert set(toy.states().values()) == {"finished"}
+
+
+@pytest.mark.parametrize("content", ["{", "{}", '{"test": []}'])
+def test_a_damaged_result_takes_no_other_along_and_says_which_folder_to_remove(toy: Toy, capsys, content):
+    sets = [toy.order(name, "fine") for name in ("ants", "bees", "cats")]
+    assert toy.run(sets[:2], seeds=("1",)) == 0
+    (damaged,) = toy.suite.glob("ants_seed1/*/summary.json")
+    damaged.write_text(content)
+    toy.calls()
+    capsys.readouterr()
+
+    assert toy.run(sets, seeds=("1",)) == 1
+    assert toy.calls() == ["cats 1"]
+    *_, named, advice = capsys.readouterr().err.splitlines()
+    assert named.startswith(f"warning: ants_seed1 failed, {damaged} is damaged (")
+    assert named.endswith("Remove its folder, and the cell is trained anew.")
+    assert "1 of 3 cells failed. Try them again with: " in advice
+    assert toy.states() == {"ants 1": "unfinished", "bees 1": "finished", "cats 1": "finished"}
+
+    shutil.rmtree(damaged.parent)
+    assert toy.run(sets, seeds=("1",)) == 0
+    assert toy.calls() == ["ants 1"]
 
 
 def test_a_full_disk_ends_the_suite(toy: Toy, capsys):

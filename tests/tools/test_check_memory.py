@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -44,7 +45,8 @@ def test_a_set_that_was_never_downloaded_is_judged_by_the_registrys_facts(ask, t
         "images": "17,092 of 28 × 28 × 3 bytes: train 28 MB, val 4.0 MB, test 8.0 MB",
         "memory": "the images need 40 MB, free are 1,000 MB on this machine",
         "feed": "resident: 40 MB of images fit into half of the memory that is free",
-        "streamed": f"would take 40 MB of disk once, in {tmp_path}/dataset/uncompressed, where 5,000 MB are free",
+        "streamed": f"would take 40 MB of disk once, in {tmp_path}/dataset/uncompressed, where 5,000 MB are free; "
+        "the download comes on top of that",
         "workers": "4 if streamed, with 6.6 MB of batches on their way, of 64 MB that are free in /dev/shm",
         "verdict": "it can be trained",
     }
@@ -74,6 +76,47 @@ def test_what_can_neither_stay_nor_be_streamed_ends_with_3(ask, make_npz: Npz, t
     assert ask(str(make_npz()), disk=38_400)[0] == 0
 
 
+@pytest.fixture
+def read_only(monkeypatch):
+    """Makes folders read-only, for root too."""
+    access = os.access
+    folders: set[str] = set()
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) not in folders and access(path, mode))
+    return folders.add
+
+
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_data_folder_that_cannot_be_written_to_ends_with_3(ask, make_npz: Npz, tmp_path, read_only, is_there):
+    path, nearest = make_npz(), tmp_path / "dataset" if is_there else tmp_path
+    nearest.mkdir(exist_ok=True)
+    read_only(str(nearest))
+    code, answers, complaint = ask(str(path), "--feed", "streamed")
+
+    assert code == 3
+    assert answers["verdict"] == "it cannot be trained"
+    assert complaint == (
+        f"error: Cannot write to {tmp_path}/dataset/uncompressed: {nearest} is read-only for this user. Make it a "
+        "folder that can be written to, or choose another place with --data_dir.\n"
+    )
+    assert ask(str(path), "--feed", "resident")[0] == 0
+
+
+def test_a_download_needs_a_folder_that_can_be_written_to_however_it_is_fed(ask, tmp_path, read_only):
+    read_only(str(tmp_path))
+    code, answers, complaint = ask("bloodmnist", "--feed", "resident")
+
+    assert code == 3
+    assert answers["verdict"] == "it cannot be trained"
+    assert complaint.startswith(f"error: Cannot write to {tmp_path}/dataset: {tmp_path} is read-only for this user.")
+
+
+def test_a_data_folder_that_is_a_file_ends_with_3(ask, make_npz: Npz, tmp_path):
+    (tmp_path / "dataset").write_text("in the way")
+    code, _, complaint = ask(str(make_npz()), "--feed", "streamed")
+    assert code == 3
+    assert f"{tmp_path}/dataset is no folder" in complaint
+
+
 def test_resident_that_cannot_be_ends_with_3(ask, make_npz: Npz):
     code, answers, complaint = ask(str(make_npz()), "--feed", "resident", host=38_015)
 
@@ -82,13 +125,14 @@ def test_resident_that_cannot_be_ends_with_3(ask, make_npz: Npz):
     assert complaint.startswith("error: --feed resident was asked for, but the images need 38,016 bytes of memory")
 
 
-def test_what_lies_uncompressed_already_takes_no_disk(ask, make_npz: Npz, tmp_path):
+def test_what_lies_uncompressed_already_takes_no_disk_and_writes_nothing(ask, make_npz: Npz, tmp_path, read_only):
     from scripts.data_handler.dataset import open_dataset
 
     path = make_npz()
     dataset = open_dataset(str(path), tmp_path / "dataset")
     assert dataset.unpack is not None
     dataset.unpack(tmp_path / "dataset")
+    read_only(f"{tmp_path}/dataset/uncompressed")
     code, answers, _ = ask(str(path), "--feed", "streamed", disk=0)
 
     assert code == 0

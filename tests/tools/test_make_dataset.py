@@ -214,6 +214,32 @@ def test_one_picture_in_two_classes_is_refused_or_left_out(run: Run, cells: Path
     assert len(list(pictures(tmp_path / "set.npz"))) == 19
 
 
+@pytest.mark.parametrize("other_class", [False, True])
+def test_patients_who_shared_a_picture_stay_together_when_it_is_left_out(
+    run: Run, draw: Draw, tmp_path: Path, other_class: bool
+):
+    # 20 pairs of patients: each has two pictures of its own, and both have a copy of a third
+    rows: list[tuple[object, ...]] = [("path", "label", "group")]
+    for patient in range(40):
+        for number in range(2):
+            draw(f"{patient}_{number}.png", 100 + 2 * patient + number)
+            rows.append((f"{patient}_{number}.png", patient % 2, f"p{patient}"))
+        draw(f"{patient}_shared.png", patient // 2)
+        rows.append((f"{patient}_shared.png", patient % 2 if other_class else 0, f"p{patient}"))
+    write_csv(tmp_path / "set.csv", *rows)
+    flag = "--skip_contradictions" if other_class else "--drop_duplicates"
+    assert run("set.csv", "set.npz", "--size", "12", flag, "--index", "rows.csv")[0] == 0
+
+    with (tmp_path / "rows.csv").open(newline="") as stream:
+        found = list(csv.DictReader(stream))
+    assert len(found) == (80 if other_class else 100)
+    splits: dict[int, set[str]] = {}
+    for row in found:
+        splits.setdefault(int(row["group"][1:]) // 2, set()).add(row["split"])
+    assert len(splits) == 20
+    assert all(len(of_pair) == 1 for of_pair in splits.values())
+
+
 def given_splits(draw: Draw, folder: Path, *more: tuple[object, ...]) -> Path:
     rows: list[tuple[object, ...]] = [("path", "label", "split", "group")]
     for number in range(6):
@@ -282,6 +308,45 @@ def test_the_index_says_which_image_is_which_row_and_makes_the_same_file_again(
                 assert np.array_equal(stored, np.asarray(image))
     assert run("lists/rows.csv", "b.npz", "--size", "12")[0] == 0
     assert sha256(tmp_path / "a.npz") == sha256(tmp_path / "b.npz")
+
+
+@pytest.mark.parametrize(
+    ("source", "index"),
+    [
+        ("cells", "linked/rows.csv"),
+        ("linked/../../cells", "rows.csv"),
+        ("linked/set.csv", "rows.csv"),
+        ("linked/set.csv", "linked/rows.csv"),
+    ],
+)
+def test_the_index_names_files_that_are_there_also_from_behind_links(
+    run: Run, cells: Path, tmp_path: Path, source: str, index: str
+):
+    (tmp_path / "far" / "lists").mkdir(parents=True)
+    (tmp_path / "linked").symlink_to("far/lists")
+    images = [(f"../../cells/{name}/{n}.png", name) for name in ("long", "round") for n in range(10)]
+    write_csv(tmp_path / "far" / "lists" / "set.csv", ("path", "label"), *images)
+    code, out, _ = run(source, "a.npz", "--size", "12", "--index", index)
+
+    assert code == 0
+    assert f"wrote {index}: which image is which row" in out.splitlines()
+    with (tmp_path / index).open(newline="") as stream:
+        paths = [row["path"] for row in csv.DictReader(stream)]
+    assert {
+        (tmp_path / index).parent / path for path in paths if not ((tmp_path / index).parent / path).exists()
+    } == set()
+    assert run(index, "b.npz", "--size", "12")[0] == 0
+    assert sha256(tmp_path / "a.npz") == sha256(tmp_path / "b.npz")
+
+
+def test_an_image_that_is_a_link_keeps_its_name_in_the_index(run: Run, cells: Path, tmp_path: Path):
+    for name in ("long", "round"):
+        (tmp_path / "cells" / name / "0.png").rename(tmp_path / f"{name}.png")
+        (tmp_path / "cells" / name / "0.png").symlink_to(f"../../{name}.png")
+    assert run("cells", "a.npz", "--index", "rows.csv")[0] == 0
+    with (tmp_path / "rows.csv").open(newline="") as stream:
+        names = {row["path"] for row in csv.DictReader(stream)}
+    assert names == {f"cells/{name}/{n}.png" for name in ("long", "round") for n in range(10)}
 
 
 def spoil(folder: Path, number: int) -> None:
@@ -381,6 +446,43 @@ def test_every_problem_of_a_command_line_comes_at_once(run: Run, cells: Path, tm
         "error: --index nowhere/rows.csv: there is no folder nowhere; make it first.",
     ]
     assert left_in(tmp_path) == {"cells"}
+
+
+@pytest.mark.parametrize("spelling", ["sub/../set.csv", "symbolic.csv", "hard.csv", "sub/linked/set.csv"])
+@pytest.mark.parametrize("turned", [False, True])
+def test_the_csv_that_is_read_is_never_replaced(run: Run, draw: Draw, tmp_path: Path, spelling: str, turned: bool):
+    given_splits(draw, tmp_path)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "symbolic.csv").symlink_to("set.csv")
+    os.link(tmp_path / "set.csv", tmp_path / "hard.csv")
+    (tmp_path / "sub" / "linked").symlink_to(tmp_path)
+    content = (tmp_path / "set.csv").read_bytes()
+    read, written = (spelling, "set.csv") if turned else ("set.csv", spelling)
+    code, _, err = run(read, "x.npz", "--index", written, "--overwrite")
+
+    assert code == 2
+    assert err == f"error: --index {written} would replace the CSV that is read: choose another name.\n"
+    assert (tmp_path / "set.csv").read_bytes() == content
+    assert (tmp_path / "symbolic.csv").is_symlink()
+    assert not (tmp_path / "x.npz").exists()
+
+
+def test_no_input_is_replaced_by_the_result(run: Run, draw: Draw, tmp_path: Path):
+    given_splits(draw, tmp_path)
+    os.link(tmp_path / "set.csv", tmp_path / "list.npz")
+    os.link(tmp_path / "3.png", tmp_path / "picture.npz")
+    (tmp_path / "picture.csv").symlink_to("4.png")
+    before = {entry.name: sha256(entry) for entry in tmp_path.iterdir()}
+
+    code, _, err = run("set.csv", "list.npz", "--overwrite")
+    assert (code, err) == (2, "error: OUT.npz list.npz would replace the CSV that is read: choose another name.\n")
+    code, _, err = run("set.csv", "picture.npz", "--index", "picture.csv", "--overwrite")
+    assert code == 2
+    assert err.splitlines() == [
+        "error: OUT.npz picture.npz would replace the image '3.png' that is read: choose another name.",
+        "error: --index picture.csv would replace the image '4.png' that is read: choose another name.",
+    ]
+    assert {entry.name: sha256(entry) for entry in tmp_path.iterdir()} == before
 
 
 @pytest.mark.parametrize(

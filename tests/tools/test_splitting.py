@@ -179,3 +179,14 @@ def test_groups_that_share_a_picture_become_one_unit_and_others_do_not():
     assert unit_of == [0, 0, 0, 1, 2, 3]
     assert together[0] == Unit("0.png", {0: 1, 1: 2})
     assert [unit.name for unit in together] == ["0.png", "3.png", "4.png", "5.png"]
+
+
+def test_what_is_dropped_ties_but_is_not_counted():
+    samples = [
+        Sample(Entry(f"{n}.png", Path(f"{n}.png"), "x", group=group), n, bytes([picture]), b"")
+        for n, (group, picture) in enumerate([("a", 1), ("b", 2), ("c", 3), ("b", 1), ("d", 4), ("e", 4)])
+    ]
+    together, unit_of = units(samples[:3], [0, 1, 0], samples[3:])
+
+    assert unit_of == [0, 0, 1]
+    assert together == [Unit("0.png", {0: 1, 1: 1}), Unit("2.png", {0: 1})]

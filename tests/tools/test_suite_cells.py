@@ -8,8 +8,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from scripts.core import parse_command_line
 from scripts.core.config import Config
+from scripts.core.system.device import select_device, select_precision
+from scripts.data_handler.dataset import Dataset
+from scripts.pipeline import describe_run, settle
+from tests.test_settle import pictures_of
 from tools.suite.cells import (
     FINISHED,
     INTERRUPTED,
@@ -126,6 +132,55 @@ def test_a_choice_that_was_left_to_the_run_is_no_difference_but_one_that_was_mad
     assert len(conflicts(tmp_path, dataclasses.replace(ASKED, no_tta=True))) == 0
 
 
+def settled_run(folder: Path, cell: Cell, config: Config, dataset: Dataset, *words: str) -> Config:
+    """A cell's run with the settings that ``main.py`` applies to a data set, which are given back."""
+    device = select_device(config.device)
+    precision, _ = select_precision(config.precision, device, reproducible=config.reproducible)
+    applied = settle(dataclasses.replace(config, device=str(device), precision=precision), dataset, device)
+    description = describe_run(applied, dataset) | {"command": ["main.py", *cell.words(folder), *words]}
+    (run_folder(folder / cell.name, "20260131_000000_a_resnet18") / "config.json").write_text(json.dumps(description))
+    return applied
+
+
+ORGANS, LARGE = Cell("organamnist", 28, 1), Cell("bloodmnist", 224, 1)
+
+
+@pytest.mark.parametrize(
+    ("cell", "dataset", "words", "settled"),
+    [
+        (BLOOD, pictures_of(28), (), {"device", "precision", "feed", "num_workers", "stem"}),
+        (ORGANS, pictures_of(28, orientation_free=False), (), {"hflip", "stem"}),
+        (ORGANS, pictures_of(28, orientation_free=False), ("--hflip", "0.25"), {"hflip"}),
+        (ORGANS, pictures_of(28, orientation_free=False), ("--rotation_angle", "0"), {"hflip", "no_tta"}),
+        (LARGE, pictures_of(224), (), {"stem", "model_name"}),
+        (LARGE, pictures_of(224), ("--stem", "stock"), {"model_name"}),
+        (BLOOD, pictures_of(28), ("--reproducible", "--device", "cpu", "--hflip", "0"), {"precision", "num_workers"}),
+        (BLOOD, pictures_of(28), ("--hflip", "0", "--rotation_angle", "0"), {"no_tta"}),
+    ],
+)
+def test_the_same_command_typed_again_finds_its_cell_whatever_the_run_settled(tmp_path, cell, dataset, words, settled):
+    asked = parse_command_line([*cell.words(tmp_path), *words])
+    applied = settled_run(tmp_path, cell, asked, dataset, *words)
+
+    assert settled <= {name for name, value in applied.as_dict().items() if value != asked.as_dict()[name]}
+    assert conflicts(tmp_path, asked, cell) == []
+
+
+def test_flips_are_a_difference_only_where_they_are_applied(tmp_path):
+    asked = Config(dataset="bloodmnist", seed=1, hflip=0.0)
+    settled_run(tmp_path, BLOOD, asked, pictures_of(28), "--hflip", "0")
+
+    (conflict,) = conflicts(tmp_path, dataclasses.replace(asked, hflip=0.5))
+    assert "was trained with --hflip 0.0, and now --hflip 0.5 is asked for" in conflict
+
+
+def test_the_first_gpu_is_the_one_that_has_no_number(tmp_path):
+    stored_run(tmp_path, BLOOD, ASKED, "--device", "cuda", device=str(torch.device("cuda", 0)))
+
+    assert conflicts(tmp_path, dataclasses.replace(ASKED, device="cuda")) == []
+    assert len(conflicts(tmp_path, dataclasses.replace(ASKED, device="cuda:1"))) == 1
+
+
 @pytest.mark.parametrize("words", [("--precision", "bf16"), ("--precision=bf16",), ("--no_tta",)])
 def test_a_choice_that_was_made_then_and_is_left_open_now_is_a_difference(tmp_path, words):
     stored_run(tmp_path, BLOOD, ASKED, *words, no_tta="--no_tta" in words)
@@ -204,9 +259,23 @@ def test_files_that_are_missing_or_would_share_their_folders_are_named(tmp_path)
     assert list(file_problems(make_cells([first, "bloodmnist"], [28, 64], [1, 2]))) == []
     assert list(file_problems(make_cells([first, missing, second], [28], [1, 2]))) == [
         f"--datasets {missing}: there is no such file. Give registry names or paths of .npz files.",
-        f"--datasets {first} and {second} would both be called cells. Rename one of the files, or give each a suite of "
+        f"--datasets {first} and {second} would share the folder cells_seed1. Rename the file, or give each a suite of "
         "its own.",
     ]
+
+
+def test_an_own_file_with_the_folder_of_a_published_set_is_refused(tmp_path):
+    own = str(tmp_path / "bloodmnist_64.npz")
+    Path(own).touch()
+
+    for order in ([own, "bloodmnist"], ["bloodmnist", own]):
+        (problem,) = file_problems(make_cells(order, [28, 64], [1, 2]))  # once for all seeds
+        names = [name if name == own else "bloodmnist at 64 pixels" for name in order]
+        assert problem == (
+            f"--datasets {names[0]} and {names[1]} would share the folder bloodmnist_64_seed1. Rename the file, or "
+            "give each a suite of its own."
+        )
+    assert list(file_problems(make_cells([own, "bloodmnist"], [28], [1, 2]))) == []
 
 
 def test_numbers_are_whole_different_and_among_the_choices():

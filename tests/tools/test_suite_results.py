@@ -19,7 +19,7 @@ from scripts.data_handler.registry import DATASET_REGISTRY
 from tests.tools.fake_training import summary
 from tools.suite.cells import Cell, make_cells
 from tools.suite.official import OFFICIAL
-from tools.suite.reports import cells_csv, results_csv, results_markdown, write_suite_reports
+from tools.suite.reports import cells_csv, draw_results, results_csv, results_markdown, write_suite_reports
 from tools.suite.results import (
     CellResult,
     Row,
@@ -48,6 +48,7 @@ RESULT = CellResult(
     epochs_at_most=15,
     seconds=61.5,
     weights="none",
+    left_out=(),
     data_note=None,
     md5="0" * 32,
     made_with=(("commit", "abc"), ("torch", "2.6"), ("device", "cpu"), ("precision", "fp32")),
@@ -146,6 +147,36 @@ def test_what_makes_a_row_unequal_is_said(cell, changes, said):
 def test_what_is_equal_is_not_said_to_be_unequal():
     row = only_row(of_seeds(0.95, 0.96))
     assert row.notes == ("At most 15 epochs; the official networks were trained for 100.",)
+
+
+@pytest.mark.parametrize("epochs", [99, 100, 101])
+def test_as_many_epochs_as_the_official_networks_had_are_no_inequality(epochs):
+    row = only_row({cell: result(epochs_at_most=epochs) for cell in of_seeds(0.95, 0.96)})
+    unequal = f"At most {epochs} epochs; the official networks were trained for 100."
+    assert row.notes == (() if epochs == 100 else (unequal,))
+
+
+def read_with(folder: Path, **settings: float) -> CellResult:
+    """The result of a run to which these settings were applied."""
+    content = summary(dataclasses.replace(Config(dataset="toy.npz"), **settings))  # type: ignore[arg-type]
+    (folder / "summary.json").write_text(json.dumps(content))
+    return read_result(RunPaths(folder))
+
+
+def test_the_augmentation_that_was_not_applied_is_said_in_the_row_and_claimed_nowhere(tmp_path):
+    organs, blood = Cell("organamnist", 28, 1), Cell("bloodmnist", 28, 1)
+    results = {organs: read_with(tmp_path, hflip=0.0), blood: read_with(tmp_path)}
+    rows = make_rows(results, {})
+
+    assert ["No picture was mirrored in training." in row.notes for row in rows] == [True, False]
+    text = results_markdown(results, rows, "")
+    assert "flips, rotation, jitter and MixUp, but for what a row's notes leave out;" in text
+    for settings, sentence in (
+        ({"rotation_angle": 0}, "No picture was turned in training."),
+        ({"jitter_val": 0.0}, "Brightness and contrast were left as they are in training."),
+        ({"mixup_alpha": 0.0}, "No pictures were mixed (MixUp) in training."),
+    ):
+        assert read_with(tmp_path, **settings).left_out == (sentence,)
 
 
 def test_own_data_can_stand_beside_the_official_values_of_a_set():
@@ -300,6 +331,17 @@ def test_every_file_is_written_and_opens(matrix, tmp_path):
     assert cells[-1][:2] == ["retinamnist_224_seed3", "unfinished"]
     with Image.open(tmp_path / "results.png") as picture:
         assert picture.height > 4 * 84
+
+
+def test_equal_official_values_hide_neither_mark(matrix):
+    figure = draw_results(make_rows(matrix, {})[:1], "")  # AUC: 0.998 at 28 and at 224
+    (areas,) = [axes for axes in figure.axes if axes.get_title(loc="left") == "AUC"]
+    marks = [line for line in areas.lines if line.get_marker() == "D"]
+    first, second = (areas.transData.transform(line.get_xydata()[0]) for line in marks)
+
+    assert first[0] == pytest.approx(second[0])
+    points = abs(first[1] - second[1]) * 72 / figure.dpi
+    assert points > marks[0].get_markersize()
 
 
 def test_the_same_figures_give_the_same_bytes(matrix, tmp_path):

@@ -71,6 +71,7 @@ class Built:
     path: Path
     num_bytes: int
     md5: str
+    index: Path | None  # as in Options
     class_names: tuple[str, ...]
     counts: Mapping[str, Sequence[int]]  # by split: images of each class
 
@@ -98,18 +99,19 @@ def build(listing: Listing, out: Path, options: Options) -> Built:
         storage_errors(out, "keep the pictures in a temporary file", needed_bytes=row_bytes * len(listing.entries)),
         row_store(out.parent, row_bytes) as store,
     ):
-        samples = _judge_duplicates(_read_samples(listing.entries, store, options), listing, options)
-        rows = _rows(samples, listing, options)
+        found = _read_samples(listing.entries, store, options)
+        rows = _rows(_judge_duplicates(found, listing, options), found, listing, options)
         _check_counts(rows, listing)
         labels = _labels(rows, listing)
         # the index takes its name after the file it belongs to, or not at all
-        with _index(options.index, rows):
+        with _index(options.index, rows, listing.source):
             num_bytes, md5 = _write(out, rows, labels, listing, store, options.recipe)
     num_classes = len(listing.class_names)
     return Built(
         path=out,
         num_bytes=num_bytes,
         md5=md5,
+        index=options.index,
         class_names=listing.class_names,
         counts={split: np.bincount(numbers, minlength=num_classes).tolist() for split, numbers in labels.items()},
     )
@@ -284,12 +286,23 @@ def _check_given_splits(samples: Sequence[Sample], doubles: Sequence[Sequence[Sa
         raise DataError("\n".join(problems))
 
 
-def _rows(samples: Sequence[Sample], listing: Listing, options: Options) -> dict[str, list[Sample]]:
-    """The samples of each split, in the order that they will have in the file."""
+def _rows(
+    samples: Sequence[Sample], found: Sequence[Sample], listing: Listing, options: Options
+) -> dict[str, list[Sample]]:
+    """The samples of each split, in the order that they will have in the file.
+
+    Args:
+        samples: Those that stay.
+        found: All of them: those that do not stay may still tie groups to each other.
+        listing: What they are from.
+        options: What was asked for.
+    """
     if listing.is_split:
         return {split: [sample for sample in samples if sample.entry.split == split] for split in SPLITS}
     labels = {name: number for number, name in enumerate(listing.class_names)}
-    together, unit_of = units(samples, [labels[sample.entry.label] for sample in samples])
+    staying = {sample.row for sample in samples}
+    dropped = [sample for sample in found if sample.row not in staying]
+    together, unit_of = units(samples, [labels[sample.entry.label] for sample in samples], dropped)
     split_of = assign(together, options.proportions, seed=options.seed)
     is_grouped = any(sample.entry.group for sample in samples)
     if is_grouped:
@@ -340,7 +353,7 @@ def _labels(rows: Mapping[str, Sequence[Sample]], listing: Listing) -> dict[str,
 
 
 @contextmanager
-def _index(path: Path | None, rows: Mapping[str, Sequence[Sample]]) -> Iterator[None]:
+def _index(path: Path | None, rows: Mapping[str, Sequence[Sample]], source: Path) -> Iterator[None]:
     """Write which image is which row, as a CSV that the same file can be made from again."""
     if path is None:
         yield
@@ -348,14 +361,27 @@ def _index(path: Path | None, rows: Mapping[str, Sequence[Sample]]) -> Iterator[
     text = io.StringIO(newline="")
     table = csv.writer(text, lineterminator="\n")
     table.writerow(("path", "label", "split", "group", "row"))
+    folder, origin = path.parent.resolve(), source if source.is_dir() else source.parent
     for split, of_split in rows.items():
         for row, sample in enumerate(of_split):
-            place = os.path.relpath(sample.entry.path.absolute(), path.absolute().parent)
+            place = os.path.relpath(_without_detours(sample.entry.path, origin), folder)
             table.writerow((place, sample.entry.label, split, sample.entry.group, row))
     content = text.getvalue().encode("utf-8", "surrogateescape")
     with replace_atomically(path, needed_bytes=len(content)) as stream:
         stream.write(content)
         yield
+
+
+def _without_detours(path: Path, origin: Path) -> Path:
+    """``path`` with its links resolved as far as ``origin`` and the last ``..`` reach.
+
+    From behind a link ``..`` leads elsewhere than its text says. What follows keeps the names that the user gave.
+    """
+    parts = path.parts
+    num_resolved = len(origin.parts) if path.is_relative_to(origin) else 0
+    if ".." in parts:
+        num_resolved = max(num_resolved, len(parts) - parts[::-1].index(".."))
+    return Path(*parts[:num_resolved]).resolve().joinpath(*parts[num_resolved:])
 
 
 def _write(

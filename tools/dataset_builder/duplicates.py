@@ -55,17 +55,21 @@ def parted_groups(samples: Sequence[Sample]) -> list[tuple[str, Sample, Sample]]
     return list(parted.values())
 
 
-def units(samples: Sequence[Sample], labels: Sequence[int]) -> tuple[list[Unit], list[int]]:
+def units(
+    samples: Sequence[Sample], labels: Sequence[int], dropped: Sequence[Sample] = ()
+) -> tuple[list[Unit], list[int]]:
     """What belongs together: images of one group, equal pictures, and, through these, groups that share a picture.
 
     Args:
-        samples: Without contradictions.
+        samples: Those that stay, without contradictions.
         labels: The class index of each.
+        dropped: Further ones, which are in no unit but tie what belongs together: patients who shared a picture are
+            perhaps one patient, whether or not the picture stays.
 
     Returns:
         The units, and for each sample the index of its unit.
     """
-    parent = list(range(len(samples)))
+    parent = list(range(len(samples) + len(dropped)))
 
     def root(index: int) -> int:
         while parent[index] != index:
@@ -74,10 +78,10 @@ def units(samples: Sequence[Sample], labels: Sequence[int]) -> tuple[list[Unit],
         return index
 
     first: dict[Hashable, int] = {}
-    for index, sample in enumerate(samples):
+    for index, sample in enumerate((*samples, *dropped)):
         for key in (("picture", sample.pixels_digest), ("group", sample.entry.group)):
             if key[1]:
-                # the smaller index stays the root, so that a unit is named after its first image
+                # the smaller index stays the root, so that a unit is named after its first image that stays
                 one, other = sorted((root(first.setdefault(key, index)), root(index)))
                 parent[other] = one
     number: dict[int, int] = {}

@@ -12,7 +12,7 @@ from scripts.core.config import SETTINGS, STANDARD_RESOLUTION, Config
 from scripts.core.errors import DataError
 from scripts.core.files import file_digest
 from scripts.core.paths import RunPaths, slug
-from scripts.core.resume import FREE, NAMING
+from scripts.core.resume import FREE, NAMING, free_settings, is_same_choice
 from scripts.data_handler.registry import SYNTHBLOOD
 
 NEW, INTERRUPTED, FINISHED = "not started", "interrupted", "finished"
@@ -145,11 +145,11 @@ def _differences(stored: Mapping[str, Any], config: Config, md5_of: Callable[[st
     settings, command = stored["settings"], stored["command"]
     asked = config.as_dict()
     both_are_files = config.is_dataset_path and Config(dataset=settings["dataset"]).is_dataset_path
-    exempt = FREE | NAMING | ({"dataset"} if both_are_files else set())
+    exempt = free_settings(stored["dataset"]) | NAMING | ({"dataset"} if both_are_files else set())
     for name in filter(lambda name: name not in exempt, SETTINGS):
         # a setting that is younger than the run had no other value then
         then, now = settings.get(name, SETTINGS[name].default), asked[name]
-        if then != now and not _was_chosen_by_the_run(name, now, command):
+        if not is_same_choice(name, now, then) and not _was_chosen_by_the_run(name, now, command):
             yield f"with {_as_flag(name, then)}, and now {_as_flag(name, now)} is asked for"
     # the files of the registry's sets have one MD5, which main.py insists on
     if both_are_files and (md5 := md5_of(config.dataset)) != stored["dataset"]["md5"]:
@@ -197,18 +197,26 @@ def _listed(names: Sequence[str], most: int = 4) -> str:
 
 
 def file_problems(cells: Iterable[Cell]) -> Iterator[str]:
-    """One sentence for each own file that is not there, and for each two whose cells would share their folders."""
-    seen: dict[str, str] = {}
-    for dataset in dict.fromkeys(cell.dataset for cell in cells):
-        cell = Cell(dataset, None, 0)
-        if cell.is_own and not _is_file(dataset):
+    """One sentence for each own file that is not there, and for each two sets whose cells would share their folders."""
+    cells = list(cells)
+    for dataset in dict.fromkeys(cell.dataset for cell in cells if cell.is_own):
+        if not _is_file(dataset):
             yield f"--datasets {dataset}: there is no such file. Give registry names or paths of .npz files."
-        other = seen.setdefault(cell.set_name, dataset)
-        if other != dataset:
+    owners: dict[str, Cell] = {}
+    refused: set[tuple[object, object]] = set()
+    for cell in cells:
+        owner = owners.setdefault(cell.name, cell)
+        pair = (owner.group, cell.group)
+        if owner != cell and pair not in refused:  # said once, not for each seed
+            refused.add(pair)
             yield (
-                f"--datasets {other} and {dataset} would both be called {cell.set_name}. Rename one of the files, or "
-                "give each a suite of its own."
+                f"--datasets {_with_size(owner)} and {_with_size(cell)} would share the folder {cell.name}. Rename the "
+                "file, or give each a suite of its own."
             )
+
+
+def _with_size(cell: Cell) -> str:
+    return cell.dataset if cell.resolution is None else f"{cell.dataset} at {cell.resolution} pixels"
 
 
 def _is_file(text: str) -> bool:

@@ -142,7 +142,7 @@ def results_markdown(results: Results, rows: Sequence[Row], settings: str) -> st
     if missing := unfinished(results):
         lines += ["", f"Not finished: {', '.join(missing)}."]
     if notes := numbered(rows):
-        lines += ["", "Notes, what makes a row unequal to the official values:", ""]
+        lines += ["", "Notes on the rows, and what makes them unequal to the official values:", ""]
         lines += [f"{number}. {_escaped(note)}" for note, number in notes.items()]
     lines += ["", "How to read it:", "", *(f"- {_escaped(note)}" for note in GENERAL_NOTES)]
     return "\n".join(lines) + "\n"
@@ -217,7 +217,11 @@ def _write_cells(sheet: Worksheet, results: Results) -> None:
 
 def _write_notes(sheet: Worksheet, rows: Sequence[Row]) -> None:
     set_widths(sheet, 10, 130)
-    put_header(sheet, 3, ["Number", "What makes a row unequal to the official values, and how to read the table"])
+    put_header(
+        sheet,
+        3,
+        ["Number", "Notes on the rows, what makes them unequal to the official values, and how to read the table"],
+    )
     notes: list[tuple[int | None, str]] = [(number, note) for note, number in numbered(rows).items()]
     for line, (number, note) in enumerate([*notes, *((None, note) for note in GENERAL_NOTES)], start=4):
         put(sheet, line, 1, number, "0")
@@ -263,6 +267,7 @@ def draw_results(rows: Sequence[Row], settings: str) -> Figure:
 
 
 PLAIN_LOOK: dict[str, Any] = {"color": RIGHT_COLOUR, "marker": "o", "markersize": 6}
+OFFICIAL_HEIGHTS = {"28": 0.18, "224": 0.33}  # of the rows' distance; apart, so that equal values hide neither mark
 TTA_LOOK: dict[str, Any] = {"color": RIGHT_COLOUR, "marker": "o", "markersize": 6, "markerfacecolor": "white"}
 OFFICIAL_LOOKS: dict[str, dict[str, Any]] = {
     "28": {"color": WRONG_COLOUR, "marker": "D", "markersize": 5.5, "linestyle": ""},
@@ -277,7 +282,7 @@ def _draw_row(axes: Axes, position: int, row: Row, metric: str) -> None:
             _draw_spread(axes, position + offset, spread, look)
     if row.official is not None:
         for side, look in OFFICIAL_LOOKS.items():
-            axes.plot([getattr(row.official, f"{metric}_{side}")], [position + 0.26], **look)
+            axes.plot([getattr(row.official, f"{metric}_{side}")], [position + OFFICIAL_HEIGHTS[side]], **look)
 
 
 def _draw_spread(axes: Axes, height: float, spread: Spread, look: Mapping[str, Any]) -> None:

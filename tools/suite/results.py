@@ -16,14 +16,21 @@ from tools.suite.cells import Cell
 from tools.suite.official import CHANGED_SINCE, OFFICIAL, RECIPE, OfficialValues
 
 ENLARGED_RESOLUTION = 224
+OFFICIAL_EPOCHS = 100
 METRICS = ("accuracy", "auc", "macro_f1")
 VARIANTS = ("plain", "tta")
+LEFT_OUT = {  # what it means that a setting of the augmentation was applied as 0
+    "hflip": "No picture was mirrored in training.",
+    "rotation_angle": "No picture was turned in training.",
+    "jitter_val": "Brightness and contrast were left as they are in training.",
+    "mixup_alpha": "No pictures were mixed (MixUp) in training.",
+}
 GENERAL_NOTES = (
     "Mean ± standard deviation over the seeds (n − 1 in its denominator); one seed has no ±. It says how far trainings "
     "differ, not how far another test split would: for that each run gives a bootstrap interval.",
     RECIPE,
-    "Here: SGD with momentum on a cosine, flips, rotation, jitter and MixUp; the epoch of the best validation "
-    "accuracy, and an early stop after --patience epochs without a better one.",
+    "Here: SGD with momentum on a cosine; flips, rotation, jitter and MixUp, but for what a row's notes leave out; the "
+    "epoch of the best validation accuracy, and an early stop after --patience epochs without a better one.",
     "The difference is the mean without test-time augmentation minus the official value at the same number of pixels; "
     "the official table has no test-time augmentation, so the columns with it have no counterpart.",
 )
@@ -44,6 +51,7 @@ class CellResult:
     epochs_at_most: int
     seconds: float  # of training
     weights: str  # the setting
+    left_out: tuple[str, ...]  # sentences about the augmentation that was not applied
     data_note: str | None  # such as that the data are synthetic
     md5: str
     made_with: tuple[tuple[str, str], ...]  # what may change the bits of a result: commit, versions, hardware
@@ -79,6 +87,7 @@ def _result(summary: Mapping[str, Any]) -> CellResult:
         epochs_at_most=training["epochs_at_most"],
         seconds=training["seconds"],
         weights=summary["config"]["weights"],
+        left_out=tuple(sentence for name, sentence in LEFT_OUT.items() if summary["config"].get(name) == 0),
         data_note=summary["note"],
         md5=dataset["md5"],
         made_with=(
@@ -213,6 +222,7 @@ def _notes(cell: Cell, num_planned: int, found: Sequence[CellResult], reference:
     yield from _data_notes(cell, result, reference)
     if reference in OFFICIAL:
         yield from _training_notes(result)
+    yield from dict.fromkeys(sentence for result in found for sentence in result.left_out)
     for sentence in dict.fromkeys(sentence for result in found for sentence in result.undefined):
         yield f"On the test split: {sentence}"
     for pairs in zip(*(result.made_with for result in found), strict=True):
@@ -248,8 +258,9 @@ def _training_notes(result: CellResult) -> Iterator[str]:
         yield "Begun with ImageNet weights; the official networks were trained from scratch."
     elif result.weights != "none":
         yield "Begun with the weights of a file (--weights); the official networks were trained from scratch."
-    epochs = f"{result.epochs_at_most} epoch{'s' * (result.epochs_at_most > 1)}"
-    yield f"At most {epochs}; the official networks were trained for 100."
+    if result.epochs_at_most != OFFICIAL_EPOCHS:
+        epochs = f"{result.epochs_at_most} epoch{'s' * (result.epochs_at_most > 1)}"
+        yield f"At most {epochs}; the official networks were trained for {OFFICIAL_EPOCHS}."
 
 
 def numbered(rows: Iterable[Row]) -> dict[str, int]:

@@ -8,6 +8,7 @@ import io
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 from openpyxl import load_workbook
 from PIL import Image
@@ -337,7 +338,7 @@ def test_equal_official_values_hide_neither_mark(matrix):
     figure = draw_results(make_rows(matrix, {})[:1], "")  # AUC: 0.998 at 28 and at 224
     (areas,) = [axes for axes in figure.axes if axes.get_title(loc="left") == "AUC"]
     marks = [line for line in areas.lines if line.get_marker() == "D"]
-    first, second = (areas.transData.transform(line.get_xydata()[0]) for line in marks)
+    first, second = (areas.transData.transform(np.asarray(line.get_xydata())[0]) for line in marks)
 
     assert first[0] == pytest.approx(second[0])
     points = abs(first[1] - second[1]) * 72 / figure.dpi

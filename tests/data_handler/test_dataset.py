@@ -255,8 +255,9 @@ def test_a_file_replaced_while_it_is_opened_is_not_used_under_the_earlier_md5(
     replaced_while(moment, lambda: save(train_images=toy_arrays()["train_images"] + 1))
     dataset = open_dataset(str(path), tmp_path)
 
-    assert dataset.unpack is not None
-    for use in (lambda: dataset.load("train"), lambda: dataset.unpack(tmp_path)):
+    unpack_anew = dataset.unpack
+    assert unpack_anew is not None
+    for use in (lambda: dataset.load("train"), lambda: unpack_anew(tmp_path)):
         with pytest.raises(DataError, match="has changed since the run began"):
             use()
     assert {entry.name for entry in (tmp_path / "uncompressed").glob("*")} == before

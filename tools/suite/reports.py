@@ -267,7 +267,7 @@ def draw_results(rows: Sequence[Row], settings: str) -> Figure:
 
 
 PLAIN_LOOK: dict[str, Any] = {"color": RIGHT_COLOUR, "marker": "o", "markersize": 6}
-OFFICIAL_HEIGHTS = {"28": 0.18, "224": 0.33}  # of the rows' distance; apart, so that equal values hide neither mark
+OFFICIAL_HEIGHTS = {"28": 0.21, "224": 0.37}  # of the rows' distance; apart, so that equal values hide neither mark
 TTA_LOOK: dict[str, Any] = {"color": RIGHT_COLOUR, "marker": "o", "markersize": 6, "markerfacecolor": "white"}
 OFFICIAL_LOOKS: dict[str, dict[str, Any]] = {
     "28": {"color": WRONG_COLOUR, "marker": "D", "markersize": 5.5, "linestyle": ""},

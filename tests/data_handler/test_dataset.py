@@ -268,7 +268,7 @@ def test_labels_of_a_replaced_file_do_not_join_images_that_were_unpacked(save, t
     unpack = open_dataset(str(path), tmp_path).unpack
     assert unpack is not None
     unpack(tmp_path)
-    replaced_while("_md5_of", lambda: save(val_labels=toy_arrays()["val_labels"][::-1]))
+    replaced_while("_md5_of", lambda: save(train_labels=toy_arrays()["train_labels"][::-1]))
     dataset = open_dataset(str(path), tmp_path)
     assert dataset.unpack is not None
     with pytest.raises(DataError, match="has changed since the run began"):

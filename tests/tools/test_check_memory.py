@@ -47,7 +47,7 @@ def test_a_set_that_was_never_downloaded_is_judged_by_the_registrys_facts(ask, t
         "feed": "resident: 40 MB of images fit into half of the memory that is free",
         "streamed": f"would take 40 MB of disk once, in {tmp_path}/dataset/uncompressed, where 5,000 MB are free; "
         "the download comes on top of that",
-        "workers": "4 if streamed, with 6.6 MB of batches on their way, of 64 MB that are free in /dev/shm",
+        "workers": "4 if streamed, with 3.3 MB of batches on their way, of 64 MB that are free in /dev/shm",
         "verdict": "it can be trained",
     }
     assert list(tmp_path.iterdir()) == []

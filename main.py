@@ -7,7 +7,7 @@ python main.py --resume outputs/20260131_221500_bloodmnist_resnet18    go on wit
 python main.py --help                                                  every setting
 
 Exit codes: 0 done, 1 unexpected error, 2 command line, 3 data or weights, 4 another instance runs, 5 diverged,
-6 storage, 130 and 143 stopped by a signal.
+6 storage, 129, 130 and 143 stopped by a signal.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def run(config: Config, stop: StopRequest) -> RunPaths:
 
 
 def train_and_report(config: Config, paths: RunPaths, stop: StopRequest) -> None:
-    """Device, data, model, fit, evaluate, report: each step's result is the next one's input."""
+    """Do the steps of a run that is not finished yet."""
     if paths.summary.exists():
         log.info(f"the run in {paths.root} is finished: its results are in {paths.summary}")
         return
@@ -69,18 +69,7 @@ def train_and_report(config: Config, paths: RunPaths, stop: StopRequest) -> None
     from scripts import pipeline
 
     log.info(f"run folder {paths.root}")
-    config, device = pipeline.prepare_machine(config)
-    dataset = pipeline.open_dataset(config.dataset, config.data_dir, config.resolution)
-    config = pipeline.settle(config, dataset, device)
-    provenance = pipeline.record_provenance(config, dataset, paths, stop)
-    dataset = pipeline.unpack_if_streamed(dataset, config)
-    train, val = dataset.load("train"), dataset.load("val")
-    state = pipeline.begin_or_resume(config, dataset, device, paths)
-    training = pipeline.train(state, train, val, dataset, config, provenance, paths, stop)
-    test = dataset.load("test")  # not before: nothing about it may reach the training
-    evaluation = pipeline.evaluate_best(state.model, test, dataset, config, paths)
-    stop.raise_if_received()  # in case a library swallowed it
-    pipeline.report(train, test, dataset, training, evaluation, config, paths)
+    pipeline.train_and_report(config, paths, stop)
 
 
 if __name__ == "__main__":

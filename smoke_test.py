@@ -30,8 +30,9 @@ from main import run
 from scripts.core import Config, RunPaths, ensure_single_instance, parse_command_line
 from scripts.core.errors import ConfigError, DataError, Interrupted, LockHeldError
 from scripts.core.system import stop_request
-from scripts.data_handler.dataset import Dataset, open_dataset
+from scripts.data_handler.dataset import Dataset
 from scripts.data_handler.npz import validate_npz_keys
+from scripts.data_handler.opening import open_dataset
 from scripts.data_handler.synthetic import open_synthblood
 from scripts.models.factory import build_model
 from scripts.models.resnet import adapted_resnet18

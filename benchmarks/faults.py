@@ -32,12 +32,12 @@ from benchmarks.trainings import (
 )
 from scripts.core.system.lock import LockRecord
 
-MOST_KILLS = 8  # of one run, before it is let finish
-MOST_MOMENTS = 8  # drawn for a fault that came too late to have an effect
+MAX_KILLS = 8  # of one run, before it is let finish
+MAX_MOMENTS = 8  # drawn for a fault that came too late to have an effect
 DISK_BYTES = 1 << 30  # room for all that a run writes
-MOST_SLACK_BYTES = 1 << 20  # what a disk that fills has left, at most
+MAX_SLACK_BYTES = 1 << 20  # what a disk that fills has left, at most
 # a limit on the size of files: between what the screen's file needs, too, and a little more than a checkpoint
-SMALLEST_LIMIT_BYTES, LARGEST_LIMIT_BYTES = 20_000, 150_000_000
+SMALLEST_LIMIT_BYTES, MAX_LIMIT_BYTES = 20_000, 150_000_000
 FEEDS: tuple[tuple[str, ...], ...] = (
     ("--feed", "streamed", "--num_workers", "1"),
     ("--feed", "resident"),
@@ -95,7 +95,7 @@ def kill(laboratory: Laboratory, number: int, chance: random.Random) -> Notes:
     kills = 0
     while True:
         process = training.go_on(*FEEDS[number % 2])
-        if kills == MOST_KILLS or ends_within(process, chance.uniform(0, laboratory.seconds)):
+        if kills == MAX_KILLS or ends_within(process, chance.uniform(0, laboratory.seconds)):
             break
         process.kill()
         process.wait()
@@ -119,7 +119,7 @@ def interrupt(laboratory: Laboratory, number: int, chance: random.Random) -> Not
 
 
 def _stop(laboratory: Laboratory, number: int, chance: random.Random, wanted: signal.Signals) -> Notes:
-    for moment in range(MOST_MOMENTS):
+    for moment in range(MAX_MOMENTS):
         training = laboratory.training(f"{wanted.name}_{number}_{moment}", *FEEDS[number % 2])
         process = training.start()
         if ends_within(process, chance.uniform(0, laboratory.seconds)):
@@ -146,7 +146,7 @@ def _stop(laboratory: Laboratory, number: int, chance: random.Random, wanted: si
         training.require_same(laboratory.reference)
         training.remove()
         return {"stopped while": stage, f"seconds from signal to exit while {stage}": seconds}
-    raise NotSurvivedError(f"{MOST_MOMENTS} signals came after the end of the run")
+    raise NotSurvivedError(f"{MAX_MOMENTS} signals came after the end of the run")
 
 
 def _stage(training: Training, code: int) -> str:
@@ -193,7 +193,7 @@ def _stop_in_epoch(training: Training, epoch: int, chance: random.Random) -> Non
 
 def fill_disk(laboratory: Laboratory, number: int, chance: random.Random) -> Notes:
     """A full disk at a random write, then resume with space: a small tmpfs, or a limit on the size of files."""
-    for moment in range(MOST_MOMENTS):
+    for moment in range(MAX_MOMENTS):
         folder = laboratory.folder / f"disk_{number}_{moment}"
         with _small_disk(folder, wanted=number % 2 == 0) as is_small_disk:
             training = laboratory.training(folder.name, folder=folder / "run")
@@ -203,7 +203,7 @@ def fill_disk(laboratory: Laboratory, number: int, chance: random.Random) -> Not
                 training.finish(training.launch_as_printed())
                 training.require_same(laboratory.reference)
                 return {"full": "tmpfs" if is_small_disk else "file-size limit"}
-    raise NotSurvivedError(f"{MOST_MOMENTS} full disks came after the last write")
+    raise NotSurvivedError(f"{MAX_MOMENTS} full disks came after the last write")
 
 
 def _run_until_full(training: Training, seconds: float, is_small_disk: bool, chance: random.Random) -> bool:
@@ -211,9 +211,9 @@ def _run_until_full(training: Training, seconds: float, is_small_disk: bool, cha
     process = training.start()
     if not ends_within(process, seconds):
         if is_small_disk:
-            _shrink(training.folder.parent, chance.randrange(MOST_SLACK_BYTES))
+            _shrink(training.folder.parent, chance.randrange(MAX_SLACK_BYTES))
         else:
-            exponent = chance.uniform(math.log(SMALLEST_LIMIT_BYTES), math.log(LARGEST_LIMIT_BYTES))
+            exponent = chance.uniform(math.log(SMALLEST_LIMIT_BYTES), math.log(MAX_LIMIT_BYTES))
             _limit_files(process, round(math.exp(exponent)))
     code = end_of(process)
     if code != 0:

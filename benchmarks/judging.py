@@ -22,7 +22,7 @@ from benchmarks.faults import Result
 from scripts.core.log import log
 
 LONGEST_S = 30.0  # for one input, the making of it included
-MOST_EXTRA_BYTES = 1 << 29  # of memory, beyond what the worker has at its start
+MAX_EXTRA_BYTES = 1 << 29  # of memory, beyond what the worker has at its start
 NUM_WORKERS = 2
 
 
@@ -92,7 +92,7 @@ def _judge_until_trouble(judge: Judge, seed: int, first: int, end: int, result: 
 
 def _note(verdict: Verdict, judge: Judge, result: Result) -> int:
     """Add a verdict to the result; the number of its input."""
-    if verdict.extra_bytes > MOST_EXTRA_BYTES >= result.notes["extra_bytes"]:
+    if verdict.extra_bytes > MAX_EXTRA_BYTES >= result.notes["extra_bytes"]:
         result.failures.append(f"{judge.name} {verdict.number}: {verdict.extra_bytes:,} bytes of memory")
     result.notes["extra_bytes"] = max(result.notes["extra_bytes"], verdict.extra_bytes)
     result.notes["words"] += [verdict.word] if verdict.word else []

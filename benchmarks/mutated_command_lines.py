@@ -102,10 +102,10 @@ def _right_value(known: Setting, chance: random.Random) -> tuple[str, Any]:
         number = chance.choice(limits["choices"])
         return str(number), number
     if known.kind is int:
-        number = chance.randint(limits["least"], min(limits["most"], limits["least"] + 300))
+        number = chance.randint(limits["ge"], min(limits["le"], limits["ge"] + 300))
         return str(number), number
     if known.kind is float:
-        low, high = limits.get("least", limits.get("above", 0.0)), min(limits.get("most", limits.get("below", 3)), 3)
+        low, high = limits.get("ge", limits.get("gt", 0.0)), min(limits.get("le", limits.get("lt", 3)), 3)
         fraction = low + (high - low) * chance.uniform(0.01, 0.99)
         return repr(fraction), fraction
     if known.kind is Path:
@@ -130,10 +130,10 @@ def _wrong_value(known: Setting, chance: random.Random) -> str:
         wrong = ["", "many", "1,5", "nan", "inf", "--", "0x10", "1e999", "1" + "0" * 400]
         wrong += ["3.5", "1e3"] if known.kind is int else []
         wrong += ["0", "32", "-28"] if "choices" in limits else []
-        wrong += [str(limits["least"] - 1)] if "least" in limits else []
-        wrong += [str(limits["most"] + 1)] if "most" in limits else []
-        wrong += [str(limits["above"])] if "above" in limits else []
-        wrong += [str(limits["below"])] if "below" in limits else []
+        wrong += [str(limits["ge"] - 1)] if "ge" in limits else []
+        wrong += [str(limits["le"] + 1)] if "le" in limits else []
+        wrong += [str(limits["gt"])] if "gt" in limits else []
+        wrong += [str(limits["lt"])] if "lt" in limits else []
         return chance.choice(wrong)
     if known.kind is Path:
         return chance.choice(["", "a\0b", "~nobody_of_that_name/x"])

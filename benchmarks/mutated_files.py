@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from scripts.core.errors import DataError
-from scripts.data_handler.dataset import open_dataset
+from scripts.data_handler.opening import open_dataset
 
 ADDRESS_SPACE_BYTES = 1 << 30  # beyond what the worker has at its start
 BOMB_BYTES = 3 << 29  # what an honest bomb unpacks to: more than the worker may have

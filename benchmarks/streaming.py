@@ -36,9 +36,10 @@ from scripts.core.config import Config
 from scripts.core.environment import PROJECT_ROOT, describe_environment
 from scripts.core.system.device import select_device, select_precision
 from scripts.core.system.reproducibility import use_fast_kernels
-from scripts.data_handler.dataset import Dataset, open_dataset
-from scripts.data_handler.feed import Examples, make_examples
+from scripts.data_handler.dataset import Dataset
+from scripts.data_handler.opening import open_dataset
 from scripts.data_handler.plan import draw_plan
+from scripts.data_handler.sources import DeviceSplit, make_device_split
 from scripts.models.resnet import stock_resnet18
 from scripts.trainer import step as training
 from scripts.trainer.fit import begin_training
@@ -190,11 +191,11 @@ def throughput(given: argparse.Namespace, folder: Path) -> Iterator[Figure]:
     device = select_device(given.device)
     epoch_of = _epochs(given, device)
     ways = {
-        "resident": epoch_of(_examples(in_memory, "resident", device, 0)),
-        f"streamed, {given.workers} workers": epoch_of(_examples(on_disk, "streamed", device, given.workers)),
-        "streamed, no workers": epoch_of(_examples(on_disk, "streamed", device, 0)),
+        "resident": epoch_of(_device_split(in_memory, "resident", device, 0)),
+        f"streamed, {given.workers} workers": epoch_of(_device_split(on_disk, "streamed", device, given.workers)),
+        "streamed, no workers": epoch_of(_device_split(on_disk, "streamed", device, 0)),
         f"streamed, {given.workers} workers, disk cold": epoch_of(
-            _examples(on_disk, "streamed", device, given.workers), before=lambda: forget(on_disk)
+            _device_split(on_disk, "streamed", device, given.workers), before=lambda: forget(on_disk)
         ),
     }
     for way in ways.values():
@@ -208,8 +209,8 @@ def throughput(given: argparse.Namespace, folder: Path) -> Iterator[Figure]:
             yield Figure(name=f"{name} : resident", unit="", values=ratios, bar=bar, more_is_better=True)
 
 
-def _examples(dataset: Dataset, feed: str, device: torch.device, num_workers: int) -> Examples:
-    return make_examples(dataset.load("train"), NUM_CLASSES, feed=feed, device=device, num_workers=num_workers)
+def _device_split(dataset: Dataset, feed: str, device: torch.device, num_workers: int) -> DeviceSplit:
+    return make_device_split(dataset.load("train"), NUM_CLASSES, feed=feed, device=device, num_workers=num_workers)
 
 
 def _epochs(given: argparse.Namespace, device: torch.device) -> Callable[..., Callable[[], float]]:
@@ -219,7 +220,7 @@ def _epochs(given: argparse.Namespace, device: torch.device) -> Callable[..., Ca
     state = begin_training(model, config, device)
     precision, _ = select_precision("auto", device, reproducible=False)
 
-    def of(examples: Examples, before: Callable[[], None] = lambda: None) -> Callable[[], float]:
+    def of(examples: DeviceSplit, before: Callable[[], None] = lambda: None) -> Callable[[], float]:
         def epoch() -> float:
             before()
             plan = draw_plan(

@@ -30,7 +30,7 @@ from scripts.core.environment import describe_environment
 from scripts.core.files import write_json
 
 SEED = 20260131
-MOST_FAILURES_SHOWN = 20
+MAX_FAILURES_SHOWN = 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,7 +158,7 @@ def _run(fault: Fault, laboratory: Laboratory, tries: int) -> Row:
     failed = min(tries, len(result.failures))
     row = Row(fault.name, fault.about, tries, tries - failed, fault.required, seconds, result.notes, result.failures)
     print(f"{fault.name}: {row.survived} of {tries} in {seconds:.0f} s  {result.notes}", flush=True)
-    for failure in result.failures[:MOST_FAILURES_SHOWN]:
+    for failure in result.failures[:MAX_FAILURES_SHOWN]:
         print(f"  NOT SURVIVED  {failure}", flush=True)
     return row
 

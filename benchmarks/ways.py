@@ -28,8 +28,8 @@ from scripts.core.system.machine import keep_freed_memory
 from scripts.core.system.reproducibility import CUBLAS_WORKSPACE, use_deterministic_kernels, use_fast_kernels
 from scripts.data_handler.augmentation import augment, normalise, to_float
 from scripts.data_handler.dataset import Split
-from scripts.data_handler.feed import Examples, make_examples
 from scripts.data_handler.plan import EpochPlan, draw_plan
+from scripts.data_handler.sources import DeviceSplit, make_device_split
 from scripts.data_handler.synthetic import open_synthblood
 from scripts.data_handler.views import tta_views
 from scripts.evaluation.inference import predict
@@ -78,10 +78,10 @@ class Bench:
         images = self.pictures.images[chosen].repeat(task.enlarged, axis=1).repeat(task.enlarged, axis=2)
         return Split(images, self.pictures.labels[chosen])
 
-    def examples(self, task: Task) -> Examples:
+    def examples(self, task: Task) -> DeviceSplit:
         """The images of a task as the pipeline has them."""
         device = torch.device(self.device)
-        return make_examples(self.split(task), NUM_CLASSES, feed="resident", device=device, num_workers=0)
+        return make_device_split(self.split(task), NUM_CLASSES, feed="resident", device=device, num_workers=0)
 
     def state(self) -> TrainingState:
         """A training before its first step."""
@@ -113,7 +113,7 @@ def augment_all(bench: Bench, task: Task) -> Work:
 
     def work() -> None:
         plan, start = bench.plan(task.num_images, with_mixup=False), 0  # which the conventional way leaves to its loop
-        for images in examples.feed.batches(plan.order, bench.config.batch_size):
+        for images in examples.source.batches(plan.order, bench.config.batch_size):
             part = plan.augmentation.part(slice(start, start + len(images)))
             normalise(augment(to_float(images), part, rotates=True)).contiguous(memory_format=torch.channels_last)
             start += len(images)
@@ -255,7 +255,7 @@ def evaluate_conventionally(bench: Bench, task: Task) -> Work:
 def one_batch(bench: Bench, task: Task) -> tuple[torch.Tensor, torch.Tensor]:
     """Normalised images in NCHW and their one-hot targets, on the device."""
     examples = bench.examples(replace(task, num_images=bench.config.batch_size))
-    (stored,) = examples.feed.batches(np.arange(examples.size), examples.size)
+    (stored,) = examples.source.batches(np.arange(examples.size), examples.size)
     return normalise(to_float(stored)).contiguous(), examples.targets
 
 

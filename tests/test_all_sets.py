@@ -16,7 +16,7 @@ from openpyxl import load_workbook
 
 import main
 from scripts.core.download import fetch
-from scripts.data_handler import dataset as dataset_module
+from scripts.data_handler import opening
 from scripts.data_handler.registry import DATASET_REGISTRY, MULTI_LABEL, ORDINAL, DatasetInfo
 
 NUM_SAMPLES = {"train": 32, "val": 16, "test": 16}
@@ -57,13 +57,13 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     """``main.main`` in an empty folder, on a set whose generated file lies where the download would have put it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DOCKER_REPRODUCIBILITY_MODE", raising=False)
-    monkeypatch.setattr(dataset_module, "fetch", functools.partial(fetch, sleep=lambda _: None))
+    monkeypatch.setattr(opening, "fetch", functools.partial(fetch, sleep=lambda _: None))
 
     def train_on(key: str, **changed: Any) -> tuple[int, str]:
         file = tmp_path / "dataset" / f"{key}.npz"
         generate(DATASET_REGISTRY[key], file)
         info = registered_as(DATASET_REGISTRY[key], file, **changed)
-        monkeypatch.setattr(dataset_module, "DATASET_REGISTRY", {**DATASET_REGISTRY, key: info})
+        monkeypatch.setattr(opening, "DATASET_REGISTRY", {**DATASET_REGISTRY, key: info})
         lock = str(tmp_path / "lock")
         code = main.main(["--dataset", key, *QUICK, "--lock_file", lock, "--no_process_guard"])
         return code, capsys.readouterr().err

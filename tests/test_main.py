@@ -140,7 +140,7 @@ def test_feeds_and_workers_change_no_bit_of_weights_and_predictions(run_in_proce
 def test_what_does_not_fit_into_half_of_the_memory_is_streamed(run_in_process, make_npz: Npz, tmp_path, monkeypatch):
     needed = (48 + 16 + 24) * 12 * 12 * 3
     monkeypatch.setattr("scripts.data_handler.memory.free_on_host", lambda: (2 * needed - 1, "on this machine"))
-    monkeypatch.setattr("scripts.pipeline.free_shared_memory", lambda: 5 * 16 * 12 * 12 * 3 * 2)
+    monkeypatch.setattr("scripts.resolve.free_shared_memory", lambda: 5 * 16 * 12 * 12 * 3 * 2)
     code, complaint = run_in_process("--dataset", str(make_npz()), *QUICK)
 
     assert code == 0
@@ -158,7 +158,7 @@ def test_what_does_not_fit_into_half_of_the_memory_is_streamed(run_in_process, m
 
 def test_resident_images_that_cannot_fit_end_with_3_before_they_are_read(run_in_process, make_npz: Npz, monkeypatch):
     monkeypatch.setattr("scripts.data_handler.memory.free_on_host", lambda: (38_015, "on this machine"))
-    monkeypatch.setattr("scripts.data_handler.dataset.read_array", None)
+    monkeypatch.setattr("scripts.data_handler.opening.read_array", None)
     code, complaint = run_in_process("--dataset", str(make_npz()), *QUICK, "--feed", "resident")
 
     assert code == 3
@@ -284,8 +284,8 @@ def test_no_network_ends_with_3_and_says_where_to_put_the_file(run_in_process, m
         closed.bind(("127.0.0.1", 0))
         files_url = f"http://127.0.0.1:{closed.getsockname()[1]}"
     info = dataclasses.replace(DATASET_REGISTRY["bloodmnist"], files_url=files_url)
-    monkeypatch.setattr("scripts.data_handler.dataset.DATASET_REGISTRY", {"bloodmnist": info})
-    monkeypatch.setattr("scripts.data_handler.dataset.fetch", functools.partial(fetch, sleep=lambda _: None))
+    monkeypatch.setattr("scripts.data_handler.opening.DATASET_REGISTRY", {"bloodmnist": info})
+    monkeypatch.setattr("scripts.data_handler.opening.fetch", functools.partial(fetch, sleep=lambda _: None))
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
     code, complaint = run_in_process("--dataset", "bloodmnist")
@@ -353,23 +353,23 @@ def test_a_refused_start_creates_nothing(run_in_process, tmp_path):
 
 
 def test_the_lock_comes_before_the_guard_and_the_guard_before_the_folder(tmp_path, monkeypatch):
-    happened: list[tuple[object, ...]] = []
+    summary: list[tuple[object, ...]] = []
     config = Config(lock_file=tmp_path / "lock", output_dir=tmp_path / "outputs", dataset="synthblood")
 
     def guard(entry_point):
         with pytest.raises(LockHeldError), ensure_single_instance(config.lock_file):
             pass
-        happened.append(("guard", entry_point.name, config.output_dir.exists()))
+        summary.append(("guard", entry_point.name, config.output_dir.exists()))
 
     def steps(config, paths, stop):
-        happened.append(("steps", json.loads((tmp_path / "lock").read_text())["run_folder"] == str(paths.root)))
+        summary.append(("steps", json.loads((tmp_path / "lock").read_text())["run_folder"] == str(paths.root)))
 
     monkeypatch.setattr(main, "terminate_ghosts", guard)
     monkeypatch.setattr(main, "train_and_report", steps)
 
     paths = main.run(config, StopRequest())
 
-    assert happened == [("guard", "main.py", False), ("steps", True)]
+    assert summary == [("guard", "main.py", False), ("steps", True)]
     assert paths.log.exists()
 
 
@@ -543,5 +543,5 @@ def test_without_a_sound_checkpoint_what_was_trained_is_left_alone(
     code, complaint = run_in_process("--resume", str(paths.root))
 
     assert code == 3
-    assert "none of its checkpoints is sound, so its training cannot go on" in complaint
+    assert "none of its checkpoints is valid, so its training cannot go on" in complaint
     assert paths.best_model.read_bytes() == weights

@@ -57,7 +57,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
         np.savez_compressed(path, **arrays)
         md5s = {resolution: hashlib.md5(path.read_bytes()).hexdigest()}
         small = replace(info, num_samples=SIZES, md5s=md5s, files_url="http://127.0.0.1:9")
-        monkeypatch.setattr("scripts.data_handler.dataset.DATASET_REGISTRY", {**DATASET_REGISTRY, key: small})
+        monkeypatch.setattr("scripts.data_handler.opening.DATASET_REGISTRY", {**DATASET_REGISTRY, key: small})
         return path
 
     return put
@@ -164,7 +164,7 @@ def test_in_a_set_with_a_left_and_a_right_nothing_is_mirrored_and_the_run_can_be
     assert (code, complaint) == (0, "")
     assert f"in OrganAMNIST (given by its path, {path} is taken as a file of your own" in shown
     assert "stem adapted (3x3, stride 1, no max-pool): as the run began" in shown
-    assert read(folder / "models/best_model.json")["tta_views"] == ["plain", "turned 5° left", "turned 5° right"]
+    assert read(folder / "models/best_model.json")["tta_views"] == ["plain", "rotated +5°", "rotated -5°"]
     (straight,) = (tmp_path / "straight").iterdir()
     assert digest(folder) == digest(straight)
 

@@ -71,10 +71,10 @@ def examine(config: Config) -> Answer:
         DataError: The file is no data set, or its labels alone do not fit into memory.
     """
     # here rather than above: NumPy takes longer to import than --help should
-    from scripts.data_handler.dataset import look_ahead
+    from scripts.data_handler.opening import preview_dataset
     from scripts.data_handler.unpacked import bytes_to_write, require_space, require_writable
 
-    outlook = look_ahead(config.dataset, config.data_dir, config.resolution)
+    outlook = preview_dataset(config.dataset, config.data_dir, config.resolution)
     lines = [("data set", f"{config.dataset}: {outlook.source}"), ("images", _described(outlook.images))]
     problem, to_write = "", bytes_to_write(outlook.files)
     folder = next((file.path.parent for file in outlook.files.values()), None)

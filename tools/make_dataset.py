@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
 
-from scripts.core.config import LARGEST_SEED
+from scripts.core.config import MAX_SEED
 from scripts.core.errors import ConfigError, Interrupted, PipelineError
 from scripts.core.log import log, screen_log
 from scripts.core.system import stop_request
@@ -36,9 +36,9 @@ if TYPE_CHECKING:
     from tools.dataset_builder.listing import Listing
 
 PROJECT_ROOT = Path(__file__).resolve().parents[1]
-SMALLEST_SIZE, LARGEST_SIZE = 8, 1024  # pixels
-LARGEST_CROP = 100_000  # pixels
-MOST_WORKERS = 64
+SMALLEST_SIZE, MAX_SIZE = 8, 1024  # pixels
+MAX_CROP = 100_000  # pixels
+MAX_WORKERS = 64
 USUAL_SPLIT = (0.7, 0.1, 0.2)  # of the MedMNIST sets that had none
 
 
@@ -196,13 +196,13 @@ def parse(words: Sequence[str]) -> Request:
         "source": checked(_path, "FOLDER_OR_CSV", given.source),
         "out": checked(_path, "OUT.npz", given.out),
         "index": checked(_path, "--index", given.index) if given.index is not None else None,
-        "size": checked(_whole_number, "--size", given.size, SMALLEST_SIZE, LARGEST_SIZE),
-        "crop": checked(_whole_number, "--crop", given.crop, SMALLEST_SIZE, LARGEST_CROP)
+        "size": checked(_whole_number, "--size", given.size, SMALLEST_SIZE, MAX_SIZE),
+        "crop": checked(_whole_number, "--crop", given.crop, SMALLEST_SIZE, MAX_CROP)
         if given.crop is not None
         else None,
         "split": checked(_shares, given.split) if given.split else None,
-        "seed": checked(_whole_number, "--seed", given.seed, 0, LARGEST_SEED),
-        "num_workers": checked(_whole_number, "--num_workers", given.num_workers, 1, MOST_WORKERS),
+        "seed": checked(_whole_number, "--seed", given.seed, 0, MAX_SEED),
+        "num_workers": checked(_whole_number, "--num_workers", given.num_workers, 1, MAX_WORKERS),
     }
     request = Request(**values)
     problems.extend(_path_problems(request))

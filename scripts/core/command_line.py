@@ -21,10 +21,11 @@ _NO_VALUE = object()
 Check = Callable[[Config], Iterable[str]]
 
 
-class _Parser(argparse.ArgumentParser):
-    """A parser whose mistakes are exceptions, so that they are reported together with the others."""
+class ArgumentParser(argparse.ArgumentParser):
+    """A parser that raises ``ConfigError`` for a wrong command line, instead of exiting."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise what argparse would print; it is reported together with the other problems."""
         raise ConfigError(f"{message[:1].upper()}{message[1:]}.")
 
 
@@ -35,9 +36,9 @@ class _HelpFormatter(argparse.HelpFormatter):
         return default_metavar if action.metavar is None else str(action.metavar)
 
 
-def build_parser() -> argparse.ArgumentParser:
+def build_parser() -> ArgumentParser:
     """The parser of ``main.py``: a loop over the settings, so that flags and fields cannot disagree."""
-    parser = _Parser(
+    parser = ArgumentParser(
         prog="main.py",
         usage="main.py [--setting value ...]",
         formatter_class=lambda prog: _HelpFormatter(prog, max_help_position=32),
@@ -51,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
         group_name = known.metadata["group"]
         if group_name not in groups:
             groups[group_name] = parser.add_argument_group(group_name)
-        about, kind_name = known.metadata["about"], known.kind.__name__.upper()
+        about, kind_name = known.metadata["help"], known.kind.__name__.upper()
         choices = "|".join(map(str, known.metadata.get("choices", ())))
         if known.kind is bool:
             groups[group_name].add_argument(known.flag, action="store_true", help=about.replace("%", "%%"))

@@ -19,17 +19,17 @@ DEFAULT_MODEL_NAME = "ResNet-18 Adapted"
 STOCK_MODEL_NAME = "ResNet-18"  # in place of the default where the stem is not adapted after all
 RESOLUTIONS = (28, 64, 128, 224)  # that MedMNIST publishes its 2D sets in; pixels of a side
 STANDARD_RESOLUTION = 28  # the only one that is no part of a name
-MOST = 1_000_000  # of anything counted: beyond it lies a typing mistake, and at last an overflow
-LARGEST_SEED = 2**32 - 1  # what PYTHONHASHSEED and NumPy accept
+MAX_COUNT = 1_000_000  # of anything counted: beyond it lies a typing mistake, and at last an overflow
+MAX_SEED = 2**32 - 1  # what PYTHONHASHSEED and NumPy accept
 
 
 def setting(default: Any, about: str, *, group: str, **limits: Any) -> Any:
     """A field of ``Config``; a callable default is called when the Config is made.
 
-    ``limits`` are any of ``least``, ``most`` (inclusive), ``above``, ``below`` (exclusive), ``choices``, ``pattern`` (a
-    regular expression that the whole value matches) with ``pattern_about`` (the same in words).
+    ``limits`` are any of ``ge``, ``le`` (inclusive), ``gt``, ``lt`` (exclusive), ``choices``, ``pattern`` (a
+    regular expression that the whole value matches) with ``pattern_help`` (the same in words).
     """
-    metadata = {"about": about, "group": group, **limits}
+    metadata = {"help": about, "group": group, **limits}
     if callable(default):
         return field(default_factory=default, metadata=metadata)
     return field(default=default, metadata=metadata)
@@ -53,31 +53,33 @@ class Config:
         ConfigError: At least one value is out of its limits; every such value has its line.
     """
 
-    epochs: int = setting(60, "Maximum number of passes over the training split.", group="training", least=1, most=MOST)
-    batch_size: int = setting(128, "Images per optimiser step.", group="training", least=1, most=MOST)
-    lr: float = setting(0.008, "Initial learning rate of SGD; a cosine takes it to 0.", group="training", above=0)
-    momentum: float = setting(0.9, "Momentum of SGD.", group="training", least=0, below=1)
-    weight_decay: float = setting(5e-4, "L2 penalty of SGD.", group="training", least=0)
+    epochs: int = setting(60, "Maximum number of passes over the training split.", group="training", ge=1, le=MAX_COUNT)
+    batch_size: int = setting(128, "Images per optimiser step.", group="training", ge=1, le=MAX_COUNT)
+    lr: float = setting(0.008, "Initial learning rate of SGD; a cosine takes it to 0.", group="training", gt=0)
+    momentum: float = setting(0.9, "Momentum of SGD.", group="training", ge=0, lt=1)
+    weight_decay: float = setting(5e-4, "L2 penalty of SGD.", group="training", ge=0)
     patience: int = setting(
-        15, "Epochs without better validation accuracy before stopping.", group="training", least=1, most=MOST
+        15, "Epochs without a better monitored figure before stopping.", group="training", ge=1, le=MAX_COUNT
     )
-    mixup_alpha: float = setting(
-        0.002, "Alpha of MixUp's Beta(alpha, alpha); 0 disables it.", group="training", least=0
+    monitor: str = setting(
+        "auto",
+        "Validation figure for selection and patience; auto is AUC for multi-label sets, accuracy for the others.",
+        group="training",
+        choices=("auto", "accuracy", "auc", "loss"),
     )
-    seed: int = setting(
-        42, "Seeds weights, data order, augmentation and MixUp.", group="training", least=0, most=LARGEST_SEED
-    )
+    mixup_alpha: float = setting(0.002, "Alpha of MixUp's Beta(alpha, alpha); 0 disables it.", group="training", ge=0)
+    seed: int = setting(42, "Seeds weights, data order, augmentation and MixUp.", group="training", ge=0, le=MAX_SEED)
 
     hflip: float = setting(
         0.5,
         "Probability of a horizontal flip; 0 for the MedMNIST sets in which left and right differ.",
         group="augmentation",
-        least=0,
-        most=1,
+        ge=0,
+        le=1,
     )
-    rotation_angle: int = setting(10, "Largest random rotation, in degrees.", group="augmentation", least=0, most=180)
+    rotation_angle: int = setting(10, "Largest random rotation, in degrees.", group="augmentation", ge=0, le=180)
     jitter_val: float = setting(
-        0.2, "Strength of the brightness and contrast jitter.", group="augmentation", least=0, most=1
+        0.2, "Strength of the brightness and contrast jitter.", group="augmentation", ge=0, le=1
     )
     no_tta: bool = setting(False, "No test-time augmentation in the final evaluation.", group="augmentation")
 
@@ -97,14 +99,14 @@ class Config:
         "Identifier in logs, reports and the run folder's name; never selects an architecture.",
         group="data and model",
         pattern=r"(?=.*[A-Za-z0-9])[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,100}",  # no bytes that are no text, either
-        pattern_about="1 to 100 printable characters with a letter or a digit among them",
+        pattern_help="1 to 100 printable characters with a letter or a digit among them",
     )
     weights: str = setting(
         "imagenet",
         "Where training starts: 'imagenet', 'none', or the path of a ResNet-18 state dict.",
         group="data and model",
         pattern=r".+",
-        pattern_about="'imagenet', 'none', or a path",
+        pattern_help="'imagenet', 'none', or a path",
     )
     stem: str = setting(
         "auto",
@@ -121,7 +123,7 @@ class Config:
         "'auto' (cuda, then mps, then cpu), 'cpu', 'cuda', 'cuda:N' or 'mps'.",
         group="hardware",
         pattern=r"auto|cpu|cuda(:[0-9]{1,3})?|mps",
-        pattern_about="auto, cpu, cuda, cuda:N or mps",
+        pattern_help="auto, cpu, cuda, cuda:N or mps",
     )
     precision: str = setting(
         "auto",
@@ -135,7 +137,7 @@ class Config:
         group="hardware",
         choices=("auto", "resident", "streamed"),
     )
-    num_workers: int = setting(4, "Worker processes when data are streamed.", group="hardware", least=0, most=256)
+    num_workers: int = setting(4, "Worker processes when data are streamed.", group="hardware", ge=0, le=256)
 
     resume: str = setting(
         "",
@@ -145,6 +147,12 @@ class Config:
     )
     reproducible: bool = setting(False, "Same machine, same versions, same command: same bits. Slower.", group="safety")
     lock_file: Path = setting(default_lock_file, "One training at a time per lock file.", group="safety")
+    checkpoint_every: float = setting(
+        30.0,
+        "Seconds between checkpoints, at least; the last epoch, a new best and a stop are always written.",
+        group="safety",
+        ge=0,
+    )
     no_process_guard: bool = setting(False, "Leave ghost processes of earlier runs alone.", group="safety")
 
     def __post_init__(self) -> None:
@@ -221,15 +229,15 @@ def _problems(name: str, value: Any) -> Iterator[str]:
     if "choices" in limits and value not in limits["choices"]:
         yield f"{known.flag} must be one of {', '.join(map(str, limits['choices']))}, got {value!r}."
     if "pattern" in limits and not re.fullmatch(limits["pattern"], value):
-        yield f"{known.flag} must be {limits['pattern_about']}, got {value!r}."
-    if "least" in limits and value < limits["least"]:
-        yield f"{known.flag} must be at least {limits['least']}, got {number}."
-    if "above" in limits and value <= limits["above"]:
-        yield f"{known.flag} must be above {limits['above']}, got {number}."
-    if "most" in limits and value > limits["most"]:
-        yield f"{known.flag} must be at most {limits['most']}, got {number}."
-    if "below" in limits and value >= limits["below"]:
-        yield f"{known.flag} must be below {limits['below']}, got {number}."
+        yield f"{known.flag} must be {limits['pattern_help']}, got {value!r}."
+    if "ge" in limits and value < limits["ge"]:
+        yield f"{known.flag} must be at least {limits['ge']}, got {number}."
+    if "gt" in limits and value <= limits["gt"]:
+        yield f"{known.flag} must be above {limits['gt']}, got {number}."
+    if "le" in limits and value > limits["le"]:
+        yield f"{known.flag} must be at most {limits['le']}, got {number}."
+    if "lt" in limits and value >= limits["lt"]:
+        yield f"{known.flag} must be below {limits['lt']}, got {number}."
 
 
 def _is_of_kind(value: Any, kind: type) -> bool:

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     import requests
 
 CHUNK_BYTES = 1 << 18
-SHORTEST_DIGEST = 8  # hexadecimal digits: what torchvision puts into the names of its weights
-SLOWEST_BYTES_PER_S = 1024
+MIN_DIGEST_LENGTH = 8  # hexadecimal digits: what torchvision puts into the names of its weights
+MIN_BYTES_PER_S = 1024
 HTTP_OK, HTTP_REQUEST_TIMEOUT, HTTP_TOO_MANY_REQUESTS, HTTP_SERVER_ERROR = 200, 408, 429, 500
 DIGEST_NAMES = {"md5": "MD5", "sha256": "SHA-256"}
 
@@ -54,8 +54,8 @@ class _Wanted:
     offline: str
 
     def __post_init__(self) -> None:
-        if len(self.digest) < SHORTEST_DIGEST:
-            raise ValueError(f"Expected a digest of at least {SHORTEST_DIGEST} digits, got {self.digest!r}.")
+        if len(self.digest) < MIN_DIGEST_LENGTH:
+            raise ValueError(f"Expected a digest of at least {MIN_DIGEST_LENGTH} digits, got {self.digest!r}.")
 
     @property
     def digest_name(self) -> str:
@@ -315,7 +315,7 @@ def _chunks(response: requests.Response, limits: _Limits) -> Iterator[bytes]:
         window_bytes += len(chunk)
         elapsed_s = time.monotonic() - window_start
         if elapsed_s > limits.pace_window_s:
-            if window_bytes < SLOWEST_BYTES_PER_S * elapsed_s:
+            if window_bytes < MIN_BYTES_PER_S * elapsed_s:
                 raise _PassingError(f"only {window_bytes:,} bytes came in {elapsed_s:.0f} s")
             window_start, window_bytes = time.monotonic(), 0
 

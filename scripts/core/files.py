@@ -22,7 +22,7 @@ PART = ".part"  # ends the name of a file that is being written; the name begins
 
 @contextmanager
 def replace_atomically(
-    path: Path, *, needed_bytes: int | None = None, predecessor: Path | None = None
+    path: Path, *, needed_bytes: int | None = None, previous: Path | None = None
 ) -> Iterator[BinaryIO]:
     """Open a temporary file beside ``path`` that takes its name once it is written whole and on the disk.
 
@@ -34,7 +34,7 @@ def replace_atomically(
     Args:
         path: Where the file goes, in an existing folder.
         needed_bytes: Size of the file, for the message when it does not fit; None where it is not known.
-        predecessor: The name under which the file's earlier content stays, once the new one is on the disk; None if it
+        previous: The name under which the file's earlier content stays, once the new one is on the disk; None if it
             need not.
 
     Raises:
@@ -51,8 +51,8 @@ def replace_atomically(
                 os.fsync(stream.fileno())
                 # mkstemp makes the file private; a result is as readable as the user's umask allows
                 os.chmod(temporary, 0o666 & ~_UMASK)
-                if predecessor is not None and path.exists():
-                    _name_again(path, predecessor)
+                if previous is not None and path.exists():
+                    _name_again(path, previous)
                 os.replace(temporary, path)  # before it is closed, which would make it look like a leftover
         except BaseException:
             with suppress(FileNotFoundError):
@@ -74,9 +74,9 @@ def remove_leftovers(folder: Path, *, of: str = "") -> None:
                 _remove_unless_written(folder / name)
 
 
-def write_bytes(path: Path, content: bytes, *, predecessor: Path | None = None) -> None:
-    """Write ``content`` to ``path`` whole or not at all; see ``replace_atomically`` for ``predecessor``."""
-    with replace_atomically(path, needed_bytes=len(content), predecessor=predecessor) as stream:
+def write_bytes(path: Path, content: bytes, *, previous: Path | None = None) -> None:
+    """Write ``content`` to ``path`` whole or not at all; see ``replace_atomically`` for ``previous``."""
+    with replace_atomically(path, needed_bytes=len(content), previous=previous) as stream:
         stream.write(content)
 
 

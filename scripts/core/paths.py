@@ -13,7 +13,7 @@ from scripts.core.config import Config
 from scripts.core.errors import storage_errors
 from scripts.core.files import remove_leftovers
 
-LONGEST_SLUG = 60
+MAX_SLUG_LENGTH = 60
 
 
 def slug(text: str) -> str:
@@ -23,7 +23,7 @@ def slug(text: str) -> str:
     'resnet_18_tuned_v2'
     """
     plain = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
-    return re.sub(r"[^a-z0-9]+", "_", plain.lower()).strip("_")[:LONGEST_SLUG].strip("_") or "unnamed"
+    return re.sub(r"[^a-z0-9]+", "_", plain.lower()).strip("_")[:MAX_SLUG_LENGTH].strip("_") or "unnamed"
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,7 +15,7 @@ from scripts.core.errors import ConfigError
 from scripts.core.paths import RunPaths
 
 # settings that change no bit of the result, so a resumed run may have others than it was started with
-FREE = frozenset({"resume", "lock_file", "no_process_guard", "num_workers", "feed", "data_dir"})
+FREE = frozenset({"resume", "lock_file", "no_process_guard", "num_workers", "feed", "data_dir", "checkpoint_every"})
 NAMING = frozenset({"output_dir", "model_name"})
 # of those that are free, the ones that belong to an invocation and not to the run
 UNSTORED = FREE - {"data_dir"}

@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 RESIDENT_SHARE = 0.5
 
 # what a CPU judges fastest, by an eighth in fp32: the activations of more leave its caches; a GPU is done soon anyway
-MOST_IMAGES_TO_JUDGE = 128
-PIXELS_TO_JUDGE = 64 * 224 * 224  # of larger images fewer at once, whose activations are bounded by this
+MAX_EVAL_BATCH_SIZE = 128
+MAX_EVAL_PIXELS = 64 * 224 * 224  # of larger images fewer at once, whose activations are bounded by this
 
 PREFETCH = 2  # batches that each worker process gathers ahead
 BATCHES_IN_HAND = 3  # on their way beside those: what is computed with, what comes next, and one to spare
@@ -54,7 +54,7 @@ class ImageSizes:
         """Size of the batches that worker processes have under way at once, in training or in judging."""
         largest_judged = max(self.num_samples["val"], self.num_samples["test"])
         largest_batch = max(
-            min(batch_size, self.num_samples["train"]), min(images_to_judge(self.height, self.width), largest_judged)
+            min(batch_size, self.num_samples["train"]), min(eval_batch_size(self.height, self.width), largest_judged)
         )
         return largest_batch * self.image_bytes * (PREFETCH * num_workers + BATCHES_IN_HAND) if num_workers else 0
 
@@ -87,12 +87,12 @@ class MemoryPlan:
         return text
 
 
-def images_to_judge(height: int, width: int) -> int:
+def eval_batch_size(height: int, width: int) -> int:
     """Images in a batch of validation and test: fewer of large ones, so that their activations stay bounded.
 
     The same for every feed, because the size of a batch may change the last bits of a result.
     """
-    return max(1, min(MOST_IMAGES_TO_JUDGE, PIXELS_TO_JUDGE // (height * width)))
+    return max(1, min(MAX_EVAL_BATCH_SIZE, MAX_EVAL_PIXELS // (height * width)))
 
 
 def plan_memory(asked: str, images: ImageSizes, device: torch.device) -> MemoryPlan:

@@ -26,15 +26,15 @@ from scripts.core.errors import DataError
 SPLITS = ("train", "val", "test")
 KEYS = tuple(f"{split}_{kind}" for split in SPLITS for kind in ("images", "labels"))
 CLASS_NAMES = "class_names"
-MOST_CLASSES = 1000
-LONGEST_CLASS_NAME = 200
-MOST_SHOWN = 10  # names or values in a message
+MAX_CLASSES = 1000
+MAX_CLASS_NAME_LENGTH = 200
+MAX_SHOWN = 10  # names or values in a message
 
 CHUNK_BYTES = 1 << 20
 PIECE_BYTES = 1 << 22
-MOST_BYTES_AT_ONCE = 1 << 24  # room for a zip directory of some 100,000 entries
-MOST_HEADER_BYTES = 4096
-LONGEST_SIDE = 1 << 40  # of any array: beyond it lies no data but trouble with printing the number
+MAX_BYTES_AT_ONCE = 1 << 24  # room for a zip directory of some 100,000 entries
+MAX_HEADER_BYTES = 4096
+MAX_SIDE = 1 << 40  # of any array: beyond it lies no data but trouble with printing the number
 BEST_DEFLATION = 1032  # bytes that one compressed byte can stand for at most (https://zlib.net/zlib_tech.html)
 ENCRYPTED_OR_PATCHED = 0x1 | 0x20 | 0x40  # bits of a zip entry's flags
 LOCAL_HEADER_BYTES = 30
@@ -184,7 +184,7 @@ def read_array(layout: NpzLayout, key: str) -> NDArray[Any]:
                 with warnings.catch_warnings():
                     warnings.simplefilter("ignore")  # see _parse_header
                     array: NDArray[Any] = np.lib.format.read_array(
-                        stream, allow_pickle=False, max_header_size=MOST_HEADER_BYTES
+                        stream, allow_pickle=False, max_header_size=MAX_HEADER_BYTES
                     )
             except MemoryError:
                 _refuse(layout.path, f"{key} needs {expected.num_bytes:,} bytes of memory, more than there is")
@@ -207,7 +207,7 @@ def read_labels(layout: NpzLayout, split: str, num_classes: int | None = None) -
     """
     key = f"{split}_labels"
     labels = read_array(layout, key)[:, 0]
-    highest = (MOST_CLASSES if num_classes is None else num_classes) - 1
+    highest = (MAX_CLASSES if num_classes is None else num_classes) - 1
     wrong = labels[(labels < 0) | (labels > highest)]
     if wrong.size:
         _refuse(
@@ -244,7 +244,7 @@ def read_label_rows(layout: NpzLayout, split: str) -> NDArray[np.int64]:
 
 
 def _values(labels: NDArray[np.integer]) -> str:
-    return ", ".join(str(value) for value in np.unique(labels)[:MOST_SHOWN].tolist())
+    return ", ".join(str(value) for value in np.unique(labels)[:MAX_SHOWN].tolist())
 
 
 def read_class_names(layout: NpzLayout) -> tuple[str, ...] | None:
@@ -273,9 +273,9 @@ class _CautiousFile(io.FileIO):
     """A file that refuses to be read in one go: zipfile reads a directory, however large, whole."""
 
     def read(self, size: int | None = -1) -> bytes:
-        if size is not None and size > MOST_BYTES_AT_ONCE:
+        if size is not None and size > MAX_BYTES_AT_ONCE:
             raise zipfile.BadZipFile(f"its directory has {size:,} bytes")
-        return super().read(MOST_BYTES_AT_ONCE if size is None or size < 0 else size) or b""
+        return super().read(MAX_BYTES_AT_ONCE if size is None or size < 0 else size) or b""
 
 
 @contextmanager
@@ -354,12 +354,12 @@ def _read_header(path: Path, archive: zipfile.ZipFile, key: str, info: zipfile.Z
         _refuse(path, f"{key} is packed by method {info.compress_type}; needed is stored (0) or deflated (8)")
     with _member(path, archive, key) as stream:
         # a bounded piece: the header itself says how long it is, and might say 4 GiB
-        beginning = io.BytesIO(stream.read(MOST_HEADER_BYTES + 16))
+        beginning = io.BytesIO(stream.read(MAX_HEADER_BYTES + 16))
         header = _parse_header(beginning)
     shape, dtype = header.shape, header.dtype
     if dtype.hasobject:
         _refuse(path, f"{key} holds pickled Python objects, which could run any code; needed are plain numbers")
-    if len(shape) > 4 or not all(0 <= side <= LONGEST_SIDE for side in shape):
+    if len(shape) > 4 or not all(0 <= side <= MAX_SIDE for side in shape):
         _refuse(path, f"{key} has an impossible shape; needed are at most 4 dimensions of sensible size")
     declared = beginning.tell() + header.num_bytes
     if info.file_size != declared:
@@ -379,9 +379,9 @@ def _parse_header(stream: IO[bytes]) -> ArrayHeader:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of files that Python 2 wrote: they are read all the same
         if version == (1, 0):
-            shape, by_columns, dtype = np.lib.format.read_array_header_1_0(stream, max_header_size=MOST_HEADER_BYTES)
+            shape, by_columns, dtype = np.lib.format.read_array_header_1_0(stream, max_header_size=MAX_HEADER_BYTES)
         elif version == (2, 0):
-            shape, by_columns, dtype = np.lib.format.read_array_header_2_0(stream, max_header_size=MOST_HEADER_BYTES)
+            shape, by_columns, dtype = np.lib.format.read_array_header_2_0(stream, max_header_size=MAX_HEADER_BYTES)
         else:
             raise ValueError(f"array format {version[0]}.{version[1]}, needed is 1.0 or 2.0")
     return ArrayHeader(tuple(int(side) for side in shape), dtype, by_columns)
@@ -423,11 +423,11 @@ def _check_class_names_header(path: Path, header: ArrayHeader) -> None:
         _refuse(
             path, f"{CLASS_NAMES} is {_described(header)}; needed is a vector of text, such as shape (8,), dtype <U20"
         )
-    if not 2 <= header.shape[0] <= MOST_CLASSES:
-        _refuse(path, f"{CLASS_NAMES} has {header.shape[0]:,} names; needed are 2 to {MOST_CLASSES}")
-    if header.dtype.itemsize > 4 * LONGEST_CLASS_NAME:  # NumPy keeps four bytes per character
+    if not 2 <= header.shape[0] <= MAX_CLASSES:
+        _refuse(path, f"{CLASS_NAMES} has {header.shape[0]:,} names; needed are 2 to {MAX_CLASSES}")
+    if header.dtype.itemsize > 4 * MAX_CLASS_NAME_LENGTH:  # NumPy keeps four bytes per character
         _refuse(
-            path, f"{CLASS_NAMES} has dtype {header.dtype}; needed are at most {LONGEST_CLASS_NAME} characters each"
+            path, f"{CLASS_NAMES} has dtype {header.dtype}; needed are at most {MAX_CLASS_NAME_LENGTH} characters each"
         )
 
 
@@ -440,7 +440,7 @@ def _described(header: ArrayHeader) -> str:
 
 
 def _listed(names: list[str] | tuple[str, ...] | Mapping[str, Any]) -> str:
-    shown = [_shown(name) for name in list(names)[:MOST_SHOWN]]
+    shown = [_shown(name) for name in list(names)[:MAX_SHOWN]]
     return ", ".join(shown) + (", …" if len(names) > len(shown) else "") or "none"
 
 

@@ -36,14 +36,11 @@ def tta_views(*, hflip: float, rotation_angle: float) -> tuple[View, ...]:
     if rotation_angle > 0:
         usual, half = views[0], rotation_angle / 2
         prefix = "flipped, " if usual.flip else ""
-        views += [
-            View(f"{prefix}turned {half:g}° {side}", usual.flip, angle)
-            for side, angle in (("left", half), ("right", -half))
-        ]
+        views += [View(f"{prefix}rotated {angle:+g}°", usual.flip, angle) for angle in (half, -half)]
     return tuple(views)
 
 
-def look(images: Tensor, view: View) -> Tensor:
+def apply_view(images: Tensor, view: View) -> Tensor:
     """Show a batch of images, float32 of shape (B, C, H, W), in one view."""
     if not view.flip and view.angle == 0:
         return images

@@ -32,7 +32,7 @@ def count_answers(labels: Integers, predictions: Integers, num_classes: int) -> 
     return cells.astype(np.int64).reshape(num_classes, num_classes)
 
 
-def hits_and_margins(counts: Integers) -> tuple[Integers, Integers, Integers]:
+def class_counts(counts: Integers) -> tuple[Integers, Integers, Integers]:
     """Of how many images each class or label is rightly said, said, and true; shape (C, r) each."""
     if counts.ndim == 4:
         return counts[:, 1, 1], counts[:, :, 1].sum(axis=1), counts[:, 1].sum(axis=1)
@@ -45,7 +45,7 @@ def figures_of(counts: Integers) -> dict[str, Floats]:
     What is undefined for a class or label is left out of a mean over them. Of class indices there are also the
     figures that make sense where the classes are in an order.
     """
-    hits, said, true = hits_and_margins(counts)
+    hits, said, true = class_counts(counts)
     macro_f1 = mean_of_defined(ratio(2 * hits, said + true), axis=0)
     return {"macro_f1": macro_f1} | (_label_figures(counts) if counts.ndim == 4 else _class_figures(counts))
 
@@ -58,7 +58,7 @@ def _class_figures(confusion: Integers) -> dict[str, Floats]:
 
     Reference: Cohen, Weighted kappa, Psychological Bulletin 70, 1968.
     """
-    hits, said, true = hits_and_margins(confusion)
+    hits, said, true = class_counts(confusion)
     num_images = true.sum(axis=0)
     classes = np.arange(len(confusion))
     steps = np.abs(np.subtract.outer(classes, classes)).astype(np.float64)

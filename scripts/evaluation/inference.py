@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from scripts.core.system.device import autocast
 from scripts.data_handler.augmentation import normalise, to_float
 from scripts.data_handler.dataset import Dataset
-from scripts.data_handler.feed import Examples
-from scripts.data_handler.views import PLAIN, View, look
+from scripts.data_handler.sources import DeviceSplit
+from scripts.data_handler.views import PLAIN, View, apply_view
 from scripts.evaluation.metrics import EvaluationResult, Metrics, compute_metrics
 
 
 def evaluate(
     model: nn.Module,
-    test: Examples,
+    test: DeviceSplit,
     labels: NDArray[np.int64],
     dataset: Dataset,
     views: tuple[View, ...],
@@ -53,7 +53,7 @@ def evaluate(
 
 @torch.inference_mode()
 def predict(
-    model: nn.Module, examples: Examples, views: tuple[View, ...], *, precision: str
+    model: nn.Module, examples: DeviceSplit, views: tuple[View, ...], *, precision: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
     """Probabilities of the classes or labels of every image, all views of a batch one after another.
 
@@ -70,13 +70,13 @@ def predict(
     plain, mean = torch.zeros_like(examples.targets), torch.zeros_like(examples.targets)
 
     def probabilities(images: Tensor, view: View) -> Tensor:
-        inputs = normalise(look(images, view)).contiguous(memory_format=torch.channels_last)
+        inputs = normalise(apply_view(images, view)).contiguous(memory_format=torch.channels_last)
         with autocast(images.device, precision):
             logits = model(inputs)
-        return examples.labelling.probabilities(logits.float())
+        return examples.task.probabilities(logits.float())
 
     start = 0
-    for stored in examples.feed.batches(np.arange(examples.size), examples.images_to_judge):
+    for stored in examples.source.batches(np.arange(examples.size), examples.eval_batch_size):
         images = to_float(stored)
         window = slice(start, start + len(images))
         plain[window] = probabilities(images, PLAIN)

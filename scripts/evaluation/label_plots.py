@@ -29,9 +29,9 @@ from scripts.evaluation.page import (
 )
 from scripts.evaluation.plots import Group, draw_groups, right_and_wrong
 
-CURVES_PER_ROW, MOST_CURVES, CURVE_SIDE = 5, 30, 250
-MOST_CHARTED_LABELS, CHART_ROW, CHART_WIDTH = 60, 40, 230
-MOST_TOLD_LABELS, TOLD_LINE = 5, 23
+CURVES_PER_ROW, MAX_CURVES, CURVE_SIDE = 5, 30, 250
+MAX_CHARTED_LABELS, CHART_ROW, CHART_WIDTH = 60, 40, 230
+MAX_ANNOTATED_LABELS, ANNOTATION_LINE = 5, 23
 HIT, MISSED, FALSE_ALARM = "✓", "○", "✗"
 
 
@@ -44,7 +44,7 @@ def draw_label_curves(evaluation: EvaluationResult, caption: Caption) -> Figure:
         caption: Where they come from.
     """
     metrics, scores = evaluation.headline, evaluation.headline_scores
-    shown = metrics.per_class[:MOST_CURVES]
+    shown = metrics.per_class[:MAX_CURVES]
     names = short_names([figures.name for figures in metrics.per_class], width=22, lines=1)
     columns = min(CURVES_PER_ROW, len(shown))
     rows = -(-len(shown) // columns)
@@ -58,7 +58,7 @@ def draw_label_curves(evaluation: EvaluationResult, caption: Caption) -> Figure:
         auc = "AUC undefined" if figures.auc is None else f"AUC {figures.auc:.3f}"
         page.text(x, y - 24, f"{auc} · {figures.support:,} images", size=7.5, color=MUTED)
         axes = page.axes(x, y, CURVE_SIDE, CURVE_SIDE)
-        _dress_panel(axes, is_leftmost=column == 0, is_lowest=index + columns >= len(shown))
+        _style_panel(axes, is_leftmost=column == 0, is_lowest=index + columns >= len(shown))
         if figures.auc is None:
             whose = "every" if figures.support else "no"
             axes.text(0.5, 0.5, f"{whose} image\nhas this label", ha="center", va="center", color=MUTED, fontsize=8.5)
@@ -71,7 +71,7 @@ def draw_label_curves(evaluation: EvaluationResult, caption: Caption) -> Figure:
     return page.figure
 
 
-def _dress_panel(axes: Axes, *, is_leftmost: bool, is_lowest: bool) -> None:
+def _style_panel(axes: Axes, *, is_leftmost: bool, is_lowest: bool) -> None:
     """Square axes from 0 to 1, with numbers only at the rim of the grid."""
     axes.set(xlim=(0, 1), ylim=(0, 1), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
     axes.grid(color=FAINT, linewidth=0.6, alpha=0.7)
@@ -95,7 +95,7 @@ def draw_label_figures(evaluation: EvaluationResult, caption: Caption) -> Figure
         caption: Where they come from.
     """
     metrics = evaluation.headline
-    shown = metrics.per_class[:MOST_CHARTED_LABELS]
+    shown = metrics.per_class[:MAX_CHARTED_LABELS]
     names = short_names([figures.name for figures in metrics.per_class], width=30, lines=1)[: len(shown)]
     counts = [f"{figures.support:,}" for figures in shown]
     left = MARGIN + text_width(names, size=9) + 20 + text_width([*counts, "images"], size=8) + 34
@@ -158,14 +158,14 @@ def draw_label_predictions(
     is_right = (predictions == labels).all(axis=1)
     # an image with none of the labels comes in a turn of its own, after those whose first label is the last
     turns = np.where(labels.any(axis=1), labels.argmax(axis=1), labels.shape[1])
-    sureness = np.where(predictions == labels, 0.0, np.abs(scores - 0.5)).max(axis=1)
-    right, wrong = right_and_wrong(is_right, turns, sureness)
+    confidence = np.where(predictions == labels, 0.0, np.abs(scores - 0.5)).max(axis=1)
+    right, wrong = right_and_wrong(is_right, turns, confidence)
     names = short_names(class_names, width=16, lines=1)
-    told = {index: _told(names, labels[index], predictions[index], scores[index]) for index in (*right, *wrong)}
+    told = {index: _annotations(names, labels[index], predictions[index], scores[index]) for index in (*right, *wrong)}
 
-    def tell(page: Page, x: float, y: float, _group: Group, index: int) -> None:
+    def annotate(page: Page, x: float, y: float, _group: Group, index: int) -> None:
         for line, (text, colour) in enumerate(told[index]):
-            page.text(x, y + line * TOLD_LINE, text, size=7.5, color=colour)
+            page.text(x, y + line * ANNOTATION_LINE, text, size=7.5, color=colour)
 
     num_right = evaluation.headline.num_correct
     of_right, of_wrong = f"{len(right)} of {num_right:,}", f"{len(wrong)} of {len(images) - num_right:,}"
@@ -178,10 +178,12 @@ def draw_label_predictions(
         f"{MISSED} true, not predicted · {FALSE_ALARM} predicted, not true"
     )
     most = max((len(lines) for lines in told.values()), default=1)
-    return draw_groups(images, groups, detail, caption, tell=tell, told_height=most * TOLD_LINE + 24)
+    return draw_groups(
+        images, groups, detail, caption, annotate=annotate, annotation_height=most * ANNOTATION_LINE + 24
+    )
 
 
-def _told(
+def _annotations(
     names: Sequence[str], labels: NDArray[np.int64], predictions: NDArray[np.int64], scores: NDArray[np.float64]
 ) -> list[tuple[str, str]]:
     """Lines about one image, each with its colour: the wrong labels first, the most confident of them at the top."""
@@ -192,8 +194,8 @@ def _told(
         mark = HIT if not is_wrong[index] else MISSED if labels[index] else FALSE_ALARM
         colour = WRONG_COLOUR if is_wrong[index] else RIGHT_COLOUR
         lines.append((f"{mark} {names[index]} {scores[index]:.0%}", colour))
-    if len(lines) > MOST_TOLD_LABELS:
-        lines[MOST_TOLD_LABELS - 1 :] = [(f"and {len(lines) - MOST_TOLD_LABELS + 1} more", MUTED)]
+    if len(lines) > MAX_ANNOTATED_LABELS:
+        lines[MAX_ANNOTATED_LABELS - 1 :] = [(f"and {len(lines) - MAX_ANNOTATED_LABELS + 1} more", MUTED)]
     return lines or [("no label, none predicted", MUTED)]
 
 

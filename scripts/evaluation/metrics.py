@@ -13,7 +13,7 @@ from sklearn.metrics import roc_auc_score
 from scripts.data_handler.dataset import members
 from scripts.data_handler.registry import BINARY, MULTI_CLASS, MULTI_LABEL, ORDINAL, THRESHOLD
 from scripts.evaluation.bootstrap import percentile_interval, resample_figures
-from scripts.evaluation.confusion import count_answers, figures_of, hits_and_margins, ratio
+from scripts.evaluation.confusion import class_counts, count_answers, figures_of, ratio
 
 TASKS = (MULTI_CLASS, BINARY, ORDINAL, MULTI_LABEL)
 FIGURES = ("accuracy", "auc", "macro_f1", "balanced_accuracy")
@@ -206,7 +206,7 @@ def one_vs_rest_aucs(labels: NDArray[np.integer], scores: NDArray[np.floating]) 
 def _per_class(
     confusion: Integers, aucs: Sequence[float | None], class_names: Sequence[str]
 ) -> tuple[ClassMetrics, ...]:
-    hits, said, true = (counts[:, 0] for counts in hits_and_margins(confusion[..., np.newaxis]))
+    hits, said, true = (counts[:, 0] for counts in class_counts(confusion[..., np.newaxis]))
     figures = ratio(hits, said), ratio(hits, true), ratio(2 * hits, said + true)
     return tuple(
         ClassMetrics(

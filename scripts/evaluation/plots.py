@@ -37,9 +37,9 @@ from scripts.evaluation.page import (
     text_width,
 )
 
-SAMPLES_PER_CLASS, SAMPLE_HEIGHT, MOST_SAMPLED_CLASSES = 12, 84, 30
-PREDICTIONS_PER_ROW, MOST_PREDICTIONS, PREDICTION_HEIGHT, PREDICTION_NAME_WIDTH = 8, 16, 140, 212
-MOST_WRITTEN_CLASSES, MOST_NAMED_CLASSES, MATRIX_SIDE = 20, 60, 1240
+SAMPLES_PER_CLASS, SAMPLE_HEIGHT, MAX_SAMPLED_CLASSES = 12, 84, 30
+PREDICTIONS_PER_ROW, MAX_PREDICTIONS, PREDICTION_HEIGHT, PREDICTION_NAME_WIDTH = 8, 16, 140, 212
+MAX_WRITTEN_CLASSES, MAX_NAMED_CLASSES, MATRIX_SIDE = 20, 60, 1240
 
 
 @style.context(STYLE)
@@ -54,7 +54,7 @@ def draw_dataset_samples(
         class_names: C names; of very many classes only the first are shown, and the picture says so.
         caption: Where the images come from.
     """
-    names = short_names(class_names, width=24, lines=3)[:MOST_SAMPLED_CLASSES]
+    names = short_names(class_names, width=24, lines=3)[:MAX_SAMPLED_CLASSES]
     height, width = SAMPLE_HEIGHT, SAMPLE_HEIGHT * images.shape[2] / images.shape[1]
     of_class = [np.flatnonzero(members(labels, index)) for index in range(len(names))]
     counts = [f"{len(indices):,} images" for indices in of_class]
@@ -112,9 +112,9 @@ def draw_training_curves(training: TrainingResult, caption: Caption) -> Figure:
         axes.yaxis.set_major_formatter(lambda value, _: f"{value:g}")  # no power of ten hidden above the axis
 
     best = f"◆ best: {training.best_val_accuracy:.2%} in epoch {training.best_epoch}"
-    _dress_curve(loss, "Loss", "mean over the images of an epoch", epochs[-1], training.best_epoch)
-    _dress_curve(accuracy, "Validation accuracy", best, epochs[-1], training.best_epoch)
-    _dress_curve(rate, "Learning rate", "at the first step of the epoch", epochs[-1], training.best_epoch)
+    _style_axes(loss, "Loss", "mean over the images of an epoch", epochs[-1], training.best_epoch)
+    _style_axes(accuracy, "Validation accuracy", best, epochs[-1], training.best_epoch)
+    _style_axes(rate, "Learning rate", "at the first step of the epoch", epochs[-1], training.best_epoch)
     return page.figure
 
 
@@ -126,7 +126,7 @@ def _keep_to_shares(axes: Axes) -> None:
     axes.set_yticks([tick for tick in axes.get_yticks().round(9) if max(0, lowest) <= tick <= min(1, highest)])
 
 
-def _dress_curve(axes: Axes, title: str, detail: str, last_epoch: int, best_epoch: int) -> None:
+def _style_axes(axes: Axes, title: str, detail: str, last_epoch: int, best_epoch: int) -> None:
     axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=INK, pad=22)
     axes.text(0, 1.03, detail, transform=axes.transAxes, fontsize=8.5, color=MUTED)
     axes.axvline(best_epoch, color=MUTED, linewidth=1, linestyle=":", zorder=0)
@@ -150,9 +150,9 @@ def draw_confusion_matrix(metrics: Metrics, caption: Caption, *, scores: str) ->
     """
     num_classes = len(metrics.per_class)
     cell = MATRIX_SIDE / num_classes
-    if num_classes <= MOST_WRITTEN_CLASSES:  # room for a number, and no more than it needs
+    if num_classes <= MAX_WRITTEN_CLASSES:  # room for a number, and no more than it needs
         cell = max(62.0, min(180.0, 720 / num_classes))
-    names = [figures.name for figures in metrics.per_class] if num_classes <= MOST_NAMED_CLASSES else []
+    names = [figures.name for figures in metrics.per_class] if num_classes <= MAX_NAMED_CLASSES else []
     rows, columns = numbered_alike(shortened(names, width=24, lines=2), shortened(names, width=24, lines=1))
     side, gap, left, top = cell * num_classes, 56, MARGIN + 52 + text_width(rows, size=8.5), caption.height + 58
     below = 36 + 0.72 * text_width(columns, size=8.5)
@@ -190,7 +190,7 @@ def _draw_matrix(
     side = cell * len(shares)
     page.image(_shades(shares), x, y, side, side)
     page.frame(x, y, side, side, edgecolor=FAINT, linewidth=0.8)
-    if len(shares) > MOST_WRITTEN_CLASSES:
+    if len(shares) > MAX_WRITTEN_CLASSES:
         return
     for (row, column), share in np.ndenumerate(shares):
         is_dark = share > (0.6 if row == column else 0.4)
@@ -234,18 +234,18 @@ class Group:
 
 
 def right_and_wrong(
-    is_right: NDArray[np.bool_], turns: NDArray[np.int64], sureness: NDArray[np.float64]
+    is_right: NDArray[np.bool_], turns: NDArray[np.int64], confidence: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Which images to show, by index: right ones by turns, and the most surely wrong ones.
 
     Args:
         is_right: Whether each image is predicted right, shape (N,).
         turns: A number for each kind of image, shape (N,): each kind has its first before any has its second.
-        sureness: How sure the prediction of each image was, shape (N,).
+        confidence: How sure the prediction of each image was, shape (N,).
     """
     right, wrong = np.flatnonzero(is_right), np.flatnonzero(~is_right)
-    worst = wrong[np.argsort(-sureness[wrong], kind="stable")]
-    return _in_turn(right, turns)[:MOST_PREDICTIONS], worst[:MOST_PREDICTIONS]
+    worst = wrong[np.argsort(-confidence[wrong], kind="stable")]
+    return _in_turn(right, turns)[:MAX_PREDICTIONS], worst[:MAX_PREDICTIONS]
 
 
 def draw_groups(
@@ -254,8 +254,8 @@ def draw_groups(
     detail: str,
     caption: Caption,
     *,
-    tell: Callable[[Page, float, float, Group, int], None],
-    told_height: float,
+    annotate: Callable[[Page, float, float, Group, int], None],
+    annotation_height: float,
 ) -> Figure:
     """Framed test images in groups, with words below each.
 
@@ -264,11 +264,11 @@ def draw_groups(
         groups: What to show; a group without images is left out.
         detail: Stands below the title.
         caption: Where the images come from.
-        tell: Writes what belongs to an image: called with the page, the place, the image's group and its index.
-        told_height: Pixels that this takes.
+        annotate: Writes what belongs to an image: called with the page, the place, the image's group and its index.
+        annotation_height: Pixels that this takes.
     """
     height, width = PREDICTION_HEIGHT, PREDICTION_HEIGHT * images.shape[2] / images.shape[1]
-    heading, line, pitch = 56, height + 12 + told_height, max(PREDICTION_NAME_WIDTH, width + 24)
+    heading, line, pitch = 56, height + 12 + annotation_height, max(PREDICTION_NAME_WIDTH, width + 24)
     shown = [group for group in groups if group.num_lines]
     page = Page(
         2 * MARGIN + PREDICTIONS_PER_ROW * pitch,
@@ -284,7 +284,7 @@ def draw_groups(
             page.image(as_rgb(images[index]), x, top, width, height)
             look = {"edgecolor": group.colour, "linestyle": group.dashes, "linewidth": 2.2}
             page.frame(x - 4, top - 4, width + 8, height + 8, **look)
-            tell(page, x - 4, top + height + 12, group, index)
+            annotate(page, x - 4, top + height + 12, group, index)
         y += heading + group.num_lines * line
     return page.figure
 
@@ -306,7 +306,7 @@ def draw_sample_predictions(
     right, wrong = right_and_wrong(is_right, evaluation.labels, confidence)
     num_right, names = evaluation.headline.num_correct, short_names(class_names, width=16, lines=1)
 
-    def tell(page: Page, x: float, y: float, group: Group, index: int) -> None:
+    def annotate(page: Page, x: float, y: float, group: Group, index: int) -> None:
         told = f"true  {names[evaluation.labels[index]]}\npred. {names[evaluation.predictions[index]]}"
         page.text(x, y, told, size=7.5, linespacing=1.15)
         verdict = f"{group.mark} {confidence[index]:.1%}"
@@ -318,7 +318,7 @@ def draw_sample_predictions(
         Group(f"Wrong: {of_wrong}, the most confident first", "✗", WRONG_COLOUR, DASHES, wrong),
     )
     detail = f"test images; {num_right:,} of {len(images):,} are right"
-    return draw_groups(images, groups, detail, caption, tell=tell, told_height=92)
+    return draw_groups(images, groups, detail, caption, annotate=annotate, annotation_height=92)
 
 
 def _evenly(candidates: NDArray[np.int64], count: int) -> NDArray[np.int64]:

@@ -5,9 +5,10 @@ Nothing is computed here that a reader would quote: results go in, files come ou
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -17,12 +18,13 @@ from numpy.typing import NDArray
 
 from scripts.core.config import Config
 from scripts.core.files import write_json
+from scripts.core.log import log
 from scripts.core.paths import RunPaths
 from scripts.core.records import TrainingResult
 from scripts.data_handler.dataset import Dataset, Split
 from scripts.data_handler.registry import MULTI_LABEL
 from scripts.evaluation.label_plots import draw_label_curves, draw_label_figures, draw_label_predictions
-from scripts.evaluation.metrics import EvaluationResult, Metrics
+from scripts.evaluation.metrics import Estimate, EvaluationResult, Metrics
 from scripts.evaluation.page import Caption, save_figure
 from scripts.evaluation.plots import (
     draw_confusion_matrix,
@@ -34,30 +36,23 @@ from scripts.evaluation.predictions import standard_file_name, write_predictions
 from scripts.evaluation.workbook import write_workbook
 
 
-def write_reports(
-    paths: RunPaths,
-    *,
-    config: Config,
-    dataset: Dataset,
-    training: TrainingResult,
-    evaluation: EvaluationResult,
-    environment: Mapping[str, Any],
-    train: Split,
-    test_images: NDArray[np.uint8],
-    finished: datetime,
-) -> list[Path]:
-    """Write every report of a run; ``summary.json`` comes last, so that where it is the others are.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunReport:
+    """All that the reports of a finished run are written from."""
 
-    Args:
-        paths: The run's folder.
-        config: The settings as applied.
-        dataset: What was trained on.
-        training: The epochs.
-        evaluation: Scores and figures of the test split.
-        environment: Versions and hardware, as values that JSON knows.
-        train: The training split, of which samples are shown.
-        test_images: The test split, shape (N, H, W) grey or (N, H, W, 3) RGB.
-        finished: When the run ended, in local time.
+    paths: RunPaths
+    config: Config  # the settings as applied
+    dataset: Dataset
+    training: TrainingResult
+    evaluation: EvaluationResult
+    environment: Mapping[str, Any]  # versions and hardware at the run's start, as config.json records them
+    train: Split  # samples of it are shown
+    test: Split
+    finished: datetime  # local time
+
+
+def write_reports(report: RunReport) -> list[Path]:
+    """Write every report of a run; ``summary.json`` comes last, so that where it is the others are.
 
     Returns:
         The files written.
@@ -65,8 +60,12 @@ def write_reports(
     Raises:
         StorageError: A file cannot be written.
     """
+    paths, config, dataset = report.paths, report.config, report.dataset
+    training, evaluation, finished = report.training, report.evaluation, report.finished
+    card = json.loads(paths.best_model_card.read_text(encoding="utf-8"))
+    write_json(paths.best_model_card, card | {"test": _card_figures(evaluation)})
     caption = Caption(dataset.title, config.model_name, dataset.note)
-    figures = _write_figures(paths, caption, dataset, training, evaluation, train, test_images)
+    figures = _write_figures(paths, caption, dataset, training, evaluation, report.train, report.test.images)
     write_workbook(
         paths.workbook,
         caption=caption,
@@ -74,7 +73,7 @@ def write_reports(
         dataset=dataset,
         training=training,
         evaluation=evaluation,
-        environment=environment,
+        environment=report.environment,
         figures=figures,
         finished=finished,
     )
@@ -87,11 +86,52 @@ def write_reports(
         "training": _training_facts(config, training),
         "test": _test_facts(evaluation),
         "config": config.as_dict(),
-        "environment": dict(environment),
+        "environment": dict(report.environment),
         "files": [path.relative_to(paths.root).as_posix() for path in (*_earlier_files(paths), *written)],
     }
     write_json(paths.summary, _json_ready(summary))
+    _log_figures(report)
     return [*written, paths.summary]
+
+
+def _log_figures(report: RunReport) -> None:
+    for name, metrics in _variants(report.evaluation).items():
+        figures = (
+            _figure_in_words(title, estimate)
+            for title, estimate in (
+                ("accuracy", metrics.accuracy),
+                ("AUC", metrics.auc),
+                ("macro-F1", metrics.macro_f1),
+                ("quadratic-weighted kappa", metrics.quadratic_weighted_kappa),
+                ("mean absolute error", metrics.mean_absolute_error),
+            )
+            if estimate is not None
+        )
+        log.info("test, %s: %s", name, "  ".join(figures))
+    note = report.dataset.note
+    log.info("reports in %s%s", report.paths.root, f"  ({note})" if note else "")
+
+
+def _figure_in_words(title: str, estimate: Estimate) -> str:
+    if not estimate.is_defined:
+        return f"{title} undefined"
+    return f"{title} {estimate.value:.4f} [{estimate.low:.4f}, {estimate.high:.4f}]"
+
+
+def _variants(evaluation: EvaluationResult) -> dict[str, Metrics]:
+    """The figures without TTA, and with it where there is TTA."""
+    with_tta = {} if evaluation.tta is None else {"with TTA": evaluation.tta}
+    return {"without TTA": evaluation.plain} | with_tta
+
+
+def _card_figures(evaluation: EvaluationResult) -> dict[str, dict[str, float | None]]:
+    return {
+        # NaN is not JSON
+        name: {
+            figure: estimate.value if estimate.is_defined else None for figure, estimate in metrics.estimates.items()
+        }
+        for name, metrics in _variants(evaluation).items()
+    }
 
 
 def _write_figures(

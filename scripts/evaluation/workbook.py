@@ -40,7 +40,7 @@ FONT = "Calibri"
 UNDEFINED = "–"
 FIGURE_WIDTH = 1000  # pixels on the sheet, at most
 ROW_PIXELS, ROW_POINTS = 20, 15  # of a row of the usual height
-NAME_WIDTH, MOST_NAME_LINES = 40, 8  # of a class's name, in characters and lines
+NAME_WIDTH, MAX_NAME_LINES = 40, 8  # of a class's name, in characters and lines
 
 HEADLINES = {
     "accuracy": ("Accuracy", SHARE),
@@ -292,7 +292,7 @@ def _write_configuration(sheet: Worksheet, config: Config) -> None:
         put(sheet, row, 2, value, align="left", fill=BEST_FILL if is_changed else None, wrap=True)
         put(sheet, row, 3, default, align="left", colour=MUTED, wrap=True)
         put(sheet, row, 4, known.metadata["group"], colour=MUTED)
-        put(sheet, row, 5, known.metadata["about"], wrap=True)
+        put(sheet, row, 5, known.metadata["help"], wrap=True)
 
 
 def _write_environment(sheet: Worksheet, environment: Mapping[str, Any]) -> None:
@@ -365,7 +365,7 @@ def _put_name(sheet: Worksheet, row: int, name: str) -> None:
 
 def _height(length: int, width: int) -> int:
     """The height, in points, of a row that holds text of ``length`` characters in lines of ``width``."""
-    return ROW_POINTS * min(max(1, math.ceil(length / width)), MOST_NAME_LINES)
+    return ROW_POINTS * min(max(1, math.ceil(length / width)), MAX_NAME_LINES)
 
 
 def put(

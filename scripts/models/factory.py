@@ -42,11 +42,11 @@ def build_model(
     """
     model = BACKBONES[backbone](num_classes, stem=stem, seed=seed)
     if weights == "none":
-        happened = "new weights throughout"
+        summary = "new weights throughout"
     else:
         path = fetch_imagenet_weights(data_dir) if weights == "imagenet" else Path(weights).expanduser()
-        happened = load_weights(model, read_state_dict(path), origin=weights)
+        summary = load_weights(model, read_state_dict(path), origin=weights)
     num_parameters = sum(parameter.numel() for parameter in model.parameters())
     about = f"{num_parameters:,} parameters, {stem} stem"
-    log.info("model %s: %s, weights %s (%s)", backbone, about, weights, happened)
+    log.info("model %s: %s, weights %s (%s)", backbone, about, weights, summary)
     return model

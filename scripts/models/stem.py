@@ -12,7 +12,7 @@ from torch import Tensor
 # Pixels of the larger side up to which the adapted stem is chosen. It keeps every pixel, so its cost grows with the
 # picture: 0.46 GMAC at 28 pixels, 2.2 at 64, 8.9 at 128 and 27 at 224. The stock stem keeps a quarter of each side: it
 # takes 1.8 GMAC at 224, but of 28 pixels it shows the residual stages 7, and the last of them a single one.
-LARGEST_ADAPTED_SIDE = 64
+MAX_ADAPTED_SIDE = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,9 +46,9 @@ def choose_stem(asked: str, height: int, width: int) -> tuple[str, str]:
     if asked != "auto":
         return asked, "as asked"
     size = f"pictures of {height} × {width} pixels"
-    if max(height, width) <= LARGEST_ADAPTED_SIDE:
-        return "adapted", f"{size}, which are small (up to {LARGEST_ADAPTED_SIDE}): every pixel is kept"
-    return "stock", f"{size}, which are large (above {LARGEST_ADAPTED_SIDE}): a quarter of each side is enough"
+    if max(height, width) <= MAX_ADAPTED_SIDE:
+        return "adapted", f"{size}, which are small (up to {MAX_ADAPTED_SIDE}): every pixel is kept"
+    return "stock", f"{size}, which are large (above {MAX_ADAPTED_SIDE}): a quarter of each side is enough"
 
 
 def is_stem(weight: Tensor, name: str) -> bool:

@@ -61,7 +61,7 @@ def read_state_dict(path: Path, *, origin: str | None = None) -> StateDict:
         raise DataError(f"{name} must be the file of a ResNet-18 state dict, found {found} there.")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what PyTorch says of strange files is said below in one sentence
+            warnings.simplefilter("ignore")  # what PyTorch says of unexpected files is said below in one sentence
             loaded = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # of many kinds, since PyTorch parses whatever bytes it is given
         raise DataError(
@@ -101,19 +101,19 @@ def load_weights(model: nn.Module, state: StateDict, *, origin: str) -> str:
         origin: Where the state came from, for messages.
 
     Returns:
-        What happened to the stem and to ``fc``, in words.
+        What summary to the stem and to ``fc``, in words.
 
     Raises:
         DataError: The state is of another architecture, or has a 3×3 stem and the model a 7×7 one.
     """
-    own, happened = model.state_dict(), []
+    own, summary = model.state_dict(), []
     # files older than PyTorch 0.4.1, torchvision's own among them, lack these counters, which nothing here reads
     counters = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}
     fitted = counters | state
     own_stem, stem = own["conv1.weight"], fitted.get("conv1.weight", torch.zeros(0))
     if is_stem(own_stem, "adapted") and is_stem(stem, "stock"):
         fitted["conv1.weight"] = transfer_stem(stem)
-        happened.append("7×7 stem transferred to 3×3")
+        summary.append("7×7 stem transferred to 3×3")
     elif is_stem(own_stem, "stock") and is_stem(stem, "adapted"):
         # what nine taps do not say, nobody can add: enlarged kernels would answer to a picture enlarged likewise
         raise DataError(
@@ -122,14 +122,14 @@ def load_weights(model: nn.Module, state: StateDict, *, origin: str) -> str:
         )
     else:
         kernel = own_stem.shape[-1]
-        happened.append(f"{kernel}×{kernel} stem taken as it is")
+        summary.append(f"{kernel}×{kernel} stem taken as it is")
 
     head = ("fc.weight", "fc.bias")
     if all(name in fitted and fitted[name].shape == own[name].shape for name in head):
-        happened.append("fc kept")
+        summary.append("fc kept")
     else:
         fitted |= {name: own[name] for name in head}
-        happened.append(f"fc new, for {own['fc.bias'].numel()} classes")
+        summary.append(f"fc new, for {own['fc.bias'].numel()} classes")
 
     differences = _differences(own, fitted)
     if differences:
@@ -138,11 +138,24 @@ def load_weights(model: nn.Module, state: StateDict, *, origin: str) -> str:
             "resnet18 (7×7 stem) or the best_model.pth of an earlier run (of either stem)."
         )
     model.load_state_dict(fitted)
-    return ", ".join(happened)
+    return ", ".join(summary)
+
+
+def load_best_weights(model: nn.Module, path: Path) -> None:
+    """Read the run's own best weights back into the model that they were saved from; every tensor must fit.
+
+    Raises:
+        DataError: The file is missing, damaged, or of another model.
+    """
+    state = read_state_dict(path, origin=f"The best weights {path}")
+    differences = _differences(model.state_dict(), state)
+    if differences:
+        raise DataError(f"The best weights {path} are not of this run's model: {'; '.join(differences)}.")
+    model.load_state_dict(state)
 
 
 def _differences(own: StateDict, given: StateDict) -> list[str]:
-    missing, strange = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
+    missing, unexpected = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
     shapes = [
         f"{name!r} has shape {tuple(given[name].shape)} instead of {tuple(own[name].shape)}"
         for name in own.keys() & given.keys()
@@ -151,8 +164,8 @@ def _differences(own: StateDict, given: StateDict) -> list[str]:
     found = []
     if missing:
         found.append(f"{len(missing)} tensors are missing, such as {missing[0]!r}")
-    if strange:
-        found.append(f"{len(strange)} are not part of one, such as {strange[0]!r}")
+    if unexpected:
+        found.append(f"{len(unexpected)} are not part of one, such as {unexpected[0]!r}")
     return found + sorted(shapes)[:1]
 
 

@@ -9,7 +9,7 @@ import os
 import pickle
 import shutil
 import struct
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from scripts.core.files import write_bytes, write_text
 from scripts.core.log import log
 from scripts.core.paths import RunPaths
 from scripts.core.records import EpochRecord
+from scripts.trainer.state import TrainingState
 
 FORMAT_VERSION = 1
 
@@ -32,7 +33,7 @@ COMMENT_START = b"sha256:"
 COMMENT_BYTES = len(COMMENT_START) + 2 * hashlib.sha256().digest_size
 
 # of the model's parameters, what a run may have on the disk at once: the best weights; three checkpoints (the newest,
-# its predecessor, the one being written) of weights, momentum and best weights
+# its previous, the one being written) of weights, momentum and best weights
 STORED_COPIES = 1 + 3 * 3
 REPORT_BYTES = 20_000_000
 
@@ -45,41 +46,75 @@ def tensors_as_bytes(content: Any) -> bytes:
 
 
 def save_checkpoint(paths: RunPaths, content: dict[str, Any]) -> None:
-    """Write the newest checkpoint whole or not at all; the one before it becomes its predecessor.
+    """Write the newest checkpoint whole or not at all; the one before it becomes its previous.
 
     Raises:
         StorageError: It cannot be written.
     """
     sealed = seal(tensors_as_bytes({"format_version": FORMAT_VERSION} | content))
-    write_bytes(paths.last_checkpoint, sealed, predecessor=paths.previous_checkpoint)
+    write_bytes(paths.last_checkpoint, sealed, previous=paths.previous_checkpoint)
 
 
 def load_checkpoint(paths: RunPaths) -> dict[str, Any] | None:
     """The newest checkpoint that is whole; None if there is none.
 
-    A damaged newest one gives way to its predecessor, with a warning.
+    A damaged newest one gives way to its previous, with a warning.
 
     Raises:
         DataError: A checkpoint is whole, but of another version of the program.
         StorageError: A checkpoint is there and cannot be read, or cannot take a damaged one's place.
     """
-    newest, predecessor = paths.last_checkpoint, paths.previous_checkpoint
-    for path in (newest, predecessor):
+    newest, previous = paths.last_checkpoint, paths.previous_checkpoint
+    for path in (newest, previous):
         if not path.exists():
             continue
         content = _read_checkpoint(path)
         if content is None:
             log.warning(f"the checkpoint {path} is damaged: its checksum does not fit; looking for the one before it")
             continue
-        if path == predecessor:
-            # or the damaged one would become the predecessor, and a kill before its successor is written lose both
+        if path == previous:
+            # or the damaged one would become the previous, and a kill before its successor is written lose both
             with storage_errors(newest, "put the checkpoint before it in place"):
-                os.replace(predecessor, newest)
+                os.replace(previous, newest)
         return content
     return None
 
 
-def forget_predecessor(paths: RunPaths) -> None:
+def restore(state: TrainingState, saved: dict[str, Any] | None, provenance: Mapping[str, Any], paths: RunPaths) -> None:
+    """Put a resumed training where its newest valid checkpoint left it; without one it starts at the beginning.
+
+    Args:
+        state: A training before its first step; it is changed in place.
+        saved: What ``load_checkpoint`` gave.
+        provenance: What ``config.json`` says of the run.
+        paths: The run's folder.
+
+    Raises:
+        DataError: The checkpoint is of another run or program, or epochs were trained and no checkpoint is valid.
+    """
+    if saved is None:
+        if paths.history.exists():
+            raise DataError(
+                f"--resume {paths.root}: none of its checkpoints is valid, so its training cannot go on. Start a new "
+                f"run, from its best weights if you like (--weights {paths.best_model})."
+            )
+        log.info("there is no valid checkpoint yet: starting at the beginning")
+        return
+    if saved["provenance"] != provenance:
+        raise DataError(
+            f"--resume {paths.root}: its config.json is not the one that its checkpoint was trained with. Put back "
+            "what was changed there, or start a new run."
+        )
+    try:
+        state.restore(saved)
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise DataError(
+            f"--resume {paths.root}: its checkpoint does not fit this version of the program ({error})."
+        ) from error
+    log.info(f"resumed at epoch {state.epoch}, after {state.steps_done} of its steps")
+
+
+def delete_previous_checkpoint(paths: RunPaths) -> None:
     """Remove the checkpoint before the last one, which a finished run has no use for."""
     with storage_errors(paths.previous_checkpoint, "remove the checkpoint before"):
         paths.previous_checkpoint.unlink(missing_ok=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -18,8 +18,8 @@ from scripts.core.log import log
 from scripts.core.paths import RunPaths
 from scripts.core.records import EpochRecord, TrainingResult
 from scripts.core.system.signals import StopRequest
-from scripts.data_handler.feed import Examples
 from scripts.data_handler.plan import EpochPlan, draw_plan
+from scripts.data_handler.sources import DeviceSplit
 from scripts.trainer.checkpoint import save_checkpoint, tensors_as_bytes, write_history
 from scripts.trainer.early_stopping import EarlyStopping
 from scripts.trainer.schedule import cosine_lr
@@ -29,12 +29,12 @@ from scripts.trainer.step import is_finite, train_epoch, validate
 
 def fit(
     state: TrainingState,
-    train: Examples,
-    val: Examples,
+    train: DeviceSplit,
+    val: DeviceSplit,
     config: Config,
     *,
     paths: RunPaths,
-    provenance: dict[str, Any],
+    provenance: Mapping[str, Any],
     model_card: dict[str, Any],
     stop: StopRequest,
 ) -> TrainingResult:
@@ -57,7 +57,7 @@ def fit(
     """
 
     def save() -> None:
-        save_checkpoint(paths, state.as_dict() | {"provenance": provenance})
+        save_checkpoint(paths, state.as_dict() | {"provenance": dict(provenance)})
 
     def stop_if_asked(place: str) -> None:
         if stop.signal_number is not None:
@@ -106,7 +106,7 @@ def begin_training(model: nn.Module, config: Config, device: torch.device) -> Tr
 
 
 def _run_epoch(
-    state: TrainingState, train: Examples, val: Examples, config: Config, stop_if_asked: Callable[[str], None]
+    state: TrainingState, train: DeviceSplit, val: DeviceSplit, config: Config, stop_if_asked: Callable[[str], None]
 ) -> EpochRecord:
     """Train and validate the epoch at hand, from where it stands."""
     epoch, seconds_before = state.epoch, state.seconds

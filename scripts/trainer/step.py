@@ -12,9 +12,9 @@ from torch.optim import Optimizer
 
 from scripts.core.system.device import autocast
 from scripts.data_handler.augmentation import augment, normalise, to_float
-from scripts.data_handler.feed import Examples
 from scripts.data_handler.plan import EpochPlan
-from scripts.data_handler.targets import ONE_CLASS, Labelling
+from scripts.data_handler.sources import DeviceSplit
+from scripts.data_handler.tasks import SINGLE_LABEL_TASK, Task
 from scripts.trainer.mixup import mix
 from scripts.trainer.state import TrainingState
 
@@ -25,7 +25,7 @@ def training_step(
     images: Tensor,
     targets: Tensor,
     *,
-    labelling: Labelling = ONE_CLASS,
+    task: Task = SINGLE_LABEL_TASK,
     precision: str = "fp32",
 ) -> Tensor:
     """Forward, loss, backward, update.
@@ -35,7 +35,7 @@ def training_step(
         optimizer: Updates the model's parameters.
         images: Normalised float32 images, shape (B, 3, H, W).
         targets: Probabilities, float32, shape (B, K): one-hot rows or rows of 0 and 1, or mixtures of them.
-        labelling: Tells the loss of an image: cross-entropy, or the mean over its labels of binary cross-entropies.
+        task: Tells the loss of an image: cross-entropy, or the mean over its labels of binary cross-entropies.
         precision: ``"fp32"`` or ``"bf16"`` for the network; the loss is always computed in fp32.
 
     Returns:
@@ -44,7 +44,7 @@ def training_step(
     optimizer.zero_grad(set_to_none=True)
     with autocast(images.device, precision):
         logits = model(images)
-    loss = labelling.losses(logits.float(), targets).mean()
+    loss = task.losses(logits.float(), targets).mean()
     loss.backward()
     optimizer.step()
     return loss.detach()
@@ -52,7 +52,7 @@ def training_step(
 
 def train_epoch(
     state: TrainingState,
-    train: Examples,
+    train: DeviceSplit,
     plan: EpochPlan,
     *,
     batch_size: int,
@@ -78,7 +78,7 @@ def train_epoch(
     """
     state.model.train()
     rest = plan.order[state.steps_done * batch_size :]
-    for images in train.feed.batches(rest, batch_size):
+    for images in train.source.batches(rest, batch_size):
         step = state.steps_done
         window = slice(step * batch_size, (step + 1) * batch_size)
         inputs = normalise(augment(to_float(images), plan.augmentation.part(window), rotates=rotates))
@@ -88,9 +88,7 @@ def train_epoch(
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(step)
         inputs = inputs.contiguous(memory_format=torch.channels_last)
-        loss = training_step(
-            state.model, state.optimizer, inputs, targets, labelling=train.labelling, precision=precision
-        )
+        loss = training_step(state.model, state.optimizer, inputs, targets, task=train.task, precision=precision)
         state.loss_sum += loss * len(images)
         state.steps_done = step + 1
         after_step()
@@ -99,7 +97,7 @@ def train_epoch(
 
 @torch.inference_mode()
 def validate(
-    model: nn.Module, val: Examples, *, precision: str, after_batch: Callable[[], None] = lambda: None
+    model: nn.Module, val: DeviceSplit, *, precision: str, after_batch: Callable[[], None] = lambda: None
 ) -> tuple[float, float]:
     """Mean loss and accuracy over a split, without augmentation.
 
@@ -117,13 +115,13 @@ def validate(
     device = val.targets.device
     loss_sum, num_right = torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device)
     num_answers = 0
-    batches = val.feed.batches(np.arange(val.size), val.images_to_judge)
-    for targets, images in zip(val.targets.split(val.images_to_judge), batches, strict=True):
+    batches = val.source.batches(np.arange(val.size), val.eval_batch_size)
+    for targets, images in zip(val.targets.split(val.eval_batch_size), batches, strict=True):
         inputs = normalise(to_float(images)).contiguous(memory_format=torch.channels_last)
         with autocast(device, precision):
             logits = model(inputs).float()
-        loss_sum += val.labelling.losses(logits, targets).sum()
-        is_right = val.labelling.is_right(logits, targets)
+        loss_sum += val.task.losses(logits, targets).sum()
+        is_right = val.task.is_right(logits, targets)
         num_right += is_right.sum()
         num_answers += is_right.numel()
         after_batch()

@@ -18,6 +18,8 @@ CHANGED = {
     "seed": ("0", 0),
     "mixup_alpha": ("0", 0.0),
     "patience": ("2", 2),
+    "monitor": ("auc", "auc"),
+    "checkpoint_every": ("60", 60.0),
     "momentum": (".5", 0.5),
     "weight_decay": ("0.1", 0.1),
     "hflip": ("1", 1.0),

@@ -23,6 +23,8 @@ CONTRACT = {
     "seed": (int, 42),
     "mixup_alpha": (float, 0.002),
     "patience": (int, 15),
+    "monitor": (str, "auto"),
+    "checkpoint_every": (float, 30.0),
     "momentum": (float, 0.9),
     "weight_decay": (float, 5e-4),
     "no_tta": (bool, False),
@@ -61,7 +63,7 @@ def test_there_are_no_settings_beside_the_contract():
 
 
 def test_every_setting_explains_itself():
-    assert all(known.metadata["about"].endswith(".") and known.metadata["group"] for known in SETTINGS.values())
+    assert all(known.metadata["help"].endswith(".") and known.metadata["group"] for known in SETTINGS.values())
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,15 @@ def test_what_changes_no_bit_may_be_said_anew(folder, tmp_path):
 
 
 def test_only_settings_that_change_no_bit_are_free():
-    assert sorted(FREE) == ["data_dir", "feed", "lock_file", "no_process_guard", "num_workers", "resume"]
+    assert sorted(FREE) == [
+        "checkpoint_every",
+        "data_dir",
+        "feed",
+        "lock_file",
+        "no_process_guard",
+        "num_workers",
+        "resume",
+    ]
 
 
 def test_saying_the_same_again_is_no_problem(folder):

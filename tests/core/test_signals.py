@@ -26,34 +26,34 @@ def test_a_signal_stops_the_run_at_once_and_says_how_to_go_on(number, code):
 
 
 def test_a_deferred_signal_waits_until_it_is_asked_for():
-    happened = []
+    summary = []
 
     def run() -> None:
         with stop_request() as stop, stop.deferred():
             os.kill(os.getpid(), signal.SIGTERM)
-            happened.append(f"the step goes on, knowing of signal {stop.signal_number}")
+            summary.append(f"the step goes on, knowing of signal {stop.signal_number}")
             stop.raise_if_received("All is saved.")
-            happened.append("never")
+            summary.append("never")
 
     with pytest.raises(Interrupted) as caught:
         run()
-    assert happened == ["the step goes on, knowing of signal 15"]
+    assert summary == ["the step goes on, knowing of signal 15"]
     assert str(caught.value) == "Stopped by SIGTERM. All is saved."
 
 
 def test_a_deferred_signal_that_nobody_asked_for_stops_the_run_at_the_end_of_the_block():
-    happened = []
+    summary = []
 
     def run() -> None:
         with stop_request() as stop:
             with stop.deferred():
                 os.kill(os.getpid(), signal.SIGINT)
-                happened.append("the block ends")
-            happened.append("never")
+                summary.append("the block ends")
+            summary.append("never")
 
     with pytest.raises(Interrupted):
         run()
-    assert happened == ["the block ends"]
+    assert summary == ["the block ends"]
 
 
 def test_without_a_signal_nothing_is_raised():

@@ -16,9 +16,9 @@ from scripts.data_handler.memory import (
     FreeMemory,
     ImageSizes,
     choose_feed,
+    eval_batch_size,
     free_in_control_group,
     free_shared_memory,
-    images_to_judge,
     megabytes,
     plan_memory,
     workers_that_fit,
@@ -187,7 +187,7 @@ def test_the_smaller_of_machine_and_limit_is_what_the_host_has(monkeypatch):
     [(28, 28, 128), (64, 64, 128), (158, 158, 128), (180, 180, 99), (224, 224, 64), (5000, 5000, 1)],
 )
 def test_large_images_are_judged_in_smaller_batches(height, width, expected):
-    assert images_to_judge(height, width) == expected
+    assert eval_batch_size(height, width) == expected
 
 
 def test_batches_under_way_are_two_per_worker_and_three_more():

@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from scripts.core.errors import DataError
-from scripts.data_handler.dataset import open_dataset
 from scripts.data_handler.npz import (
     KEYS,
     read_array,
@@ -21,6 +20,7 @@ from scripts.data_handler.npz import (
     validate_npz_keys,
     verify_checksums,
 )
+from scripts.data_handler.opening import open_dataset
 
 NUM_SAMPLES = {"train": 4, "val": 3, "test": 2}
 

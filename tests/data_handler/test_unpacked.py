@@ -25,8 +25,9 @@ from scripts.core.errors import DataError, StorageError
 from scripts.core.log import log
 from scripts.data_handler import dataset as dataset_module
 from scripts.data_handler import npz, unpacked
-from scripts.data_handler.dataset import Dataset, look_ahead, open_dataset
-from scripts.data_handler.feed import StreamedFeed, make_examples
+from scripts.data_handler.dataset import Dataset
+from scripts.data_handler.opening import open_dataset, preview_dataset
+from scripts.data_handler.sources import StreamedSource, make_device_split
 from scripts.data_handler.unpacked import HEADER_BYTES, ImageFile, ImageReader, free_space
 from tests.conftest import PROJECT_ROOT
 from tests.data_handler.test_npz import NUM_SAMPLES, npy_header, save_with, toy_arrays
@@ -207,7 +208,7 @@ def test_a_small_file_that_claims_terabytes_fills_neither_memory_nor_disk(tmp_pa
         train_images=npy_header("(10000000000, 5, 6, 3)"),
         train_labels=npy_header("(10000000000, 1)"),
     )
-    for ask in (open_dataset, look_ahead):
+    for ask in (open_dataset, preview_dataset):
         with pytest.raises(DataError, match="train_images would be 900,000,000,0"):
             ask(str(path), tmp_path)
     assert names_in(folder_of(path)) == []
@@ -367,7 +368,7 @@ def test_an_open_file_outlives_its_name(file):
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_file_cut_short_during_a_run_is_one_sentence_whoever_reads_it(file, num_workers):
     def complaint_of_a_run() -> str:
-        feed = StreamedFeed(ImageReader(file), CPU, num_workers)
+        feed = StreamedSource(ImageReader(file), CPU, num_workers)
         assert len(list(feed.batches(np.arange(10), 4))) == 3
         os.truncate(file.path, file.num_bytes - 1)
         try:
@@ -391,8 +392,8 @@ def test_a_file_cut_short_during_a_run_is_one_sentence_whoever_reads_it(file, nu
 def test_a_streamed_split_is_read_from_its_file_and_not_from_the_mapping(path, monkeypatch):
     split = unpack(path).load("train")
     monkeypatch.setattr(ImageReader, "__getitem__", lambda self, indices: np.full((len(indices), 5, 6, 3), 7, np.uint8))
-    examples = make_examples(split, 2, feed="streamed", device=CPU, num_workers=0)
-    assert {int(batch.max()) for batch in examples.feed.batches(np.arange(4), 2)} == {7}
+    examples = make_device_split(split, 2, feed="streamed", device=CPU, num_workers=0)
+    assert {int(batch.max()) for batch in examples.source.batches(np.arange(4), 2)} == {7}
 
 
 def test_free_space_is_that_of_the_nearest_folder_there_is(tmp_path):
@@ -404,12 +405,12 @@ def test_free_space_is_that_of_the_nearest_folder_there_is(tmp_path):
 def test_an_outlook_knows_the_images_without_reading_them(path, monkeypatch):
     for reading in ("read_array", "read_labels", "verify_checksums", "fetch"):
         monkeypatch.setattr(dataset_module, reading, None)
-    outlook = look_ahead(str(path), path.parent)
+    outlook = preview_dataset(str(path), path.parent)
     assert outlook.images.num_samples == NUM_SAMPLES
     assert outlook.images.total_bytes == 9 * 90
     assert [file.path.name for file in outlook.files.values()] == sorted(
         expected_names(path), key=lambda name: ["train", "val", "test"].index(name.split("_")[1])
     )
-    registered = look_ahead("bloodmnist", path.parent)
+    registered = preview_dataset("bloodmnist", path.parent)
     assert registered.images.total_bytes == 17_092 * 28 * 28 * 3
-    assert look_ahead("synthblood", path.parent).files == {}
+    assert preview_dataset("synthblood", path.parent).files == {}

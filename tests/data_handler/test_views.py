@@ -6,17 +6,17 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from scripts.data_handler.views import PLAIN, View, look, tta_views
+from scripts.data_handler.views import PLAIN, View, apply_view, tta_views
 
 
 @pytest.mark.parametrize(
     ("hflip", "angle", "names"),
     [
-        (0.5, 10, ["plain", "flipped", "turned 5° left", "turned 5° right"]),
+        (0.5, 10, ["plain", "flipped", "rotated +5°", "rotated -5°"]),
         (0.5, 0, ["plain", "flipped"]),
-        (0.0, 7, ["plain", "turned 3.5° left", "turned 3.5° right"]),
+        (0.0, 7, ["plain", "rotated +3.5°", "rotated -3.5°"]),
         (0.0, 0, ["plain"]),
-        (1.0, 10, ["flipped", "flipped, turned 5° left", "flipped, turned 5° right"]),
+        (1.0, 10, ["flipped", "flipped, rotated +5°", "flipped, rotated -5°"]),
     ],
 )
 def test_views_are_those_that_training_produces(hflip, angle, names):
@@ -30,6 +30,6 @@ def test_views_are_those_that_training_produces(hflip, angle, names):
 def test_looking_turns_and_flips():
     images = torch.arange(9.0).view(1, 1, 3, 3)
 
-    assert look(images, PLAIN) is images
-    assert_close(look(images, View("flipped", flip=True)), images.flip(3), atol=1e-5, rtol=0)
-    assert_close(look(images, View("quarter", angle=90.0)), torch.rot90(images, 1, (2, 3)), atol=1e-4, rtol=0)
+    assert apply_view(images, PLAIN) is images
+    assert_close(apply_view(images, View("flipped", flip=True)), images.flip(3), atol=1e-5, rtol=0)
+    assert_close(apply_view(images, View("quarter", angle=90.0)), torch.rot90(images, 1, (2, 3)), atol=1e-4, rtol=0)

@@ -9,7 +9,7 @@ from torch import nn
 
 from scripts.data_handler.augmentation import normalise, to_float
 from scripts.data_handler.dataset import Dataset, Split
-from scripts.data_handler.feed import Examples, make_examples
+from scripts.data_handler.sources import DeviceSplit, make_device_split
 from scripts.data_handler.views import PLAIN, View, tta_views
 from scripts.evaluation.inference import evaluate, predict
 from tests.conftest import coloured_squares
@@ -25,16 +25,16 @@ class LeftBrightness(nn.Module):
         return torch.stack((torch.zeros_like(left), left), dim=1)
 
 
-def pictures(count: int = 600) -> tuple[Split, Examples]:
+def pictures(count: int = 600) -> tuple[Split, DeviceSplit]:
     images, labels = coloured_squares(count, side=4)
     split = Split(images, labels[:, 0].astype(np.int64))
-    return split, make_examples(split, 2, feed="resident", device=CPU, num_workers=0)
+    return split, make_device_split(split, 2, feed="resident", device=CPU, num_workers=0)
 
 
 def test_tta_is_the_mean_of_the_views_probabilities():
     split, examples = pictures()
     mirrored = Split(split.images[:, :, ::-1].copy(), split.labels)
-    other = make_examples(mirrored, 2, feed="resident", device=CPU, num_workers=0)
+    other = make_device_split(mirrored, 2, feed="resident", device=CPU, num_workers=0)
 
     plain, mean = predict(LeftBrightness(), examples, (PLAIN, View("flipped", flip=True)), precision="fp32")
     of_mirrored, nothing = predict(LeftBrightness(), other, (), precision="fp32")
@@ -51,7 +51,7 @@ def test_the_scores_of_several_labels_are_sigmoids_and_tta_averages_them():
     images, labels = coloured_squares(300, side=4)
     rows = np.concatenate([labels, 1 - labels], axis=1).astype(np.int64)
     examples, mirrored = (
-        make_examples(Split(pixels.copy(), rows), 2, feed="resident", device=CPU, num_workers=0)
+        make_device_split(Split(pixels.copy(), rows), 2, feed="resident", device=CPU, num_workers=0)
         for pixels in (images, images[:, :, ::-1])
     )
 
@@ -67,7 +67,7 @@ def test_the_scores_of_several_labels_are_sigmoids_and_tta_averages_them():
 
 def test_scores_come_in_the_order_of_the_images_whatever_feeds_them():
     split, resident = pictures()
-    streamed = make_examples(split, 2, feed="streamed", device=CPU, num_workers=1)
+    streamed = make_device_split(split, 2, feed="streamed", device=CPU, num_workers=1)
     views = tta_views(hflip=0.5, rotation_angle=10)
 
     scores, streamed_scores = (predict(LeftBrightness(), it, views, precision="fp32") for it in (resident, streamed))

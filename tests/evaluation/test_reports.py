@@ -14,9 +14,10 @@ import pytest
 from PIL import Image
 
 from scripts.core.config import Config
+from scripts.core.files import write_json
 from scripts.core.paths import RunPaths
 from scripts.data_handler.registry import BINARY, MULTI_LABEL, ORDINAL
-from scripts.evaluation.reports import write_reports
+from scripts.evaluation.reports import RunReport, write_reports
 from tests.evaluation.conftest import (
     NAMES,
     toy_dataset,
@@ -40,18 +41,19 @@ def report(folder, *, dataset=None, evaluation=None, environment=None):
     dataset, evaluation = dataset or toy_dataset(), evaluation or toy_evaluation()
     paths = RunPaths.create(folder, dataset.key, "resnet18", now=FINISHED)
     num_classes = len(dataset.class_names)
-    written = write_reports(
-        paths,
+    write_json(paths.best_model_card, {})
+    run_report = RunReport(
+        paths=paths,
         config=Config(epochs=3),
         dataset=dataset,
         training=toy_training(3, best_epoch=2),
         evaluation=evaluation,
         environment=environment or {"device": "cpu"},
         train=(toy_label_split if dataset.task == MULTI_LABEL else toy_split)(60, num_classes),
-        test_images=toy_split(len(evaluation.labels), num_classes).images,
+        test=toy_split(len(evaluation.labels), num_classes),
         finished=FINISHED,
     )
-    return paths, written, json.loads(paths.summary.read_text(), parse_constant=refuse_constants)
+    return paths, write_reports(run_report), json.loads(paths.summary.read_text(), parse_constant=refuse_constants)
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +64,8 @@ def finished_run(tmp_path_factory):
 def test_every_report_is_written_and_returned(finished_run):
     paths, written, _ = finished_run
     assert all(path.is_file() for path in written)
-    assert set(written) == {path for path in paths.root.rglob("*") if path.is_file()}
+    card = {paths.best_model_card}
+    assert set(written) | card == {path for path in paths.root.rglob("*") if path.is_file()}
     assert {path.name for path in paths.figures.iterdir()} == {
         "confusion_matrix.png",
         "dataset_samples.png",
@@ -78,7 +81,7 @@ def test_every_report_is_written_and_returned(finished_run):
 def test_every_file_that_the_summary_names_exists_and_none_is_missing(finished_run):
     paths, written, summary = finished_run
     named = {paths.root / name for name in summary["files"]}
-    assert named == set(written) - {paths.summary}
+    assert named == {*written, paths.best_model_card} - {paths.summary}
 
 
 def test_files_of_earlier_steps_are_named_where_they_are(tmp_path):
@@ -86,16 +89,19 @@ def test_files_of_earlier_steps_are_named_where_they_are(tmp_path):
     paths = RunPaths.create(tmp_path, "toy", "resnet18", now=now)
     paths.best_model.write_bytes(b"weights")
     split, evaluation = toy_split(30, 3), toy_evaluation()
+    write_json(paths.best_model_card, {})
     write_reports(
-        paths,
-        config=Config(),
-        dataset=toy_dataset(),
-        training=toy_training(),
-        evaluation=evaluation,
-        environment={},
-        train=split,
-        test_images=split.images,
-        finished=now,
+        RunReport(
+            paths=paths,
+            config=Config(),
+            dataset=toy_dataset(),
+            training=toy_training(),
+            evaluation=evaluation,
+            environment={},
+            train=split,
+            test=split,
+            finished=now,
+        )
     )
     files = json.loads(paths.summary.read_text())["files"]
     assert "models/best_model.pth" in files

@@ -148,7 +148,7 @@ def test_what_is_said_of_a_stem_is_what_it_is(name):
     assert [other for other in STEMS if is_stem(model.conv1.weight, other)] == [name]
 
 
-# as the comment beside LARGEST_ADAPTED_SIDE and the documentation state them
+# as the comment beside MAX_ADAPTED_SIDE and the documentation state them
 @pytest.mark.parametrize(
     ("stem", "side", "giga"),
     [("adapted", 28, 0.46), ("adapted", 64, 2.2), ("stock", 28, 0.034), ("stock", 128, 0.59), ("stock", 224, 1.8)],

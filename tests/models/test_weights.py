@@ -38,9 +38,9 @@ def test_a_large_stem_is_transferred_and_the_rest_copied(torchvision_state):
     model = adapted_resnet18(8, seed=0)
     new_head = model.fc.weight.clone()
 
-    happened = load_weights(model, torchvision_state, origin="resnet18.pth")
+    summary = load_weights(model, torchvision_state, origin="resnet18.pth")
 
-    assert happened == "7×7 stem transferred to 3×3, fc new, for 8 classes"
+    assert summary == "7×7 stem transferred to 3×3, fc new, for 8 classes"
     assert torch.equal(model.conv1.weight, transfer_stem(torchvision_state["conv1.weight"]))
     assert torch.equal(model.state_dict()["layer4.1.conv2.weight"], torchvision_state["layer4.1.conv2.weight"])
     assert torch.equal(model.fc.weight, new_head)
@@ -51,9 +51,9 @@ def test_a_stock_model_takes_torchvisions_stem_as_it_is(torchvision_state):
     model = stock_resnet18(8, seed=1)
     new_head = model.fc.weight.clone()
 
-    happened = load_weights(model, torchvision_state, origin="resnet18.pth")
+    summary = load_weights(model, torchvision_state, origin="resnet18.pth")
 
-    assert happened == "7×7 stem taken as it is, fc new, for 8 classes"
+    assert summary == "7×7 stem taken as it is, fc new, for 8 classes"
     state = model.state_dict()
     assert all(torch.equal(state[name], value) for name, value in torchvision_state.items() if name[:3] != "fc.")
     assert torch.equal(model.fc.weight, new_head)
@@ -86,17 +86,17 @@ def test_a_run_with_the_large_stem_can_start_one_with_the_small_stem(tmp_path):
 
 @pytest.mark.parametrize("builder", [adapted_resnet18, stock_resnet18])
 def test_a_stem_of_neither_kind_is_another_architecture(builder):
-    strange = builder(8, seed=0).state_dict() | {"conv1.weight": torch.zeros(64, 3, 5, 5)}
+    unexpected = builder(8, seed=0).state_dict() | {"conv1.weight": torch.zeros(64, 3, 5, 5)}
     kernel = builder(8, seed=0).conv1.kernel_size[0]
     with pytest.raises(DataError) as caught:
-        load_weights(builder(8, seed=0), strange, origin="five.pth")
+        load_weights(builder(8, seed=0), unexpected, origin="five.pth")
     assert f"'conv1.weight' has shape (64, 3, 5, 5) instead of (64, 3, {kernel}, {kernel})" in str(caught.value)
 
 
 @pytest.mark.parametrize(
-    ("stem", "happened"), [("adapted", "7×7 stem transferred to 3×3"), ("stock", "7×7 stem taken as it is")]
+    ("stem", "summary"), [("adapted", "7×7 stem transferred to 3×3"), ("stock", "7×7 stem taken as it is")]
 )
-def test_imagenets_weights_serve_both_stems(tmp_path, monkeypatch, torchvision_state, caplog, stem, happened):
+def test_imagenets_weights_serve_both_stems(tmp_path, monkeypatch, torchvision_state, caplog, stem, summary):
     torch.save(torchvision_state, tmp_path / "resnet18.pth")
     monkeypatch.setattr("scripts.models.factory.fetch_imagenet_weights", lambda _: tmp_path / "resnet18.pth")
     with caplog.at_level("INFO"):
@@ -104,7 +104,7 @@ def test_imagenets_weights_serve_both_stems(tmp_path, monkeypatch, torchvision_s
 
     number = {"adapted": "11,172,936", "stock": "11,180,616"}[stem]
     assert caplog.messages == [
-        f"model resnet18: {number} parameters, {stem} stem, weights imagenet ({happened}, fc new, for 8 classes)"
+        f"model resnet18: {number} parameters, {stem} stem, weights imagenet ({summary}, fc new, for 8 classes)"
     ]
 
 
@@ -115,9 +115,9 @@ def test_an_earlier_run_is_taken_as_it_is(tmp_path, builder, stem):
     earlier, model = builder(8, seed=1), builder(8, seed=2)
     torch.save(earlier.state_dict(), tmp_path / "best_model.pth")
 
-    happened = load_weights(model, read_state_dict(tmp_path / "best_model.pth"), origin="best_model.pth")
+    summary = load_weights(model, read_state_dict(tmp_path / "best_model.pth"), origin="best_model.pth")
 
-    assert happened == f"{stem} taken as it is, fc kept"
+    assert summary == f"{stem} taken as it is, fc kept"
     assert all(torch.equal(value, earlier.state_dict()[name]) for name, value in model.state_dict().items())
 
 
@@ -137,12 +137,12 @@ def test_files_without_batch_counters_are_taken(torchvision_state):
 
 
 def test_another_architecture_is_refused_with_its_first_difference():
-    strange = {"features.0.weight": torch.zeros(3), **adapted_resnet18(8, seed=0).state_dict()}
-    del strange["layer1.0.conv1.weight"], strange["layer1.0.conv2.weight"]
-    strange["layer2.0.conv1.weight"] = torch.zeros(1, 1)
+    unexpected = {"features.0.weight": torch.zeros(3), **adapted_resnet18(8, seed=0).state_dict()}
+    del unexpected["layer1.0.conv1.weight"], unexpected["layer1.0.conv2.weight"]
+    unexpected["layer2.0.conv1.weight"] = torch.zeros(1, 1)
 
     with pytest.raises(DataError) as caught:
-        load_weights(adapted_resnet18(8, seed=0), strange, origin="vgg.pth")
+        load_weights(adapted_resnet18(8, seed=0), unexpected, origin="vgg.pth")
 
     assert str(caught.value) == (
         "--weights vgg.pth are not those of a ResNet-18: 2 tensors are missing, such as 'layer1.0.conv1.weight'; "

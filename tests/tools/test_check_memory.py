@@ -126,7 +126,7 @@ def test_resident_that_cannot_be_ends_with_3(ask, make_npz: Npz):
 
 
 def test_what_lies_uncompressed_already_takes_no_disk_and_writes_nothing(ask, make_npz: Npz, tmp_path, read_only):
-    from scripts.data_handler.dataset import open_dataset
+    from scripts.data_handler.opening import open_dataset
 
     path = make_npz()
     dataset = open_dataset(str(path), tmp_path / "dataset")

@@ -25,8 +25,8 @@ from PIL import Image
 
 import main
 from scripts.core.errors import ConfigError
-from scripts.data_handler.dataset import open_dataset
 from scripts.data_handler.npz import SPLITS, validate_npz_keys
+from scripts.data_handler.opening import open_dataset
 from tests.conftest import PROJECT_ROOT
 from tests.tools.conftest import Draw, Run, noise
 from tools import make_dataset

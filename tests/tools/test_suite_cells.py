@@ -14,8 +14,9 @@ from scripts.core import parse_command_line
 from scripts.core.config import Config
 from scripts.core.system.device import select_device, select_precision
 from scripts.data_handler.dataset import Dataset
-from scripts.pipeline import describe_run, settle
-from tests.test_settle import pictures_of
+from scripts.provenance import describe_run
+from scripts.resolve import resolve_settings
+from tests.test_resolve import pictures_of
 from tools.suite.cells import (
     FINISHED,
     INTERRUPTED,
@@ -136,7 +137,7 @@ def settled_run(folder: Path, cell: Cell, config: Config, dataset: Dataset, *wor
     """A cell's run with the settings that ``main.py`` applies to a data set, which are given back."""
     device = select_device(config.device)
     precision, _ = select_precision(config.precision, device, reproducible=config.reproducible)
-    applied = settle(dataclasses.replace(config, device=str(device), precision=precision), dataset, device)
+    applied = resolve_settings(dataclasses.replace(config, device=str(device), precision=precision), dataset, device)
     description = describe_run(applied, dataset) | {"command": ["main.py", *cell.words(folder), *words]}
     (run_folder(folder / cell.name, "20260131_000000_a_resnet18") / "config.json").write_text(json.dumps(description))
     return applied

@@ -23,9 +23,9 @@ from scripts.core.paths import RunPaths
 from scripts.core.records import EpochRecord, TrainingResult
 from scripts.core.system import StopRequest
 from scripts.data_handler.dataset import Split
-from scripts.data_handler.feed import Examples, make_examples
+from scripts.data_handler.sources import DeviceSplit, make_device_split
 from scripts.trainer import checkpoint
-from scripts.trainer.checkpoint import forget_predecessor, is_sealed, load_checkpoint, require_space, seal
+from scripts.trainer.checkpoint import delete_previous_checkpoint, is_sealed, load_checkpoint, require_space, seal
 from scripts.trainer.fit import begin_training, epoch_line, fit
 from scripts.trainer.step import validate
 from tests.conftest import coloured_squares
@@ -42,10 +42,10 @@ def small_network(seed: int = 0) -> nn.Module:
         return nn.Sequential(*layers).to(memory_format=torch.channels_last)
 
 
-def examples(count: int, feed: str = "resident", num_workers: int = 0) -> Examples:
+def examples(count: int, feed: str = "resident", num_workers: int = 0) -> DeviceSplit:
     images, labels = coloured_squares(count, side=8, seed=count)
     split = Split(images, labels[:, 0].astype(np.int64))
-    return make_examples(split, 2, feed=feed, device=CPU, num_workers=num_workers)
+    return make_device_split(split, 2, feed=feed, device=CPU, num_workers=num_workers)
 
 
 def train(
@@ -261,9 +261,9 @@ def test_a_kill_between_two_checkpoints_leaves_nothing_for_good(tmp_path):
     with pytest.raises(Interrupted):
         train(tmp_path / "cut", stop=StopAfter(12))
     (newest,) = (tmp_path / "cut").rglob("last_checkpoint.pth")
-    predecessor = newest.with_name("previous_checkpoint.pth")
-    predecessor.unlink()
-    os.link(newest, predecessor)  # as a kill leaves them before the next checkpoint is written
+    previous = newest.with_name("previous_checkpoint.pth")
+    previous.unlink()
+    os.link(newest, previous)  # as a kill leaves them before the next checkpoint is written
 
     resumed, _ = train(tmp_path / "cut", resume=True)
 
@@ -280,7 +280,7 @@ def test_the_predecessor_of_a_finished_training_can_be_forgotten(tmp_path):
     paths, _ = train(tmp_path)
     assert paths.previous_checkpoint.exists()
     for _ in range(2):
-        forget_predecessor(paths)
+        delete_previous_checkpoint(paths)
     assert not paths.previous_checkpoint.exists()
     assert load_checkpoint(paths) is not None
 

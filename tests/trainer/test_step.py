@@ -14,9 +14,9 @@ from torch import nn
 from torch.testing import assert_close
 
 from scripts.data_handler.dataset import Split
-from scripts.data_handler.feed import Examples, make_examples
 from scripts.data_handler.plan import draw_plan
-from scripts.data_handler.targets import MANY_LABELS
+from scripts.data_handler.sources import DeviceSplit, make_device_split
+from scripts.data_handler.tasks import MULTI_LABEL_TASK
 from scripts.models.resnet import adapted_resnet18
 from scripts.trainer import step
 from scripts.trainer.early_stopping import EarlyStopping
@@ -38,13 +38,13 @@ def state_of(model: nn.Module, optimizer: torch.optim.Optimizer) -> TrainingStat
     return TrainingState(model, optimizer, EarlyStopping(5), torch.zeros(()))
 
 
-def squares(count: int = 20, channels: int = 3) -> Examples:
+def squares(count: int = 20, channels: int = 3) -> DeviceSplit:
     images, labels = coloured_squares(count, side=4, channels=channels)
     split = Split(images, labels[:, 0].astype(np.int64))
-    return make_examples(split, 2, feed="resident", device=CPU, num_workers=0)
+    return make_device_split(split, 2, feed="resident", device=CPU, num_workers=0)
 
 
-def plan_for(examples: Examples, *, alpha: float = 0.0, batch_size: int = 8, epoch: int = 1):
+def plan_for(examples: DeviceSplit, *, alpha: float = 0.0, batch_size: int = 8, epoch: int = 1):
     return draw_plan(
         examples.size,
         seed=1,
@@ -163,7 +163,7 @@ def test_validation_counts_right_answers_and_averages_over_images():
 
     images, _ = coloured_squares(300, side=4)
     split = Split(images, (np.arange(300) >= 225).astype(np.int64))  # three quarters are class 0
-    examples = make_examples(split, 2, feed="resident", device=CPU, num_workers=0)
+    examples = make_device_split(split, 2, feed="resident", device=CPU, num_workers=0)
 
     loss, accuracy = validate(Says(), examples, precision="fp32")
 
@@ -172,18 +172,18 @@ def test_validation_counts_right_answers_and_averages_over_images():
     assert loss == pytest.approx(-(0.75 * math.log(3 / 4) + 0.25 * math.log(1 / 4)), rel=1e-5)
 
 
-def label_rows(count: int = 20) -> Examples:
+def label_rows(count: int = 20) -> DeviceSplit:
     """Bright pictures have the first label, all have the second, none the third."""
     images, labels = coloured_squares(count, side=4)
     rows = np.concatenate([labels, np.ones_like(labels), np.zeros_like(labels)], axis=1).astype(np.int64)
-    return make_examples(Split(images, rows), 3, feed="resident", device=CPU, num_workers=0)
+    return make_device_split(Split(images, rows), 3, feed="resident", device=CPU, num_workers=0)
 
 
 def test_a_multi_label_step_is_one_step_down_the_gradient_of_the_binary_cross_entropies():
     model, reference = two_layers(), two_layers()
     images, targets = torch.rand(6, 3, 4, 4), torch.tensor([[1.0, 1.0], [0.0, 0.0], [0.25, 1.0]]).repeat(2, 1)
 
-    loss = training_step(model, torch.optim.SGD(model.parameters(), lr=0.1), images, targets, labelling=MANY_LABELS)
+    loss = training_step(model, torch.optim.SGD(model.parameters(), lr=0.1), images, targets, task=MULTI_LABEL_TASK)
 
     given = reference(images).sigmoid()
     expected = -(targets * given.log() + (1 - targets) * (1 - given).log()).mean()
@@ -227,7 +227,7 @@ def test_the_validation_accuracy_of_several_labels_is_the_mean_of_theirs():
     images, _ = coloured_squares(300, side=4)
     rows = np.zeros((300, 3), dtype=np.int64)
     rows[:225, 0] = rows[:60, 1] = rows[:30, 2] = 1
-    examples = make_examples(Split(images, rows), 3, feed="resident", device=CPU, num_workers=0)
+    examples = make_device_split(Split(images, rows), 3, feed="resident", device=CPU, num_workers=0)
 
     loss, accuracy = validate(Says(), examples, precision="fp32")
 
@@ -243,7 +243,7 @@ def test_the_host_never_waits_for_the_device_within_an_epoch():
     device = torch.device("cuda", 0)
     images, labels = coloured_squares(64, side=4)
     split = Split(images, labels[:, 0].astype(np.int64))
-    examples = make_examples(split, 2, feed="resident", device=device, num_workers=0)
+    examples = make_device_split(split, 2, feed="resident", device=device, num_workers=0)
     model = two_layers().to(device)
     state = TrainingState(
         model,
@@ -283,15 +283,15 @@ def test_the_host_never_waits_for_the_device_within_an_epoch():
 
 
 @pytest.fixture
-def on_meta(monkeypatch: pytest.MonkeyPatch) -> Examples:
+def on_meta(monkeypatch: pytest.MonkeyPatch) -> DeviceSplit:
     """A split on the meta device, whose tensors have shapes but no values: reading one there is an error."""
     monkeypatch.setattr(step, "autocast", lambda device, precision: nullcontext())  # it knows no such device
     images, labels = coloured_squares(64, side=12)
     split = Split(images, labels[:, 0].astype(np.int64))
-    return make_examples(split, 2, feed="resident", device=META, num_workers=0)
+    return make_device_split(split, 2, feed="resident", device=META, num_workers=0)
 
 
-def test_no_value_is_read_from_the_device_before_an_epoch_ends(on_meta: Examples):
+def test_no_value_is_read_from_the_device_before_an_epoch_ends(on_meta: DeviceSplit):
     model = adapted_resnet18(2, seed=0).to(META)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     state = TrainingState(model, optimizer, EarlyStopping(5), torch.zeros((), device=META))
@@ -313,9 +313,9 @@ def test_no_value_is_read_from_the_device_before_an_epoch_ends(on_meta: Examples
     assert state.steps_done == 8
 
 
-def test_no_value_is_read_from_the_device_before_a_validation_ends(on_meta: Examples):
+def test_no_value_is_read_from_the_device_before_a_validation_ends(on_meta: DeviceSplit):
     done: list[None] = []
-    examples = replace(on_meta, images_to_judge=16)
+    examples = replace(on_meta, eval_batch_size=16)
     with pytest.raises(RuntimeError, match="meta"):
         validate(
             adapted_resnet18(2, seed=0).to(META), examples, precision="fp32", after_batch=lambda: done.append(None)

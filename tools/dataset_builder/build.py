@@ -42,7 +42,7 @@ from tools.dataset_builder.listing import Entry, Listing
 from tools.dataset_builder.splitting import NUM_SPLITS, assign, shortages, shuffling_key
 from tools.dataset_builder.words import are, counted, names, shown, some
 
-MOST_FILE_BYTES = 1 << 30  # of an image file: it is read whole
+MAX_FILE_BYTES = 1 << 30  # of an image file: it is read whole
 AHEAD_PER_WORKER = 4  # pictures that may be ready before their turn
 DIGEST_BYTES = 16
 
@@ -196,9 +196,9 @@ def _content(path: Path) -> bytes:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
                 raise UnusableImage("it is not a regular file")
-            if status.st_size > MOST_FILE_BYTES:
-                raise UnusableImage(f"it has {status.st_size:,} bytes; at most {MOST_FILE_BYTES:,} are read")
-            return stream.read(MOST_FILE_BYTES)
+            if status.st_size > MAX_FILE_BYTES:
+                raise UnusableImage(f"it has {status.st_size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
+            return stream.read(MAX_FILE_BYTES)
     except OSError as error:
         raise UnusableImage(f"it cannot be read: {error.strerror or error}") from error
 

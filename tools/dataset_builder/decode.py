@@ -11,7 +11,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 
 # No others: some of Pillow's readers start programs of the system (EPS) or read other files.
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "GIF", "WEBP", "PPM", "JPEG2000")
-MOST_PIXELS = 89_478_485  # Pillow's own limit, where it begins to warn of decompression bombs
+MAX_PIXELS = 89_478_485  # Pillow's own limit, where it begins to warn of decompression bombs
 EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
 ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
 LEVELS_16_PER_8 = 257  # 65535 / 255
@@ -72,7 +72,7 @@ def decode(content: bytes, recipe: Recipe) -> Picture:
         raise UnusableImage("it is empty")
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            if image.width * image.height > MOST_PIXELS:
+            if image.width * image.height > MAX_PIXELS:
                 raise UnusableImage(_too_large())
             return _picture(image, recipe)
     except UnusableImage:
@@ -87,7 +87,7 @@ def decode(content: bytes, recipe: Recipe) -> Picture:
 
 
 def _too_large() -> str:
-    return f"it has more than {MOST_PIXELS:,} pixels"
+    return f"it has more than {MAX_PIXELS:,} pixels"
 
 
 def _picture(image: Image.Image, recipe: Recipe) -> Picture:

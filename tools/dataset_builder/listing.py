@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from scripts.core.errors import DataError
-from scripts.data_handler.npz import LONGEST_CLASS_NAME, MOST_CLASSES, SPLITS
+from scripts.data_handler.npz import MAX_CLASS_NAME_LENGTH, MAX_CLASSES, SPLITS
 from tools.dataset_builder.words import counted, names, shown, some
 
 IMAGE_SUFFIXES = frozenset(
@@ -24,7 +24,7 @@ IMAGE_SUFFIXES = frozenset(
 SPLIT_FOLDERS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 COLUMNS = ("path", "label", "split", "group")
 DELIMITERS = (",", ";", "\t")  # a spreadsheet writes ; where the comma stands in numbers
-MOST_LISTING_BYTES = 1 << 30
+MAX_LISTING_BYTES = 1 << 30
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,11 +248,11 @@ def _parsed(path: Path) -> tuple[list[list[str]], str]:
     """The rows of a CSV, whose first one has the columns that are needed, and what divides them."""
     try:
         with path.open("rb") as stream:
-            content = stream.read(MOST_LISTING_BYTES + 1)
+            content = stream.read(MAX_LISTING_BYTES + 1)
     except OSError as error:
         raise DataError(f"Cannot read {shown(path)}: {error.strerror or error}.") from error
-    if len(content) > MOST_LISTING_BYTES:
-        _refuse(path, f"it has more than {MOST_LISTING_BYTES:,} bytes, which no list of images needs")
+    if len(content) > MAX_LISTING_BYTES:
+        _refuse(path, f"it has more than {MAX_LISTING_BYTES:,} bytes, which no list of images needs")
     try:
         text = content.decode("utf-8-sig")  # spreadsheets begin UTF-8 with a mark
     except UnicodeDecodeError as error:
@@ -304,20 +304,20 @@ def in_order(labels: Collection[str]) -> tuple[str, ...]:
 def _check_class_names(source: Path, class_names: Sequence[str]) -> None:
     """Refuse what ``scripts.data_handler.npz`` would refuse, in words about the folder or CSV."""
     wrong = [
-        name for name in class_names if not name.strip() or not name.isprintable() or len(name) > LONGEST_CLASS_NAME
+        name for name in class_names if not name.strip() or not name.isprintable() or len(name) > MAX_CLASS_NAME_LENGTH
     ]
     if wrong:
         _refuse(
             source,
-            f"class names must be printable and have at most {LONGEST_CLASS_NAME} characters, which these do not: "
+            f"class names must be printable and have at most {MAX_CLASS_NAME_LENGTH} characters, which these do not: "
             f"{names(name[:40] for name in wrong)}",
         )
     twice = [name for name, count in Counter(class_names).items() if count > 1]
     if twice:
         _refuse(source, f"class names must differ, but these are there twice: {names(twice)}")
-    if not 2 <= len(class_names) <= MOST_CLASSES:
+    if not 2 <= len(class_names) <= MAX_CLASSES:
         found = names(class_names) if len(class_names) == 1 else f"{len(class_names):,}"
-        _refuse(source, f"needed are images of 2 to {MOST_CLASSES} classes, found: {found if class_names else 'none'}")
+        _refuse(source, f"needed are images of 2 to {MAX_CLASSES} classes, found: {found if class_names else 'none'}")
 
 
 def _refuse(path: Path, reason: str) -> NoReturn:

@@ -10,8 +10,8 @@ from scripts.data_handler.npz import SPLITS
 
 NUM_SPLITS = len(SPLITS)
 SEEDING_ORDER = (0, 2, 1)  # a class too small for three splits is in train first, then in test
-MOST_ATTEMPTS = 16
-MOST_ROUNDS = 20  # of improving an assignment; each makes it better, and three or four are usual
+MAX_ATTEMPTS = 16
+MAX_ROUNDS = 20  # of improving an assignment; each makes it better, and three or four are usual
 NONE = -1
 
 
@@ -51,7 +51,7 @@ def assign(units: Sequence[Unit], proportions: Sequence[float], *, seed: int) ->
         seed: Decides between what is equally good.
     """
     best: _Assignment | None = None
-    for attempt in range(MOST_ATTEMPTS):
+    for attempt in range(MAX_ATTEMPTS):
         order = sorted(
             range(len(units)),
             key=lambda index: (-units[index].size, shuffling_key(f"{seed}/{attempt}", units[index].name)),
@@ -178,7 +178,7 @@ class _Assignment:
 
     def improve(self, order: Sequence[int]) -> None:
         """Move single units as long as that helps, and costs no split a class."""
-        for _ in range(MOST_ROUNDS):
+        for _ in range(MAX_ROUNDS):
             if self.is_as_near_as_whole_images_allow():
                 return
             moved = [self._move_if_better(index) for index in order]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from scripts.data_handler.npz import MOST_SHOWN
+from scripts.data_handler.npz import MAX_SHOWN
 
 
 def shown(name: object) -> str:
@@ -16,8 +16,8 @@ def shown(name: object) -> str:
 
 def some(parts: Sequence[str], separator: str = ", ") -> str:
     """The first of many, and how many more there are."""
-    more = len(parts) - MOST_SHOWN
-    return separator.join(parts[:MOST_SHOWN]) + (f"{separator}and {more:,} more" if more > 0 else "")
+    more = len(parts) - MAX_SHOWN
+    return separator.join(parts[:MAX_SHOWN]) + (f"{separator}and {more:,} more" if more > 0 else "")
 
 
 def names(found: Iterable[object]) -> str:

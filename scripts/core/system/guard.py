@@ -172,13 +172,13 @@ def _end(ghosts: list[psutil.Process], terminate_wait_s: float, kill_wait_s: flo
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             ghost.kill()
             log.warning(f"Process guard: killed {names[ghost]}: it did not end within {terminate_wait_s:g} s.")
-    immortal = _still_there(survivors, kill_wait_s)
+    unkillable = _still_there(survivors, kill_wait_s)
     for ghost, name in names.items():
-        if ghost in immortal:
+        if ghost in unkillable:
             log.warning(f"Process guard: {name} cannot be ended; it may still use memory and the GPU.")
         else:
             log.info(f"Process guard: {name} is gone.")
-    return len(names) - len(immortal)
+    return len(names) - len(unkillable)
 
 
 def _describe(process: psutil.Process) -> str:

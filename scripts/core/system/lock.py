@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 LOCK_FILE_MODE = 0o600
 RECORD_START = b'{"pid"'
-LONGEST_RECORD_BYTES = 1 << 15  # a path of 4096 bytes, each of them escaped, and some more
+MAX_RECORD_BYTES = 1 << 15  # a path of 4096 bytes, each of them escaped, and some more
 RECORD_ATTEMPTS = 5
 RECORD_PAUSE_S = 0.02
 
@@ -75,7 +75,7 @@ class InstanceLock:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 raise LockHeldError(_refusal(self.path, _patiently_read_record(descriptor))) from None
-        if not _may_be_overwritten(os.pread(descriptor, LONGEST_RECORD_BYTES, 0)):
+        if not _may_be_overwritten(os.pread(descriptor, MAX_RECORD_BYTES, 0)):
             raise StorageError(
                 f"The lock file {self.path} holds something that no run wrote there, which would be lost. "
                 "Move it away, or choose another --lock_file."
@@ -216,7 +216,7 @@ def _refusal(path: Path, record: LockRecord | None) -> str:
 def _patiently_read_record(descriptor: int) -> LockRecord | None:
     """The holder's record; one that has only just taken the lock may still be writing it."""
     for _ in range(RECORD_ATTEMPTS):
-        if record := LockRecord.parse(os.pread(descriptor, LONGEST_RECORD_BYTES, 0)):
+        if record := LockRecord.parse(os.pread(descriptor, MAX_RECORD_BYTES, 0)):
             return record
         time.sleep(RECORD_PAUSE_S)
     return None
@@ -240,7 +240,7 @@ def _open_files(process: psutil.Process) -> Iterator[Path]:
 def _record_of_file(path: Path) -> LockRecord | None:
     try:
         found = path.stat()
-        if not stat.S_ISREG(found.st_mode) or not 0 < found.st_size <= LONGEST_RECORD_BYTES:
+        if not stat.S_ISREG(found.st_mode) or not 0 < found.st_size <= MAX_RECORD_BYTES:
             return None
         return LockRecord.parse(path.read_bytes())
     except OSError:  # closed in the meantime, or not for us to read and so not made by us

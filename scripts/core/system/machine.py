@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 # parameters of glibc's mallopt (malloc.h), and the values for them: the largest that it takes
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
-NEVER_TRIM, LARGEST_HEAP_BLOCK = 2**31 - 1, 2**25  # bytes
+NEVER_TRIM, MAX_HEAP_BLOCK = 2**31 - 1, 2**25  # bytes
 
 
 def prepare_machine(config: Config) -> tuple[Config, torch.device]:
@@ -57,4 +57,4 @@ def keep_freed_memory() -> bool:
         mallopt = ctypes.CDLL(None).mallopt
     except (AttributeError, OSError, TypeError):  # another C library, or Windows, where there is no library to ask
         return False
-    return bool(mallopt(M_MMAP_THRESHOLD, LARGEST_HEAP_BLOCK) and mallopt(M_TRIM_THRESHOLD, NEVER_TRIM))
+    return bool(mallopt(M_MMAP_THRESHOLD, MAX_HEAP_BLOCK) and mallopt(M_TRIM_THRESHOLD, NEVER_TRIM))

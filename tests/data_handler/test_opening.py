@@ -10,8 +10,9 @@ import pytest
 
 from scripts.core.errors import DataError
 from scripts.core.log import log
-from scripts.data_handler import dataset as dataset_module
-from scripts.data_handler.dataset import members, open_dataset
+from scripts.data_handler import opening
+from scripts.data_handler.dataset import members
+from scripts.data_handler.opening import open_dataset
 from scripts.data_handler.registry import BINARY, DATASET_REGISTRY, MULTI_CLASS, MULTI_LABEL, DatasetInfo
 from tests.data_handler.test_npz import NUM_SAMPLES, toy_arrays
 
@@ -189,11 +190,11 @@ def test_classes_without_a_training_image_are_named(save, tmp_path, logged):
 def test_labels_that_the_memory_cannot_hold_are_refused_from_the_headers_alone(save, monkeypatch):
     path = save()
     needed = 9 * (1 + 8)  # nine labels of a byte, and as 64-bit integers
-    monkeypatch.setattr(dataset_module, "free_on_host", lambda: (needed - 1, "here"))
+    monkeypatch.setattr(opening, "free_on_host", lambda: (needed - 1, "here"))
     with pytest.raises(DataError) as caught:
         open_dataset(str(path), path.parent)
     assert str(caught.value) == f"Cannot use {path}: its labels need 81 bytes of memory, and 80 are free."
-    monkeypatch.setattr(dataset_module, "free_on_host", lambda: (needed, "here"))
+    monkeypatch.setattr(opening, "free_on_host", lambda: (needed, "here"))
     open_dataset(str(path), path.parent)
 
 
@@ -227,15 +228,15 @@ def replaced_while(monkeypatch) -> Callable[[str, Callable[[], object]], None]:
     """Lets something happen right after a function of the module has done its work, once."""
 
     def add(name: str, happen: Callable[[], object]) -> None:
-        real = getattr(dataset_module, name)
+        real = getattr(opening, name)
 
         def and_then(*arguments: Any, **settings: Any) -> Any:
             result = real(*arguments, **settings)
-            monkeypatch.setattr(dataset_module, name, real)
+            monkeypatch.setattr(opening, name, real)
             happen()
             return result
 
-        monkeypatch.setattr(dataset_module, name, and_then)
+        monkeypatch.setattr(opening, name, and_then)
 
     return add
 
@@ -346,7 +347,7 @@ def register(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., D
             "files_url": "http://127.0.0.1:9",
         }
         info = DatasetInfo(**{**facts, **changed})
-        monkeypatch.setattr(dataset_module, "DATASET_REGISTRY", {**DATASET_REGISTRY, info.key: info})
+        monkeypatch.setattr(opening, "DATASET_REGISTRY", {**DATASET_REGISTRY, info.key: info})
         return info
 
     return add

@@ -22,14 +22,14 @@ from scripts.core.system.device import to_device
 from scripts.core.system.reproducibility import worker_init_fn
 from scripts.core.system.signals import leave_signals_to_parent
 from scripts.data_handler.dataset import Split
-from scripts.data_handler.memory import MOST_IMAGES_TO_JUDGE, PREFETCH, images_to_judge
-from scripts.data_handler.targets import Labelling, labelling_of
+from scripts.data_handler.memory import MAX_EVAL_BATCH_SIZE, PREFETCH, eval_batch_size
+from scripts.data_handler.tasks import Task, task_of
 from scripts.data_handler.unpacked import ImageReader
 
 Indices = NDArray[np.int64]
 
 
-class Feed(Protocol):
+class ImageSource(Protocol):
     """The images of one split, in any order."""
 
     def batches(self, order: Indices, batch_size: int) -> Iterator[torch.Tensor]:
@@ -44,20 +44,20 @@ class Feed(Protocol):
         """
 
 
-class ResidentFeed:
+class ResidentSource:
     """All images as one tensor on the device: a batch is a gather there, nothing is copied from the host."""
 
     def __init__(self, images: NDArray[np.uint8], device: torch.device) -> None:
         self._images = torch.from_numpy(images).to(device)
 
     def batches(self, order: Indices, batch_size: int) -> Iterator[torch.Tensor]:
-        """See ``Feed``."""
+        """See ``ImageSource``."""
         on_device = to_device(order, self._images.device)
         for start in range(0, len(order), batch_size):
             yield self._images.index_select(0, on_device[start : start + batch_size])
 
 
-class StreamedFeed:
+class StreamedSource:
     """Images stay on the host; worker processes gather batches while the device computes.
 
     A worker only copies bytes: everything random happens on the device, from the epoch's plan. So neither the number
@@ -86,7 +86,7 @@ class StreamedFeed:
             )
 
     def batches(self, order: Indices, batch_size: int) -> Iterator[torch.Tensor]:
-        """See ``Feed``."""
+        """See ``ImageSource``."""
         self._sampler.batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
         with _any_number_of_workers():
             loaded = iter(self._loader)
@@ -153,13 +153,13 @@ def _any_number_of_workers() -> Iterator[None]:
 
 
 @dataclass(frozen=True, slots=True)
-class Examples:
+class DeviceSplit:
     """One split as the network meets it."""
 
-    feed: Feed
+    source: ImageSource
     targets: torch.Tensor  # float32 on the device, shape (N, C): one-hot rows or rows of 0 and 1, which MixUp can mix
-    labelling: Labelling  # how logits answer to the targets
-    images_to_judge: int = MOST_IMAGES_TO_JUDGE  # at once, in validation and test
+    task: Task  # how logits answer to the targets
+    eval_batch_size: int = MAX_EVAL_BATCH_SIZE  # at once, in validation and test
 
     @property
     def size(self) -> int:
@@ -167,7 +167,9 @@ class Examples:
         return len(self.targets)
 
 
-def make_examples(split: Split, num_classes: int, *, feed: str, device: torch.device, num_workers: int) -> Examples:
+def make_device_split(
+    split: Split, num_classes: int, *, feed: str, device: torch.device, num_workers: int
+) -> DeviceSplit:
     """Images behind a feed, labels as rows of targets on the device.
 
     Args:
@@ -177,15 +179,15 @@ def make_examples(split: Split, num_classes: int, *, feed: str, device: torch.de
         device: Where the network runs.
         num_workers: Worker processes of a streamed feed.
     """
-    labelling = labelling_of(split.labels)
-    targets = labelling.targets(torch.from_numpy(split.labels), num_classes).to(device)
+    task = task_of(split.labels)
+    targets = task.targets(torch.from_numpy(split.labels), num_classes).to(device)
     height, width = split.images.shape[1:3]
-    return Examples(make_feed(split, feed, device, num_workers), targets, labelling, images_to_judge(height, width))
+    return DeviceSplit(make_source(split, feed, device, num_workers), targets, task, eval_batch_size(height, width))
 
 
-def make_feed(split: Split, feed: str, device: torch.device, num_workers: int) -> Feed:
+def make_source(split: Split, feed: str, device: torch.device, num_workers: int) -> ImageSource:
     """The images of a split behind the feed that was chosen, ``"resident"`` or ``"streamed"``."""
     if feed == "resident":
-        return ResidentFeed(split.images, device)
+        return ResidentSource(split.images, device)
     images = split.images if split.file is None else ImageReader(split.file)
-    return StreamedFeed(images, device, num_workers)
+    return StreamedSource(images, device, num_workers)

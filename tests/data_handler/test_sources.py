@@ -15,7 +15,7 @@ import torch
 
 from scripts.core.system import worker_init_fn
 from scripts.data_handler.dataset import Split
-from scripts.data_handler.feed import ResidentFeed, StreamedFeed, make_examples
+from scripts.data_handler.sources import ResidentSource, StreamedSource, make_device_split
 from tests.conftest import PROJECT_ROOT
 
 CPU = torch.device("cpu")
@@ -25,7 +25,7 @@ ORDER = np.array([9, 0, 3, 3, 7, 1, 2])
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
 def test_streamed_batches_equal_resident_ones(num_workers):
-    streamed, resident = StreamedFeed(IMAGES, CPU, num_workers), ResidentFeed(IMAGES, CPU)
+    streamed, resident = StreamedSource(IMAGES, CPU, num_workers), ResidentSource(IMAGES, CPU)
 
     for order in (ORDER, ORDER[::-1].copy()):  # twice: workers live on from epoch to epoch
         pairs = list(zip(streamed.batches(order, 3), resident.batches(order, 3), strict=True))
@@ -34,7 +34,7 @@ def test_streamed_batches_equal_resident_ones(num_workers):
         assert np.array_equal(torch.cat([batch for batch, _ in pairs]).numpy(), IMAGES[order])
 
 
-@pytest.mark.parametrize("feed", [ResidentFeed(IMAGES, CPU), StreamedFeed(IMAGES, CPU, 0)])
+@pytest.mark.parametrize("feed", [ResidentSource(IMAGES, CPU), StreamedSource(IMAGES, CPU, 0)])
 def test_no_images_are_no_batches(feed):
     assert list(feed.batches(ORDER[:0], 3)) == []
 
@@ -51,7 +51,7 @@ def test_a_worker_seeds_every_generator_and_each_worker_differently():
 
 def test_workers_outlive_the_signals_that_reach_the_whole_group_and_end_with_the_feed():
     images = np.arange(40, dtype=np.uint8).reshape(10, 2, 2)
-    feed = StreamedFeed(images, torch.device("cpu"), num_workers=2)
+    feed = StreamedSource(images, torch.device("cpu"), num_workers=2)
     batches = feed.batches(np.arange(10), 2)
     found = [next(batches), next(batches)]  # one of each worker, which has begun by then
     workers = multiprocessing.active_children()
@@ -72,12 +72,12 @@ def test_workers_outlive_the_signals_that_reach_the_whole_group_and_end_with_the
 CIRCLE = """
 import numpy as np
 import torch
-from scripts.data_handler.feed import StreamedFeed
+from scripts.data_handler.sources import StreamedSource
 
 class Circle:
     pass
 
-feed = StreamedFeed(np.zeros((100, 4, 4), np.uint8), torch.device("cpu"), num_workers=2)
+feed = StreamedSource(np.zeros((100, 4, 4), np.uint8), torch.device("cpu"), num_workers=2)
 batches = feed.batches(np.arange(100), 4)
 next(batches)
 circle = Circle()
@@ -94,7 +94,7 @@ def test_a_feed_that_was_forgotten_in_a_circle_of_references_keeps_no_process_fr
 
 def test_targets_are_one_hot_rows():
     split = Split(IMAGES[:3], np.array([2, 0, 1]))
-    examples = make_examples(split, 4, feed="resident", device=CPU, num_workers=0)
+    examples = make_device_split(split, 4, feed="resident", device=CPU, num_workers=0)
 
     assert examples.size == 3
     assert examples.targets.tolist() == [[0, 0, 1, 0], [1, 0, 0, 0], [0, 1, 0, 0]]
@@ -103,17 +103,17 @@ def test_targets_are_one_hot_rows():
 
 def test_targets_of_a_multi_label_set_are_its_rows_of_0_and_1():
     split = Split(IMAGES[:2], np.array([[0, 1, 1], [0, 0, 0]]))
-    examples = make_examples(split, 3, feed="resident", device=CPU, num_workers=0)
+    examples = make_device_split(split, 3, feed="resident", device=CPU, num_workers=0)
 
     assert examples.size == 2
     assert examples.targets.tolist() == [[0, 1, 1], [0, 0, 0]]
     assert examples.targets.dtype == torch.float32
     with pytest.raises(ValueError, match=r"Expected labels \(N, 4\), got \(2, 3\)."):
-        make_examples(split, 4, feed="resident", device=CPU, num_workers=0)
+        make_device_split(split, 4, feed="resident", device=CPU, num_workers=0)
 
 
 @pytest.mark.parametrize("feed", ["resident", "streamed"])
 def test_the_feed_that_is_asked_for_is_made(feed):
     split = Split(IMAGES, np.zeros(10, dtype=np.int64))
-    kind = type(make_examples(split, 2, feed=feed, device=CPU, num_workers=0).feed)
-    assert kind is {"resident": ResidentFeed, "streamed": StreamedFeed}[feed]
+    kind = type(make_device_split(split, 2, feed=feed, device=CPU, num_workers=0).source)
+    assert kind is {"resident": ResidentSource, "streamed": StreamedSource}[feed]

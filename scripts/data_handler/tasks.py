@@ -15,7 +15,7 @@ from scripts.data_handler.registry import THRESHOLD
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Labelling:
+class Task:
     """How images are labelled, and so how B rows of K logits are read and judged; logits come as float32."""
 
     targets: Callable[
@@ -26,9 +26,9 @@ class Labelling:
     is_right: Callable[[Tensor, Tensor], Tensor]  # the same: whether each answer is right, bool, (B,) or (B, K)
 
 
-def labelling_of(labels: NDArray[np.int64]) -> Labelling:
-    """``ONE_CLASS`` for class indices of shape (N,), ``MANY_LABELS`` for 0 and 1 of shape (N, L)."""
-    return ONE_CLASS if labels.ndim == 1 else MANY_LABELS
+def task_of(labels: NDArray[np.int64]) -> Task:
+    """``SINGLE_LABEL_TASK`` for class indices of shape (N,), ``MULTI_LABEL_TASK`` for 0 and 1 of shape (N, L)."""
+    return SINGLE_LABEL_TASK if labels.ndim == 1 else MULTI_LABEL_TASK
 
 
 def _one_hot(labels: Tensor, num_classes: int) -> Tensor:
@@ -62,7 +62,7 @@ def _is_label(logits: Tensor, targets: Tensor) -> Tensor:
     return (logits.sigmoid() > THRESHOLD) == (targets > THRESHOLD)
 
 
-ONE_CLASS = Labelling(targets=_one_hot, probabilities=_softmax, losses=_cross_entropy, is_right=_is_class)
-MANY_LABELS = Labelling(
+SINGLE_LABEL_TASK = Task(targets=_one_hot, probabilities=_softmax, losses=_cross_entropy, is_right=_is_class)
+MULTI_LABEL_TASK = Task(
     targets=_as_they_are, probabilities=torch.sigmoid, losses=_binary_cross_entropy, is_right=_is_label
 )

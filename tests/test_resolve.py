@@ -15,7 +15,9 @@ from scripts.data_handler.dataset import Dataset, Split
 from scripts.data_handler.plan import draw_plan
 from scripts.data_handler.views import tta_views
 from scripts.evaluation.metrics import Estimate
-from scripts.pipeline import _figure_in_words, describe_model, describe_run, settle
+from scripts.evaluation.reports import _figure_in_words
+from scripts.provenance import describe_model, describe_run
+from scripts.resolve import resolve_settings
 
 CPU = torch.device("cpu")
 
@@ -73,7 +75,7 @@ def mirrored(config: Config) -> float:
 )
 def test_the_stem_that_is_recorded_is_the_one_that_is_applied(asked, side, applied):
     dataset = pictures_of(side)
-    config = settle(Config(stem=asked), dataset, CPU)
+    config = resolve_settings(Config(stem=asked), dataset, CPU)
 
     assert config.stem == applied
     assert describe_run(config, dataset)["settings"]["stem"] == applied
@@ -90,9 +92,9 @@ def test_the_stem_that_is_recorded_is_the_one_that_is_applied(asked, side, appli
 
 def test_the_choice_of_the_stem_is_logged_with_its_reason(caplog):
     with caplog.at_level("INFO"):
-        settle(Config(), pictures_of(72, width=60), CPU)
-        settle(Config(stem="stock"), pictures_of(28), CPU)
-        settle(Config(stem="adapted", resume="outputs/a_run"), pictures_of(28), CPU)
+        resolve_settings(Config(), pictures_of(72, width=60), CPU)
+        resolve_settings(Config(stem="stock"), pictures_of(28), CPU)
+        resolve_settings(Config(stem="adapted", resume="outputs/a_run"), pictures_of(28), CPU)
 
     assert [message for message in caplog.messages if message.startswith("stem ")] == [
         "stem stock (7x7, stride 2, max-pool 3x3, stride 2): pictures of 72 × 60 pixels, which are large (above 64): a "
@@ -104,10 +106,10 @@ def test_the_choice_of_the_stem_is_logged_with_its_reason(caplog):
 
 def test_nothing_is_called_adapted_that_is_not(caplog):
     with caplog.at_level("INFO"):
-        assert settle(Config(), pictures_of(28), CPU).model_name == "ResNet-18 Adapted"
+        assert resolve_settings(Config(), pictures_of(28), CPU).model_name == "ResNet-18 Adapted"
         assert not [message for message in caplog.messages if "is called" in message]
-        assert settle(Config(), pictures_of(224), CPU).model_name == "ResNet-18"
-        assert settle(Config(model_name="Mine"), pictures_of(224), CPU).model_name == "Mine"
+        assert resolve_settings(Config(), pictures_of(224), CPU).model_name == "ResNet-18"
+        assert resolve_settings(Config(model_name="Mine"), pictures_of(224), CPU).model_name == "Mine"
 
     assert [message for message in caplog.messages if "is called" in message] == [
         "the model is called ResNet-18, since nothing of it is adapted"
@@ -119,14 +121,14 @@ def test_a_batch_of_one_image_is_refused_where_its_last_stage_is_a_single_point(
     config = Config(batch_size=16, stem=stem)  # 33 images: the last batch has one
 
     with pytest.raises(ConfigError) as caught:
-        settle(config, pictures_of(largest), CPU)
+        resolve_settings(config, pictures_of(largest), CPU)
     assert str(caught.value) == (
         "--batch_size 16 leaves one of the 33 training images in a batch of its own, which batch normalisation cannot "
         f"train on with pictures of {largest} × {largest} pixels and the {stem} stem. Take another --batch_size."
     )
-    settle(config, pictures_of(largest + 1), CPU)
-    settle(config, pictures_of(1, width=largest + 1), CPU)
-    settle(replace(config, batch_size=11), pictures_of(largest), CPU)
+    resolve_settings(config, pictures_of(largest + 1), CPU)
+    resolve_settings(config, pictures_of(1, width=largest + 1), CPU)
+    resolve_settings(replace(config, batch_size=11), pictures_of(largest), CPU)
 
 
 @pytest.mark.parametrize("hflip", [0.5, 1.0])
@@ -134,11 +136,11 @@ def test_where_left_and_right_differ_no_picture_is_mirrored_in_training_nor_in_t
     asked, organs = Config(hflip=hflip), pictures_of(28, orientation_free=False)
     assert mirrored(asked) > 0.4
     with caplog.at_level("INFO"):
-        config = settle(asked, organs, CPU)
+        config = resolve_settings(asked, organs, CPU)
 
     assert config.hflip == 0
     assert mirrored(config) == 0
-    assert views(config) == ["plain", "turned 5° left", "turned 5° right"]
+    assert views(config) == ["plain", "rotated +5°", "rotated -5°"]
     assert describe_run(config, organs)["settings"]["hflip"] == 0
     assert describe_model(config, organs)["tta_views"] == views(config)
     assert (
@@ -149,24 +151,24 @@ def test_where_left_and_right_differ_no_picture_is_mirrored_in_training_nor_in_t
 
 def test_where_there_is_no_left_and_right_the_flag_decides(caplog):
     with caplog.at_level("INFO"):
-        config = settle(Config(hflip=0.25), pictures_of(28), CPU)
+        config = resolve_settings(Config(hflip=0.25), pictures_of(28), CPU)
 
     assert config.hflip == 0.25
-    assert views(config) == ["plain", "flipped", "turned 5° left", "turned 5° right"]
+    assert views(config) == ["plain", "flipped", "rotated +5°", "rotated -5°"]
     assert not [message for message in caplog.messages if "mirrored" in message]
 
 
 def test_without_mirrored_and_turned_views_there_is_no_tta():
     config = Config(rotation_angle=0)
-    assert settle(config, pictures_of(28), CPU).no_tta is False
-    assert settle(config, pictures_of(28, orientation_free=False), CPU).no_tta is True
-    assert settle(Config(no_tta=True), pictures_of(28), CPU).no_tta is True
+    assert resolve_settings(config, pictures_of(28), CPU).no_tta is False
+    assert resolve_settings(config, pictures_of(28, orientation_free=False), CPU).no_tta is True
+    assert resolve_settings(Config(no_tta=True), pictures_of(28), CPU).no_tta is True
 
 
 def test_what_was_settled_once_is_settled_the_same_again():
     for dataset in (pictures_of(224, orientation_free=False), pictures_of(28)):
-        once = settle(Config(), dataset, CPU)
-        assert settle(once, dataset, CPU) == once
+        once = resolve_settings(Config(), dataset, CPU)
+        assert resolve_settings(once, dataset, CPU) == once
 
 
 def test_a_figure_in_the_log_is_undefined_rather_than_nan():

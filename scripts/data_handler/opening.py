@@ -1,0 +1,295 @@
+"""Open a data set by the name that the user typed: find, fetch and check it."""
+
+from __future__ import annotations
+
+import difflib
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from scripts.core.config import STANDARD_RESOLUTION
+from scripts.core.download import fetch
+from scripts.core.errors import DataError
+from scripts.core.files import file_digest
+from scripts.core.log import log
+from scripts.core.paths import slug
+from scripts.data_handler.dataset import Dataset, Split, members
+from scripts.data_handler.memory import ImageSizes, free_on_host
+from scripts.data_handler.npz import (
+    MAX_CLASSES,
+    SPLITS,
+    NpzLayout,
+    read_array,
+    read_class_names,
+    read_label_rows,
+    read_labels,
+    require_memory,
+    validate_npz_keys,
+    verify_checksums,
+)
+from scripts.data_handler.registry import (
+    BINARY,
+    DATASET_REGISTRY,
+    MULTI_CLASS,
+    MULTI_LABEL,
+    SYNTHBLOOD,
+    DatasetInfo,
+)
+from scripts.data_handler.synthetic import open_synthblood
+from scripts.data_handler.unpacked import ImageFile, bytes_to_write, image_files, unpack_images
+
+Labels = dict[str, NDArray[np.int64]]  # by split
+Stamp = tuple[int, int, int]  # of a file: its number, size and time of the last change
+
+OFFLINE = f"use --dataset {SYNTHBLOOD}, which needs no network"
+
+
+def open_dataset(name: str, data_dir: Path, resolution: int = STANDARD_RESOLUTION) -> Dataset:
+    """Find, fetch if need be, and check a data set; no image is kept in memory.
+
+    Args:
+        name: A key of ``DATASET_REGISTRY``, ``"synthblood"``, or the path of an ``.npz`` in MedMNIST's schema.
+        data_dir: Where files of the registry's sets are, or are put, and the uncompressed images of any set.
+        resolution: Which of the published sizes of a registry's set, in pixels of a side; other sets have one size.
+
+    Raises:
+        DataError: The data are missing, unreachable, corrupt, or of a kind that cannot be trained on.
+        StorageError: A downloaded file cannot be written.
+    """
+    if name == SYNTHBLOOD:
+        return open_synthblood()
+    if name in DATASET_REGISTRY:
+        return _open_registered(DATASET_REGISTRY[name], data_dir, resolution)
+    return _open_own(Path(name), data_dir)
+
+
+@dataclass(frozen=True, slots=True)
+class DatasetPreview:
+    """What a set's images need, known without reading or downloading any."""
+
+    source: str  # where the facts are from
+    images: ImageSizes
+    files: Mapping[str, ImageFile]  # where the images lie uncompressed, or would; empty where they are generated
+    download: Path | None = None  # where the file is put first; None where it is there, or not needed
+
+
+def preview_dataset(name: str, data_dir: Path, resolution: int = STANDARD_RESOLUTION) -> DatasetPreview:
+    """What the images of a set need, from a file's headers or the registry's facts.
+
+    Args:
+        name: As for ``open_dataset``.
+        data_dir: As for ``open_dataset``.
+        resolution: As for ``open_dataset``.
+
+    Raises:
+        DataError: The file is missing or no data set, or its labels alone do not fit into memory.
+    """
+    if name == SYNTHBLOOD:
+        return DatasetPreview("generated, in memory from the beginning", open_synthblood().image_sizes, {})
+    if name in DATASET_REGISTRY:
+        info = DATASET_REGISTRY[name]
+        path, md5 = registered_file(info, data_dir, resolution), info.md5s[resolution]
+        if not path.exists():
+            images = ImageSizes(
+                num_samples=info.num_samples, height=resolution, width=resolution, channels=info.channels
+            )
+            return DatasetPreview(
+                "the registry; it is not downloaded yet", images, image_files(images, md5, data_dir), path
+            )
+    else:
+        path = _existing_file(Path(name))
+        md5 = _md5_of(path)
+    layout = validate_npz_keys(path)
+    require_memory(layout, free_on_host()[0])
+    return DatasetPreview(str(path), _sizes(layout), image_files(_sizes(layout), md5, data_dir))
+
+
+def registered_file(info: DatasetInfo, data_dir: Path, resolution: int) -> Path:
+    """Where a set of the registry is, or is put, at a published size."""
+    return (data_dir / info.file_name(resolution)).absolute()
+
+
+def _open_registered(info: DatasetInfo, data_dir: Path, resolution: int) -> Dataset:
+    path, md5 = registered_file(info, data_dir, resolution), info.md5s[resolution]
+    what = info.title if resolution == STANDARD_RESOLUTION else f"{info.title} at {resolution} × {resolution} pixels"
+    # before the MD5 is compared: a file that is put there meanwhile must not pass for the one that was
+    stamp = _stamp(path) if os.path.isfile(path) else None  # noqa: PTH113 (never raises)
+    fetch(info.url(resolution), path, digest=md5, what=what, offline=OFFLINE)
+    stamp = stamp or _stamp(path)
+    layout = validate_npz_keys(path)
+    if (layout.height, layout.width) != (resolution, resolution):
+        raise DataError(
+            f"Cannot use {path}: at --resolution {resolution} {info.title} has images of {resolution} × {resolution} "
+            f"pixels, but the file has {layout.height} × {layout.width}."
+        )
+    found = {"channels": layout.channels, "images": layout.num_samples, "label columns": layout.label_columns}
+    num_classes = len(info.class_names)
+    label_columns = num_classes if info.task == MULTI_LABEL else 1
+    expected = {"channels": info.channels, "images": dict(info.num_samples), "label columns": label_columns}
+    if found != expected:
+        raise DataError(f"Cannot use {path}: {info.title} has {expected}, but the file has {found}.")
+    require_memory(layout, free_on_host()[0])
+    if info.task == MULTI_LABEL:
+        labels = {split: read_label_rows(layout, split) for split in SPLITS}
+    else:
+        labels = {split: read_labels(layout, split, num_classes) for split in SPLITS}
+    return _dataset(
+        layout,
+        labels,
+        key=info.key,
+        title=info.title,
+        task=info.task,
+        names=info.class_names,
+        md5=md5,
+        stamp=stamp,
+        orientation_free=info.orientation_free,
+    )
+
+
+def _open_own(given: Path, data_dir: Path) -> Dataset:
+    path = _existing_file(given)
+    stamp = _stamp(path)  # before the MD5: a file that is put there meanwhile must not be used under this one's
+    layout = validate_npz_keys(path)
+    require_memory(layout, free_on_host()[0])
+    md5 = _md5_of(path)
+    if bytes_to_write(image_files(_sizes(layout), md5, data_dir)):  # what was unpacked was compared then
+        # now, not when the test split is read after a night of training
+        verify_checksums(layout)
+    task, names, labels = (_own_label_rows if layout.label_columns > 1 else _own_classes)(layout)
+    _warn_of_the_unseen(path, names, labels["train"])
+    return _dataset(
+        layout, labels, key=slug(given.stem), title=given.stem, task=task, names=names, md5=md5, stamp=stamp
+    )
+
+
+def _own_classes(layout: NpzLayout) -> tuple[str, tuple[str, ...], Labels]:
+    """Task, class names and labels of an own file with one label per image."""
+    names = read_class_names(layout)
+    labels = {"train": read_labels(layout, "train", None if names is None else len(names))}
+    if names is None:
+        names = tuple(f"class {index}" for index in range(int(labels["train"].max()) + 1))
+    if len(names) < 2:
+        raise DataError(f"Cannot use {layout.path}: all of train_labels are 0; needed are at least two classes.")
+    for split in ("val", "test"):
+        labels[split] = read_labels(layout, split, len(names))
+    return BINARY if len(names) == 2 else MULTI_CLASS, names, labels
+
+
+def _own_label_rows(layout: NpzLayout) -> tuple[str, tuple[str, ...], Labels]:
+    """Task, label names and labels of an own file with several labels per image."""
+    count = layout.label_columns
+    if count > MAX_CLASSES:
+        raise DataError(
+            f"Cannot use {layout.path}: train_labels has {count:,} columns; needed are at most {MAX_CLASSES} labels."
+        )
+    names = read_class_names(layout) or tuple(f"label {index}" for index in range(count))
+    if len(names) != count:
+        raise DataError(
+            f"Cannot use {layout.path}: class_names has {len(names)} names, train_labels {count} columns; needed is a "
+            "name for each label."
+        )
+    return MULTI_LABEL, names, {split: read_label_rows(layout, split) for split in SPLITS}
+
+
+def _dataset(
+    layout: NpzLayout,
+    labels: Mapping[str, NDArray[np.int64]],
+    *,
+    key: str,
+    title: str,
+    task: str,
+    names: tuple[str, ...],
+    md5: str,
+    stamp: Stamp,
+    orientation_free: bool = True,
+) -> Dataset:
+    """The set of a checked file whose ``stamp`` was taken before its ``md5``, and this before anything was read."""
+
+    def verify() -> None:
+        # labels were read at the start, images perhaps only a night later: both must be of one file
+        if _stamp(layout.path) != stamp and _md5_of(layout.path) != md5:
+            raise DataError(f"{layout.path} has changed since the run began: start again with the file as it is now.")
+
+    def load(split: str) -> Split:
+        verify()
+        return Split(read_array(layout, f"{split}_images"), labels[split])
+
+    def unpack(data_dir: Path) -> Dataset:
+        verify()  # also where nothing is left to unpack: the labels must be of the file that the images are from
+        files = image_files(dataset.image_sizes, md5, data_dir)
+        unpack_images(layout, files, verify=verify)
+        return replace(dataset, load=lambda split: Split(files[split].map(), labels[split], files[split]))
+
+    dataset = Dataset(
+        key=key,
+        title=title,
+        task=task,
+        class_names=names,
+        height=layout.height,
+        width=layout.width,
+        channels=layout.channels,
+        num_samples=layout.num_samples,
+        md5=md5,
+        source=str(layout.path),
+        note=None,
+        orientation_free=orientation_free,
+        load=load,
+        unpack=unpack,
+    )
+    return dataset
+
+
+def _sizes(layout: NpzLayout) -> ImageSizes:
+    return ImageSizes(
+        num_samples=layout.num_samples, height=layout.height, width=layout.width, channels=layout.channels
+    )
+
+
+def _existing_file(given: Path) -> Path:
+    """The absolute path of a regular file, or ``DataError`` with what might have been meant."""
+    try:
+        path = given.expanduser().resolve()
+        if path.is_file():
+            return path
+        if path.is_dir():
+            inside = sorted(entry.name for entry in path.glob("*.npz"))
+            hint = f" Did you mean {path / inside[0]}?" if inside else ""
+            raise DataError(f"--dataset {given} is a folder; needed is the path of an .npz file.{hint}")
+        if path.exists():
+            raise DataError(f"--dataset {given} is not a regular file; needed is the path of an .npz file.")
+        beside = [entry.name for entry in path.parent.glob("*.npz")] if path.parent.is_dir() else []
+    except OSError as error:
+        raise DataError(f"--dataset {given} cannot be read: {error.strerror or error}.") from error
+    except (RuntimeError, ValueError) as error:  # links in a circle, ~ of an unknown user, a null character
+        raise DataError(f"--dataset {str(given)!r} is not a usable path: {str(error).rstrip('.')}.") from error
+    close = difflib.get_close_matches(path.name, beside, n=1)
+    hint = f"Did you mean {path.parent / close[0]}?" if close else "Give the path of an .npz file in MedMNIST's schema."
+    raise DataError(f"--dataset {given}: there is no file {path}. {hint}")
+
+
+def _warn_of_the_unseen(path: Path, names: tuple[str, ...], labels: NDArray[np.int64]) -> None:
+    unseen = [name for index, name in enumerate(names) if not members(labels, index).any()]
+    if unseen:
+        shown = ", ".join(unseen[:10]) + (", …" if len(unseen) > 10 else "")
+        kind = "classes" if labels.ndim == 1 else "labels"
+        log.warning(f"{path} has no training image of {len(unseen)} of its {len(names)} {kind}: {shown}.")
+
+
+def _md5_of(path: Path) -> str:
+    try:
+        return file_digest(path, "md5")
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
+
+
+def _stamp(path: Path) -> Stamp:
+    """Something that changes when the file does: replaced, grown or written to."""
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
+    return status.st_ino, status.st_size, status.st_mtime_ns

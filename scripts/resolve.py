@@ -1,0 +1,100 @@
+"""Resolve the settings that depend on the data and the machine: image source, stem, views, monitored figure."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+
+from scripts.core.config import DEFAULT_MODEL_NAME, STOCK_MODEL_NAME, Config
+from scripts.core.errors import ConfigError
+from scripts.core.log import log
+from scripts.data_handler.dataset import Dataset
+from scripts.data_handler.memory import free_shared_memory, plan_memory, workers_that_fit
+from scripts.data_handler.registry import MULTI_LABEL
+from scripts.data_handler.views import View, tta_views
+from scripts.models.stem import STEMS, choose_stem
+
+
+def resolve_settings(config: Config, dataset: Dataset, device: torch.device) -> Config:
+    """The settings as applied to this data set; the log says what was chosen, and why.
+
+    Raises:
+        ConfigError: A batch would hold a single value per channel, which batch normalisation cannot train on.
+        DataError: All images were asked to be in memory, which cannot hold them.
+    """
+    config = _resolve_feed(config, dataset, device)
+    config = _resolve_stem(config, dataset)
+    config = _resolve_views(config, dataset)
+    config = _resolve_monitor(config, dataset)
+    smallest_batch = dataset.num_samples["train"] % config.batch_size or config.batch_size
+    if smallest_batch == 1 and max(dataset.height, dataset.width) <= STEMS[config.stem].reduction:
+        raise ConfigError(
+            f"--batch_size {config.batch_size} leaves one of the {dataset.num_samples['train']} training images in a "
+            f"batch of its own, which batch normalisation cannot train on with pictures of {dataset.width} × "
+            f"{dataset.height} pixels and the {config.stem} stem. Take another --batch_size."
+        )
+    return config
+
+
+def _resolve_stem(config: Config, dataset: Dataset) -> Config:
+    """The stem that serves the pictures, and a model name that does not say otherwise."""
+    stem, reason = choose_stem(config.stem, dataset.height, dataset.width)
+    if config.resume:
+        reason = "as the run began"
+    log.info("stem %s (%s): %s", stem, STEMS[stem].layers, reason)
+    model_name = config.model_name
+    if stem == "stock" and model_name == DEFAULT_MODEL_NAME:
+        model_name = STOCK_MODEL_NAME
+        log.info("the model is called %s, since nothing of it is adapted", model_name)
+    return replace(config, stem=stem, model_name=model_name)
+
+
+def _resolve_views(config: Config, dataset: Dataset) -> Config:
+    """The views that make sense for the pictures, in training and so in TTA."""
+    if not dataset.orientation_free:
+        log.info(
+            "no picture is mirrored, whatever --hflip says: left and right are not interchangeable in %s (given by its "
+            "path, %s is taken as a file of your own, for which --hflip alone decides)",
+            dataset.title,
+            dataset.source,
+        )
+        config = replace(config, hflip=0.0)
+    if not config.no_tta and len(applied_views(config)) == 1:
+        log.info("no test-time augmentation: training shows every picture in one view only")
+        config = replace(config, no_tta=True)
+    return config
+
+
+def _resolve_feed(config: Config, dataset: Dataset, device: torch.device) -> Config:
+    """The feed and the number of worker processes as applied, by what memory is needed and what is free."""
+    images = dataset.image_sizes
+    plan = plan_memory(config.feed, images, device)
+    log.info("memory: %s", plan.figures)
+    if plan.feed == "resident":
+        num_workers, consequence = 0, "--num_workers has no effect"
+    elif config.reproducible:
+        num_workers, consequence = 0, "no worker processes in reproducibility mode"
+    else:
+        num_workers, why_fewer = workers_that_fit(
+            config.num_workers, images, batch_size=config.batch_size, shared=free_shared_memory()
+        )
+        if why_fewer:
+            log.warning(why_fewer)
+        consequence = f"{num_workers} worker processes"
+    log.info("feed %s: %s; %s", plan.feed, plan.reason, consequence)
+    return replace(config, feed=plan.feed, num_workers=num_workers)
+
+
+def _resolve_monitor(config: Config, dataset: Dataset) -> Config:
+    """The validation figure that selects the best epoch."""
+    if config.monitor != "auto":
+        return config
+    monitor = "auc" if dataset.task == MULTI_LABEL else "accuracy"
+    log.info("the best epoch is selected by validation %s: the default for %s sets", monitor, dataset.task)
+    return replace(config, monitor=monitor)
+
+
+def applied_views(config: Config) -> tuple[View, ...]:
+    """The views of test-time augmentation that follow from the settings."""
+    return tta_views(hflip=config.hflip, rotation_angle=config.rotation_angle)

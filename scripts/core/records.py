@@ -13,6 +13,7 @@ class EpochRecord:
     train_loss: float  # mean over the images of the epoch, on mixed and augmented images
     val_loss: float
     val_accuracy: float  # a fraction in [0, 1]
+    val_auc: float | None = None  # as the evaluation computes it; None where it is undefined
     learning_rate: float  # at the first step of the epoch
     images_per_second: float  # of training alone, without validation
     seconds: float  # training and validation
@@ -27,5 +28,7 @@ class TrainingResult:
     best_epoch: int  # counted from 1
     best_val_accuracy: float
     best_val_loss: float
+    best_val_auc: float | None = None  # None where it is undefined
+    monitor: str = "accuracy"  # the validation figure that selected the best epoch: accuracy, auc or loss
     stopped_early: bool
     seconds: float

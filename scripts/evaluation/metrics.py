@@ -203,6 +203,22 @@ def one_vs_rest_aucs(labels: NDArray[np.integer], scores: NDArray[np.floating]) 
     return aucs
 
 
+def mean_auc(labels: NDArray[np.integer], scores: NDArray[np.floating], *, task: str) -> float | None:
+    """MedMNIST's AUC of a split: of the last column for ``BINARY``, else the mean over classes or labels.
+
+    Args:
+        labels: True class indices, shape (N,), in [0, C), or 0 and 1 for each label, shape (N, C).
+        scores: A column for each class or label, shape (N, C).
+        task: One of ``TASKS``.
+
+    Returns:
+        A figure in [0, 1]; undefined classes are left out, and None is returned where all of them are.
+    """
+    aucs = one_vs_rest_aucs(labels, scores)
+    mean = _mean_of_defined(aucs[1:] if task == BINARY else aucs)
+    return _or_none(mean)
+
+
 def _per_class(
     confusion: Integers, aucs: Sequence[float | None], class_names: Sequence[str]
 ) -> tuple[ClassMetrics, ...]:

@@ -36,6 +36,11 @@ PROJECT_ROOT = Path(__file__).resolve().parents[1]
 Npz = Callable[..., Path]
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start with the slow tests, so that no process is left with one of them at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)
+
+
 def coloured_squares(
     count: int, *, side: int = 12, channels: int = 3, classes: int = 2, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:

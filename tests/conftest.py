@@ -36,6 +36,15 @@ PROJECT_ROOT = Path(__file__).resolve().parents[1]
 Npz = Callable[..., Path]
 
 
+def tracked_files() -> list[str]:
+    """Paths of the files that git tracks, below the project's root; skips the test where there is no checkout."""
+    if not (PROJECT_ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    command = ["git", "-C", str(PROJECT_ROOT), "ls-files", "-z"]
+    listed = subprocess.run(command, capture_output=True, encoding="utf-8", check=True, timeout=60)
+    return [name for name in listed.stdout.split("\0") if (PROJECT_ROOT / name).is_file()]
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Start with the slow tests, so that no process is left with one of them at the end."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
@@ -151,7 +160,7 @@ class CommandLine(Launcher):
             cwd=self.folder,
             env=self.environment | (environment or {}),
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             timeout=timeout_s,
             check=False,
         )

@@ -133,6 +133,16 @@ def test_names_that_users_may_import():
     assert callable(system_package.select_device)
 
 
+def test_every_imported_library_is_in_the_requirements():
+    lines = read(PROJECT_ROOT / "requirements.txt").splitlines()
+    required = {re.split("[<>=]", line)[0] for line in lines if not line.startswith("#")}
+    libraries = {name.split(".")[0] for path in [*SOURCES, *PROGRAMS] for name in imported(read(path))}
+    distributions = {"sklearn": "scikit-learn", "PIL": "pillow"}
+    others = libraries - set(sys.stdlib_module_names) - OUTSIDE - {"scripts"}
+
+    assert {distributions.get(name, name) for name in others} <= required
+
+
 def tracked_texts() -> Iterator[tuple[Path, str]]:
     for path in (PROJECT_ROOT / name for name in tracked_files()):
         if path.suffix in TEXT_SUFFIXES:

@@ -25,7 +25,6 @@ from scripts.data_handler.npz import (
     NpzLayout,
     read_array,
     read_class_names,
-    read_label_rows,
     read_labels,
     require_memory,
     validate_npz_keys,
@@ -105,7 +104,7 @@ def preview_dataset(name: str, data_dir: Path, resolution: int = STANDARD_RESOLU
         md5 = _md5_of(path)
     layout = validate_npz_keys(path)
     require_memory(layout, free_on_host()[0])
-    return DatasetPreview(str(path), _sizes(layout), image_files(_sizes(layout), md5, data_dir))
+    return DatasetPreview(str(path), layout, image_files(layout, md5, data_dir))
 
 
 def registered_file(info: DatasetInfo, data_dir: Path, resolution: int) -> Path:
@@ -133,10 +132,7 @@ def _open_registered(info: DatasetInfo, data_dir: Path, resolution: int) -> Data
     if found != expected:
         raise DataError(f"Cannot use {path}: {info.title} has {expected}, but the file has {found}.")
     require_memory(layout, free_on_host()[0])
-    if info.task == MULTI_LABEL:
-        labels = {split: read_label_rows(layout, split) for split in SPLITS}
-    else:
-        labels = {split: read_labels(layout, split, num_classes) for split in SPLITS}
+    labels = {split: read_labels(layout, split, num_classes) for split in SPLITS}
     return _dataset(
         layout,
         labels,
@@ -156,7 +152,7 @@ def _open_own(given: Path, data_dir: Path) -> Dataset:
     layout = validate_npz_keys(path)
     require_memory(layout, free_on_host()[0])
     md5 = _md5_of(path)
-    if bytes_to_write(image_files(_sizes(layout), md5, data_dir)):  # what was unpacked was compared then
+    if bytes_to_write(image_files(layout, md5, data_dir)):  # what was unpacked was compared then
         # now, not when the test split is read after a night of training
         verify_checksums(layout)
     task, names, labels = (_own_label_rows if layout.label_columns > 1 else _own_classes)(layout)
@@ -192,7 +188,7 @@ def _own_label_rows(layout: NpzLayout) -> tuple[str, tuple[str, ...], Labels]:
             f"Cannot use {layout.path}: class_names has {len(names)} names, train_labels {count} columns; needed is a "
             "name for each label."
         )
-    return MULTI_LABEL, names, {split: read_label_rows(layout, split) for split in SPLITS}
+    return MULTI_LABEL, names, {split: read_labels(layout, split) for split in SPLITS}
 
 
 def _dataset(
@@ -241,12 +237,6 @@ def _dataset(
         unpack=unpack,
     )
     return dataset
-
-
-def _sizes(layout: NpzLayout) -> ImageSizes:
-    return ImageSizes(
-        num_samples=layout.num_samples, height=layout.height, width=layout.width, channels=layout.channels
-    )
 
 
 def _existing_file(given: Path) -> Path:

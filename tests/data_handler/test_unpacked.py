@@ -23,8 +23,7 @@ import torch
 
 from scripts.core.errors import DataError, StorageError
 from scripts.core.log import log
-from scripts.data_handler import dataset as dataset_module
-from scripts.data_handler import npz, unpacked
+from scripts.data_handler import npz, opening, unpacked
 from scripts.data_handler.dataset import Dataset
 from scripts.data_handler.opening import open_dataset, preview_dataset
 from scripts.data_handler.sources import StreamedSource, make_device_split
@@ -151,7 +150,7 @@ def test_damage_leaves_nothing_that_is_taken_for_whole(tmp_path, monkeypatch):
     path = tmp_path / "toy.npz"
     rest: dict[str, Any] = {f"{split}_images": images[:count] for split, count in NUM_SAMPLES.items()}
     np.savez(path, **toy_arrays(**rest))
-    monkeypatch.setattr(dataset_module, "verify_checksums", lambda _: None)
+    monkeypatch.setattr(opening, "verify_checksums", lambda _: None)
     with zipfile.ZipFile(path) as archive:
         info = archive.getinfo("val_images.npy")
     content = bytearray(path.read_bytes())
@@ -165,7 +164,7 @@ def test_damage_leaves_nothing_that_is_taken_for_whole(tmp_path, monkeypatch):
 
 def test_damage_is_found_again_only_until_the_images_are_unpacked(path, monkeypatch):
     compared: list[object] = []
-    monkeypatch.setattr(dataset_module, "verify_checksums", compared.append)
+    monkeypatch.setattr(opening, "verify_checksums", compared.append)
     unpack(path)
     assert len(compared) == 1
     unpack(path)
@@ -248,7 +247,7 @@ def child(program: str, *words: object) -> subprocess.Popen[str]:
     prelude = (
         "import resource, sys, time\nfrom pathlib import Path\nimport numpy as np\n"
         "from scripts.core.errors import PipelineError\n"
-        "from scripts.data_handler import unpacked\nfrom scripts.data_handler.dataset import open_dataset\n"
+        "from scripts.data_handler import unpacked\nfrom scripts.data_handler.opening import open_dataset\n"
         "path = Path(sys.argv[1])\ndataset = open_dataset(str(path), path.parent)\n"
     )
     command = [sys.executable, "-c", prelude + program, *map(str, words)]
@@ -404,7 +403,7 @@ def test_free_space_is_that_of_the_nearest_folder_there_is(tmp_path):
 
 def test_an_outlook_knows_the_images_without_reading_them(path, monkeypatch):
     for reading in ("read_array", "read_labels", "verify_checksums", "fetch"):
-        monkeypatch.setattr(dataset_module, reading, None)
+        monkeypatch.setattr(opening, reading, None)
     outlook = preview_dataset(str(path), path.parent)
     assert outlook.images.num_samples == NUM_SAMPLES
     assert outlook.images.total_bytes == 9 * 90

@@ -162,7 +162,10 @@ OTHER_SIZE = np.zeros((3, 5, 7, 3), np.uint8)
         ({"train_labels": np.zeros((4, 1))}, "train_labels has dtype float64; needed are integers."),
         ({"train_labels": np.zeros((4, 1), bool)}, "train_labels has dtype bool; needed are integers."),
         ({"val_labels": np.zeros(3, np.uint8)}, "val_labels has shape (3,); needed is (N, L), such as (100, 1)."),
-        ({"val_labels": np.zeros((3, 0), np.uint8)}, "val_labels has shape (3, 0); needed is (N, L), such as (100, 1)."),
+        (
+            {"val_labels": np.zeros((3, 0), np.uint8)},
+            "val_labels has shape (3, 0); needed is (N, L), such as (100, 1).",
+        ),
         (
             {"val_labels": np.zeros((3, 2), np.uint8)},
             "val_labels has 2 columns, train_labels 1; needed is the same in all.",
@@ -335,6 +338,26 @@ def test_members_that_share_bytes_are_refused(path):
         "test_labels is damaged (File name in directory 'test_labels.npy' and header b'test_images.npy' differ.); "
         "make or fetch the file again."
     )
+
+
+def test_content_that_ends_early_is_damage_even_with_a_checksum_of_its_own(path):
+    """The directory promises 8 labels more than the deflated data hold; the checksum is that of the shorter data."""
+    content = npy_header("(12, 1)") + bytes(4)
+    images = npy_bytes(np.zeros((12, 5, 6, 3), np.uint8))
+    save_with(path, train_images=images)
+    with zipfile.ZipFile(path) as archive:
+        members = {info.filename.removesuffix(".npy"): archive.read(info) for info in archive.infolist()}
+    save_members(path, {**members, "train_labels": content}, zipfile.ZIP_DEFLATED)
+    archive_bytes = bytearray(path.read_bytes())
+    at = archive_bytes.rindex(b"PK\x01\x02", 0, archive_bytes.rindex(b"train_labels.npy")) + 24
+    assert struct.unpack_from("<I", archive_bytes, at) == (len(content),)
+    struct.pack_into("<I", archive_bytes, at, len(content) + 8)
+    path.write_bytes(archive_bytes)
+
+    layout = validate_npz_keys(path)
+    for read in (verify_checksums, lambda layout: read_array(layout, "train_labels")):
+        with pytest.raises(DataError, match=r"train_labels is damaged \(8 bytes are missing\)"):
+            read(layout)
 
 
 def test_two_arrays_of_one_name_are_refused(path):

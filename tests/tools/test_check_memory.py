@@ -122,7 +122,7 @@ def test_resident_that_cannot_be_ends_with_3(ask, make_npz: Npz):
 
     assert code == 3
     assert answers["verdict"] == "it cannot be trained"
-    assert complaint.startswith("error: --feed resident was asked for, but the images need 38,016 bytes of memory")
+    assert complaint.startswith("error: --feed resident was requested, but the images need 38,016 bytes of memory")
 
 
 def test_what_lies_uncompressed_already_takes_no_disk_and_writes_nothing(ask, make_npz: Npz, tmp_path, read_only):

@@ -130,7 +130,6 @@ def test_what_lies_uncompressed_already_takes_no_disk_and_writes_nothing(ask, ma
 
     path = make_npz()
     dataset = open_dataset(str(path), tmp_path / "dataset")
-    assert dataset.unpack is not None
     dataset.unpack(tmp_path / "dataset")
     read_only(f"{tmp_path}/dataset/uncompressed")
     code, answers, _ = ask(str(path), "--feed", "streamed", disk=0)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -26,17 +26,13 @@ class Split:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Dataset:
+class Dataset(ImageSizes):
     """All facts about a data set; images are read when a split is loaded."""
 
     key: str  # part of the run folder's name, such as "bloodmnist"
     title: str
     task: str  # as in DatasetInfo
     class_names: tuple[str, ...]  # of a multi-label set the names of its labels
-    height: int  # pixels
-    width: int  # pixels
-    channels: int  # 1 for grey, 3 for RGB
-    num_samples: Mapping[str, int]  # images in "train", "val" and "test"
     orientation_free: bool = True  # as in DatasetInfo; for own files the flags alone decide
     md5: str
     source: str  # absolute path of the file, or "generated"
@@ -44,11 +40,6 @@ class Dataset:
     load: Callable[[str], Split]  # of "train", "val" or "test"; reads the images at every call
     # unpacks the images into a data folder and returns a load that leaves them on the disk; None for generated sets
     load_unpacked: Callable[[Path], Callable[[str], Split]] | None = None
-
-    @property
-    def image_sizes(self) -> ImageSizes:
-        """How many images of which size the set has."""
-        return ImageSizes(num_samples=self.num_samples, height=self.height, width=self.width, channels=self.channels)
 
     def unpack(self, data_dir: Path) -> Dataset:
         """The same set with its images uncompressed in a data folder; a generated set stays in memory.

@@ -30,7 +30,7 @@ SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (where PyTorch passes tensors fro
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSizes:
-    """How many images of which size a set has; one byte per pixel and channel."""
+    """How many images of which size a set has, and so what they need: one byte per pixel and channel."""
 
     num_samples: Mapping[str, int]  # images in "train", "val" and "test"
     height: int  # pixels

@@ -100,7 +100,7 @@ def verify_checksums(layout: NpzLayout) -> None:
         DataError: The file is damaged.
     """
     for key in layout.headers:
-        for _ in _pieces(layout, key):
+        for _ in read_pieces(layout, key):
             pass
 
 
@@ -126,15 +126,21 @@ def read_pieces(layout: NpzLayout, key: str) -> Iterator[bytes]:
         key: An array of the layout, such as ``"train_images"``.
 
     Raises:
-        DataError: The file is damaged or has changed, or the array is stored by columns.
+        DataError: The file is damaged or has changed.
     """
-    if layout.headers[key].by_columns:
-        _refuse(
-            layout.path,
-            f"{key} is stored by columns (Fortran order), from which no single image can be read; save it again as "
-            "numpy.ascontiguousarray gives it, or use --feed resident",
-        )
-    yield from _pieces(layout, key)
+    expected = layout.headers[key]
+    with _archive(layout.path) as archive:
+        found = _read_header(layout.path, archive, key)
+        if found != expected:
+            _refuse(layout.path, f"{key} has changed from {expected} to {found} in the meantime")
+        with _damage(layout.path, key), archive.open(f"{key}.npy") as stream:
+            _parse_header(stream)
+            missing = expected.num_bytes
+            while piece := stream.read(PIECE_BYTES):
+                missing -= len(piece)
+                yield piece
+            if missing:
+                raise EOFError(f"{missing:,} bytes are missing")
 
 
 def read_array(layout: NpzLayout, key: str) -> NDArray[Any]:
@@ -152,7 +158,7 @@ def read_array(layout: NpzLayout, key: str) -> NDArray[Any]:
         content = np.empty(header.num_bytes, np.uint8)
     except MemoryError:
         _refuse(layout.path, f"{key} needs {header.num_bytes:,} bytes of memory, more than there is")
-    for piece in _pieces(layout, key):
+    for piece in read_pieces(layout, key):
         content[start : start + len(piece)] = np.frombuffer(piece, np.uint8)
         start += len(piece)
     order = "F" if header.by_columns else "C"
@@ -251,23 +257,6 @@ def _damage(path: Path, key: str) -> Iterator[None]:
         raise
     except Exception as error:  # zipfile, zlib and NumPy's parser raise almost anything over a malformed file
         _refuse(path, f"{key} is damaged ({_brief(error)}); make or fetch the file again", error)
-
-
-def _pieces(layout: NpzLayout, key: str) -> Iterator[bytes]:
-    """Yield an array's content in pieces, all of it or a ``DataError``."""
-    expected = layout.headers[key]
-    with _archive(layout.path) as archive:
-        found = _read_header(layout.path, archive, key)
-        if found != expected:
-            _refuse(layout.path, f"{key} has changed from {expected} to {found} in the meantime")
-        with _damage(layout.path, key), archive.open(f"{key}.npy") as stream:
-            _parse_header(stream)
-            missing = expected.num_bytes
-            while piece := stream.read(PIECE_BYTES):
-                missing -= len(piece)
-                yield piece
-            if missing:
-                raise EOFError(f"{missing:,} bytes are missing")
 
 
 def _read_header(path: Path, archive: zipfile.ZipFile, key: str) -> ArrayHeader:

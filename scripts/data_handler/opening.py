@@ -78,7 +78,7 @@ def preview_dataset(name: str, data_dir: Path, resolution: int = STANDARD_RESOLU
         DataError: The file is missing or not a data set, or its labels alone do not fit into memory.
     """
     if name == SYNTHBLOOD:
-        return DatasetPreview("generated in memory", open_synthblood().image_sizes, {})
+        return DatasetPreview("generated in memory", open_synthblood(), {})
     info = DATASET_REGISTRY.get(name)
     path = registered_file(info, data_dir, resolution) if info else _existing_file(Path(name))
     if info and not path.exists():

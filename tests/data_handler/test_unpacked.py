@@ -130,7 +130,7 @@ def test_what_is_not_whole_is_made_again_or_refused(path, spoil):
         with pytest.raises(StorageError, match=re.escape(str(file.path))):
             unpack(path)
         return
-    assert not file.is_whole()
+    assert not file.is_complete()
     np.testing.assert_array_equal(unpack(path).load("train").images, toy_arrays()["train_images"])
 
 
@@ -312,7 +312,7 @@ def test_neither_unpacking_nor_reading_takes_the_memory_of_the_whole(tmp_path):
         "pages = int(Path('/proc/self/statm').read_text().split()[0])\n"
         "limit = pages * resource.getpagesize() + 60_000_000\n"
         "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
-        "files = unpacked.image_files(dataset.image_sizes, dataset.md5, path.parent)\n"
+        "files = unpacked.image_files(dataset, dataset.md5, path.parent)\n"
         "dataset.unpack(path.parent)\n"
         "reader = unpacked.ImageReader(files['train'])\n"
         "order = np.random.default_rng(0).permutation(3000)\n"

@@ -114,7 +114,7 @@ def test_a_data_folder_that_is_a_file_ends_with_3(ask, make_npz: Npz, tmp_path):
     (tmp_path / "dataset").write_text("in the way")
     code, _, complaint = ask(str(make_npz()), "--feed", "streamed")
     assert code == 3
-    assert f"{tmp_path}/dataset is no folder" in complaint
+    assert f"{tmp_path}/dataset is not a folder" in complaint
 
 
 def test_resident_that_cannot_be_ends_with_3(ask, make_npz: Npz):

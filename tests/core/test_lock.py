@@ -173,7 +173,7 @@ def test_a_lock_leaves_no_descriptor_behind_whether_taken_or_refused(tmp_path):
 
 def test_a_released_lock_is_free_although_a_copy_of_its_descriptor_is_still_open(tmp_path):
     with ensure_single_instance(tmp_path / "lock") as lock:
-        copy = os.dup(lock._own_descriptor())  # as a program that is being started has it for a moment
+        copy = os.dup(lock.descriptor)  # as a program that is being started has it for a moment
     try:
         take(tmp_path / "lock")
     finally:

@@ -9,7 +9,7 @@ import stat
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -23,8 +23,7 @@ if TYPE_CHECKING:
 LOCK_FILE_MODE = 0o600
 RECORD_START = b'{"pid"'
 MAX_RECORD_BYTES = 1 << 15  # a path of 4096 bytes, each of them escaped, and some more
-RECORD_ATTEMPTS = 5
-RECORD_PAUSE_S = 0.02
+RECORD_ATTEMPTS, RECORD_PAUSE_S = 5, 0.02
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,13 +60,12 @@ class InstanceLock:
 
     def acquire(self) -> None:
         """Take the lock and write the record; see ``ensure_single_instance`` for the errors."""
-        descriptor = self._own_descriptor()
         with storage_errors(self.path, "lock the file"):
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise LockHeldError(_refusal(self.path, _read_record(descriptor))) from None
-        if not _may_be_overwritten(os.pread(descriptor, MAX_RECORD_BYTES, 0)):
+                raise LockHeldError(_refusal(self.path, _read_record(self.descriptor))) from None
+        if not _may_be_overwritten(os.pread(self.descriptor, MAX_RECORD_BYTES, 0)):
             raise StorageError(
                 f"The lock file {self.path} has content that no run wrote, which would be lost. "
                 "Move it away, or choose another --lock_file."
@@ -75,11 +73,7 @@ class InstanceLock:
         self._write(self._record.as_bytes())
 
     def note(self, run_folder: Path) -> None:
-        """Add the run's folder to the record.
-
-        Raises:
-            StorageError: The lock file cannot be written.
-        """
+        """Add the run's folder to the record; ``StorageError`` if the file cannot be written."""
         self._record = replace(self._record, run_folder=str(run_folder.absolute()))
         self._write(self._record.as_bytes())
 
@@ -97,17 +91,19 @@ class InstanceLock:
             os.close(self._descriptor)
             self._descriptor = None
 
+    @property
+    def descriptor(self) -> int:
+        """Of the open file; ``ValueError`` in a forked child."""
+        if self._descriptor is None:
+            raise ValueError(f"The lock {self.path} is closed here: only the process that opened it can use it.")
+        return self._descriptor
+
     def _write(self, content: bytes) -> None:
-        descriptor = self._own_descriptor()
+        descriptor = self.descriptor
         # in place, never by renaming: the lock belongs to this inode, and a new one would be free
         with storage_errors(self.path, "write the lock file", needed_bytes=len(content)):
             os.ftruncate(descriptor, 0)
             os.pwrite(descriptor, content, 0)
-
-    def _own_descriptor(self) -> int:
-        if self._descriptor is None:
-            raise ValueError(f"The lock {self.path} is closed here: only the process that opened it can use it.")
-        return self._descriptor
 
 
 _open_locks: set[InstanceLock] = set()
@@ -136,15 +132,12 @@ def ensure_single_instance(lock_file: Path) -> Iterator[InstanceLock]:
     """
     with storage_errors(lock_file.parent, "make the folder of the lock file (--lock_file)"):
         lock_file.parent.mkdir(parents=True, exist_ok=True)
-    lock = InstanceLock(lock_file)
-    try:
+    with closing(InstanceLock(lock_file)) as lock:
         lock.acquire()
         try:
             yield lock
         finally:
             lock.release()
-    finally:
-        lock.close()
 
 
 def holds_lock(process: psutil.Process) -> bool:
@@ -189,22 +182,19 @@ def _refuse_unsafe(path: Path, found: os.stat_result) -> None:
 
 
 def _may_be_overwritten(content: bytes) -> bool:
-    """Whether ``content`` is a record, complete or cut, a bare pid, or nothing."""
+    """Whether ``content`` is a record, even an incomplete one, a bare pid, or nothing."""
     content = content.strip(b"\0 \r\n")  # a power cut can leave zeros
     return content.isdigit() or content.startswith(RECORD_START) or RECORD_START.startswith(content)
 
 
 def _refusal(path: Path, record: LockRecord | None) -> str:
     if record is None:
-        return (
-            f"Another process holds the lock {path} and has not recorded its pid. "
-            "Wait for it to end, or give this run another --lock_file."
-        )
-    return (
-        f"Another training holds the lock {path}: pid {record.pid}, started {record.started}, "
-        f"run folder {record.run_folder or 'not made yet'}. "
-        f"Wait for it to end, stop it (kill {record.pid}), or give this run another --lock_file."
-    )
+        holder, stop = f"Another process holds the lock {path} and has not recorded its pid", ""
+    else:
+        run_folder = record.run_folder or "not made yet"
+        details = f"pid {record.pid}, started {record.started}, run folder {run_folder}"
+        holder, stop = f"Another training holds the lock {path}: {details}", f", stop it (kill {record.pid})"
+    return f"{holder}. Wait for it to end{stop}, or give this run another --lock_file."
 
 
 def _read_record(descriptor: int) -> LockRecord | None:
@@ -216,15 +206,14 @@ def _read_record(descriptor: int) -> LockRecord | None:
     return None
 
 
-def _open_files(process: psutil.Process) -> Iterator[Path]:
+def _open_files(process: psutil.Process) -> list[Path]:
     import psutil
 
     if sys.platform != "linux":
-        yield from (Path(entry.path) for entry in process.open_files())
-        return
+        return [Path(entry.path) for entry in process.open_files()]
     # psutil's list lacks removed files, but a lock still holds after its file was removed from the temp folder
     try:
-        yield from Path(f"/proc/{process.pid}/fd").iterdir()
+        return list(Path(f"/proc/{process.pid}/fd").iterdir())
     except PermissionError as error:
         raise psutil.AccessDenied(process.pid) from error
     except (FileNotFoundError, ProcessLookupError) as error:

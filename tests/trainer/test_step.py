@@ -112,7 +112,7 @@ def test_mixing_blends_every_image_and_target_with_its_partners():
 def test_training_lowers_the_loss_and_raises_the_accuracy(channels, alpha):
     model, examples = two_layers(), squares(channels=channels)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    before, _ = validate(model, examples, precision="fp32")
+    before = validate(model, examples, precision="fp32").loss
 
     for epoch in range(1, 9):
         train_epoch(
@@ -124,7 +124,7 @@ def test_training_lowers_the_loss_and_raises_the_accuracy(channels, alpha):
             learning_rate=lambda step: 0.05,
             precision="fp32",
         )
-    after, accuracy = validate(model, examples, precision="fp32")
+    after, accuracy, _ = validate(model, examples, precision="fp32")
 
     assert after < before / 2
     assert accuracy == 1.0
@@ -165,7 +165,7 @@ def test_validation_counts_right_answers_and_averages_over_images():
     split = Split(images, (np.arange(300) >= 225).astype(np.int64))  # three quarters are class 0
     examples = make_device_split(split, 2, feed="resident", device=CPU, num_workers=0)
 
-    loss, accuracy = validate(Says(), examples, precision="fp32")
+    loss, accuracy, _ = validate(Says(), examples, precision="fp32")
 
     assert accuracy == 0.75
     # it says 3/4 for class 0 and 1/4 for class 1
@@ -201,7 +201,7 @@ def test_training_learns_several_labels_at_once(alpha):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    before, _ = validate(model, examples, precision="fp32")
+    before = validate(model, examples, precision="fp32").loss
 
     for epoch in range(1, 13):
         train_epoch(
@@ -213,7 +213,7 @@ def test_training_learns_several_labels_at_once(alpha):
             learning_rate=lambda step: 0.05,
             precision="fp32",
         )
-    after, accuracy = validate(model, examples, precision="fp32")
+    after, accuracy, _ = validate(model, examples, precision="fp32")
 
     assert after < before / 2
     assert accuracy == 1.0
@@ -229,7 +229,7 @@ def test_the_validation_accuracy_of_several_labels_is_the_mean_of_theirs():
     rows[:225, 0] = rows[:60, 1] = rows[:30, 2] = 1
     examples = make_device_split(Split(images, rows), 3, feed="resident", device=CPU, num_workers=0)
 
-    loss, accuracy = validate(Says(), examples, precision="fp32")
+    loss, accuracy, _ = validate(Says(), examples, precision="fp32")
 
     # it says yes, no (a half is no) and no: right for 225, 240 and 270 images
     assert accuracy == (225 + 240 + 270) / 900

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -260,6 +261,91 @@ def test_a_training_killed_in_its_first_step_begins_again_with_the_weights_it_be
     assert outcome(resumed) == outcome(straight)
 
 
+class Ticks:
+    """A clock that is one second later each time it is read."""
+
+    def __init__(self) -> None:
+        self.seconds = 0
+
+    def perf_counter(self) -> float:
+        self.seconds += 1
+        return float(self.seconds)
+
+
+def test_images_per_second_of_a_resumed_epoch_leave_out_the_empty_tail_of_its_last_batch(tmp_path, monkeypatch):
+    with pytest.raises(Interrupted):
+        train(tmp_path, stop=StopAfter(2))  # of 8 + 8 + 4 images, 4 are left
+    monkeypatch.setattr("scripts.trainer.fit.time", Ticks())
+    _, result = train(tmp_path, resume=True)
+
+    first, second, _ = result.history
+    assert first.images_per_second == 4 / 2  # a tick after the last step, another at the end of the training part
+    assert second.images_per_second == 20 / 4
+
+
+def test_an_epoch_of_which_only_the_validation_was_left_has_no_images_per_second(tmp_path, caplog):
+    with pytest.raises(Interrupted):
+        train(tmp_path, stop=StopAfter(3))
+    with caplog.at_level("INFO"):
+        paths, result = train(tmp_path, resume=True)
+
+    assert [record.images_per_second is None for record in result.history] == [True, False, False]
+    assert json.loads(paths.history.read_text().splitlines()[0])["images_per_second"] is None
+    assert ["img/s" in line for line in caplog.messages if line.startswith("epoch ")] == [False, True, True]
+
+
+def scripted(*figures: float | None) -> Callable[..., float | None]:
+    """An AUC function that returns the next figure at each call."""
+    given = iter(figures)
+    return lambda labels, scores: next(given)
+
+
+@pytest.mark.parametrize(
+    ("figures", "best", "num_epochs"),
+    [
+        ((0.5, 0.9, 0.8, 0.7), 2, 4),  # patience 2
+        ((None, 0.1, None, None), 2, 4),
+        ((0.1, 0.2, 0.3, 0.4, 0.5), 5, 5),
+    ],
+)
+def test_the_auc_selects_the_epoch_and_ends_the_patience_where_it_is_monitored(
+    tmp_path, caplog, figures, best, num_epochs
+):
+    with caplog.at_level("INFO"):
+        paths, result = train(tmp_path, replace(CONFIG, epochs=5, patience=2, monitor="auc"), auc=scripted(*figures))
+
+    assert (result.best_epoch, result.best_val_auc, result.monitor) == (best, figures[best - 1], "auc")
+    assert [record.val_auc for record in result.history] == list(figures)
+    assert len(result.history) == num_epochs
+    assert json.loads(paths.best_model_card.read_text())["validation"]["auc"] == figures[best - 1]
+    assert f"val_auc {figures[best - 1]:.4f}  " in caplog.messages[-1]
+
+
+def test_the_loss_selects_the_epoch_where_it_is_monitored(tmp_path):
+    _, result = train(tmp_path, replace(CONFIG, epochs=6, lr=2.0, momentum=0.0, monitor="loss"))
+
+    assert result.best_val_loss == min(record.val_loss for record in result.history)
+    assert result.monitor == "loss"
+
+
+def test_the_auc_is_recorded_but_not_shown_where_it_is_not_monitored(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        _, result = train(tmp_path, auc=scripted(0.1, 0.2, None))
+
+    assert [record.val_auc for record in result.history] == [0.1, 0.2, None]
+    assert "val_auc" not in caplog.text
+
+
+def test_an_accuracy_that_stays_at_its_maximum_ends_the_patience_while_the_loss_shrinks(tmp_path):
+    _, result = train(tmp_path, replace(CONFIG, epochs=99, patience=3))
+
+    assert result.best_val_accuracy == 1.0
+    assert result.stopped_early
+    losses = [record.val_loss for record in result.history if record.val_accuracy == 1.0]
+    assert len(losses) == 4
+    assert result.best_val_loss == min(losses)
+
+
 def test_a_finished_training_is_not_trained_again(tmp_path):
     straight, first = train(tmp_path / "straight")
     before = outcome(straight)
@@ -344,4 +430,8 @@ def test_an_epoch_line_reads_as_documented():
         "epoch 12/60  train_loss 0.412  val_loss 0.388  val_acc 0.9613  lr 7.1e-03  1,240 img/s  eta 3m10s  best"
     )
     assert epoch_line(replace(record, epoch=3, is_best=False), 60, 7265).startswith("epoch  3/60  ")
+    assert epoch_line(replace(record, images_per_second=None), 60, 190).endswith("  lr 7.1e-03  eta 3m10s  best")
+    for auc, text in ((0.98765, "val_auc 0.9877"), (None, "val_auc undefined")):
+        line = epoch_line(replace(record, val_auc=auc), 60, 190, monitor="auc")
+        assert f"  val_acc 0.9613  {text}  lr 7.1e-03  " in line
     assert epoch_line(replace(record, is_best=False), 60, 7265).endswith("eta 2h01m05s")

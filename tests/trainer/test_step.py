@@ -172,6 +172,46 @@ def test_validation_counts_right_answers_and_averages_over_images():
     assert loss == pytest.approx(-(0.75 * math.log(3 / 4) + 0.25 * math.log(1 / 4)), rel=1e-5)
 
 
+class RecordedAuc:
+    """An AUC function that keeps what it is given."""
+
+    given: tuple[np.ndarray, ...] = ()
+
+    def __call__(self, *given: np.ndarray) -> float:
+        self.given = given
+        return 0.25
+
+
+def test_validation_hands_labels_and_probabilities_of_all_images_to_the_auc():
+    examples, recorded_auc = replace(squares(20), eval_batch_size=8), RecordedAuc()
+    found = validate(two_layers(), examples, precision="fp32", auc=recorded_auc)
+
+    labels, probabilities = recorded_auc.given
+    assert found.auc == 0.25
+    assert labels.tolist() == [0, 1] * 10
+    assert probabilities.shape == (20, 2)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-6)
+    # the accuracy is theirs, too
+    assert found.accuracy == (probabilities.argmax(axis=1) == labels).mean()
+
+
+def test_validation_hands_rows_of_labels_to_the_auc_where_images_have_several():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, recorded_auc = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 3)), RecordedAuc()
+    validate(model, label_rows(20), precision="fp32", auc=recorded_auc)
+
+    labels, probabilities = recorded_auc.given
+    assert labels.dtype.kind == "i"
+    assert labels.tolist() == [[number % 2, 1, 0] for number in range(20)]
+    assert probabilities.shape == (20, 3)
+    assert ((probabilities >= 0) & (probabilities <= 1)).all()
+
+
+def test_validation_without_an_auc_has_none():
+    assert validate(two_layers(), squares(), precision="fp32").auc is None
+
+
 def label_rows(count: int = 20) -> DeviceSplit:
     """Bright pictures have the first label, all have the second, none the third."""
     images, labels = coloured_squares(count, side=4)

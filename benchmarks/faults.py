@@ -183,10 +183,13 @@ def damage(laboratory: Laboratory, number: int, chance: random.Random) -> Notes:
 def _stop_in_epoch(training: Training, epoch: int, chance: random.Random) -> None:
     """Leave a run that SIGTERM stopped while it trained a certain epoch, or soon after."""
     process = training.start()
-    begun = f"epoch {epoch - 1}/" if epoch > 1 else "feed "
-    wait_until(lambda: begun in training.said() or process.poll() is not None, f"epoch {epoch} has begun")
-    if epoch == 1:  # its first step is still to come, and with it the first checkpoint
-        wait_until(lambda: "weights" in training.said() or process.poll() is not None, "the model is built")
+
+    def has_begun() -> bool:
+        if epoch == 1:  # with the first checkpoint
+            return any(paths.last_checkpoint.exists() for paths in training.runs())
+        return f"epoch {epoch - 1}/" in training.said()
+
+    wait_until(lambda: has_begun() or process.poll() is not None, f"epoch {epoch} has begun")
     ends_within(process, chance.uniform(0.1, 0.4))
     process.send_signal(signal.SIGTERM)
     end_of(process)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -18,7 +18,7 @@ from scripts.core.errors import Interrupted, StorageError
 from scripts.core.paths import RunPaths
 from scripts.core.records import EpochRecord
 from scripts.data_handler.sources import DeviceSplit
-from scripts.trainer import writer as writer_module
+from scripts.trainer.checkpoint import save_checkpoint, write_history
 from scripts.trainer.fit import begin_training
 from scripts.trainer.state import HostBuffers, TrainingState
 from scripts.trainer.writer import TrainingWriter
@@ -137,13 +137,13 @@ def raise_full(*_: object) -> None:
 
 @pytest.mark.parametrize("epochs", [1, 3])
 def test_no_training_ends_well_whose_last_write_failed(tmp_path, monkeypatch, epochs):
-    monkeypatch.setattr(writer_module, "write_history", raise_full)
+    monkeypatch.setattr("scripts.trainer.writer.write_history", raise_full)
     with pytest.raises(StorageError, match="full"):
         train(tmp_path, replace(CONFIG, epochs=epochs))
 
 
 def test_the_error_that_ends_a_training_is_not_replaced_by_that_of_a_write(bench, monkeypatch):
-    monkeypatch.setattr(writer_module, "write_history", raise_full)
+    monkeypatch.setattr("scripts.trainer.writer.write_history", raise_full)
     bench.finish_epoch()
     with pytest.raises(ZeroDivisionError), bench.writer:
         _ = 1 / 0
@@ -155,26 +155,25 @@ class SlowThread:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.was_awaited = True
         self._awaited = threading.Event()
-        real_join, real_save = TrainingWriter.join, writer_module.save_checkpoint
-        real_history = writer_module.write_history
+        real_join, real_writing = TrainingWriter.join, TrainingWriter._writing
 
         def join(writer: TrainingWriter) -> None:
             self._awaited.set()
             real_join(writer)
             self._awaited.clear()
 
-        def save(*given: Any) -> None:
-            self._wait()
-            real_save(*given)
+        def writing(writer: TrainingWriter, **options: Any) -> Callable[[], None]:
+            write = real_writing(writer, **options)
 
-        def write_history(*given: Any) -> None:
-            self._wait()
-            real_history(*given)
+            def wait_and_write() -> None:
+                self._wait()
+                write()
+
+            return wait_and_write
 
         monkeypatch.setattr(TrainingWriter, "join", join)
         monkeypatch.setattr(TrainingWriter, "raise_failure", lambda writer: None)
-        monkeypatch.setattr(writer_module, "save_checkpoint", save)
-        monkeypatch.setattr(writer_module, "write_history", write_history)
+        monkeypatch.setattr(TrainingWriter, "_writing", writing)
 
     def _wait(self) -> None:
         if threading.current_thread() is not threading.main_thread():
@@ -184,16 +183,15 @@ class SlowThread:
 def checkpoints_of(monkeypatch: pytest.MonkeyPatch) -> list[bytes]:
     """The model, best weights and optimiser state of each checkpoint, as they are written."""
     saved: list[bytes] = []
-    real = writer_module.save_checkpoint
 
     def save(paths: RunPaths, content: dict[str, Any]) -> None:
         parts = [content[name] or {} for name in ("model", "best_weights")]
         tensors = [tensor for part in parts for tensor in part.values()]
         momentum = [entry["momentum_buffer"] for entry in content["optimizer"]["state"].values()]
         saved.append(b"".join(tensor.contiguous().numpy().tobytes() for tensor in tensors + momentum))
-        real(paths, content)
+        save_checkpoint(paths, content)
 
-    monkeypatch.setattr(writer_module, "save_checkpoint", save)
+    monkeypatch.setattr("scripts.trainer.writer.save_checkpoint", save)
     return saved
 
 
@@ -222,16 +220,15 @@ def test_the_slowest_thread_writes_what_was_there_when_the_epoch_ended(tmp_path,
 def test_there_is_at_most_one_write_in_flight(bench, monkeypatch):
     slow = SlowThread(monkeypatch)
     running, most = 0, 0
-    real_write = writer_module.write_history
 
-    def write_history(*given: Any) -> None:
+    def write(*given: Any) -> None:
         nonlocal running, most
         running += 1
         most = max(most, running)
-        real_write(*given)
+        write_history(*given)
         running -= 1
 
-    monkeypatch.setattr(writer_module, "write_history", write_history)
+    monkeypatch.setattr("scripts.trainer.writer.write_history", write)
     for _ in range(4):
         bench.finish_epoch()
     bench.writer.join()
@@ -267,11 +264,11 @@ class FirstBatch:
 @pytest.mark.parametrize("tick", [0, 4, 6])
 def test_no_thread_is_there_when_workers_are_forked(tmp_path, tick):
     busy: list[bool] = []
-    splits = [replace(split, source=FirstBatch(split, busy)) for split in (examples(20), examples(10))]
+    training, validation = (replace(split, source=FirstBatch(split, busy)) for split in (examples(20), examples(10)))
     if tick:
         with pytest.raises(Interrupted):
             train(tmp_path, stop=StopAfter(tick))
-    train(tmp_path, splits=tuple(splits), resume=tick > 0)
+    train(tmp_path, splits=(training, validation), resume=tick > 0)
     assert busy == [False, False]
 
 

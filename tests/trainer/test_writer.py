@@ -131,6 +131,24 @@ def test_a_failure_is_noticed_without_waiting(bench, monkeypatch):
         bench.writer.raise_failure()
 
 
+def test_a_training_ends_at_the_step_after_a_failed_write_rather_than_at_the_end_of_the_epoch(tmp_path, monkeypatch):
+    monkeypatch.setattr("scripts.trainer.writer.write_history", raise_full)
+    checks = 0
+    real_raise = TrainingWriter.raise_failure
+
+    def wait_and_raise(writer: TrainingWriter) -> None:
+        nonlocal checks
+        checks += 1
+        if writer._in_flight is not None:
+            writer._in_flight.exception()
+        real_raise(writer)
+
+    monkeypatch.setattr(TrainingWriter, "raise_failure", wait_and_raise)
+    with pytest.raises(StorageError, match="full"):
+        train(tmp_path)
+    assert checks == 5  # three steps and a validation, and the first step of the second epoch
+
+
 def raise_full(*_: object) -> None:
     raise StorageError("full")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -91,6 +92,8 @@ def begin_or_resume(run: Run) -> TrainingState:
 
 def train_model(run: Run, state: TrainingState, train: Split, val: Split) -> TrainingResult:
     """Fit; the best weights are in the run folder afterwards."""
+    from scripts.evaluation.metrics import mean_auc  # here rather than above: see evaluate_best
+
     with run.stop.deferred():
         return fit(
             state,
@@ -101,6 +104,7 @@ def train_model(run: Run, state: TrainingState, train: Split, val: Split) -> Tra
             provenance=run.provenance,
             model_card=describe_model(run.config, run.dataset),
             stop=run.stop,
+            auc=partial(mean_auc, task=run.dataset.task),
         )
 
 

@@ -20,6 +20,7 @@ from scripts.core.environment import PROJECT_ROOT
 from scripts.core.paths import RunPaths
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)  # some 90 s on two quiet cores
 def test_every_fault_is_survived(tmp_path):
     command = [sys.executable, "-m", "benchmarks.survival", "--short", "--json", str(tmp_path / "figures.json")]

@@ -78,7 +78,7 @@ def _resolve_views(config: Config, dataset: Dataset) -> Config:
     if not dataset.orientation_free:
         log.info(
             "no image is mirrored, whatever --hflip is: left and right are not interchangeable in %s (given by its "
-            "path, %s would be a file of your own, for which --hflip alone decides)",
+            "path, %s is taken as a file of your own, for which --hflip alone decides)",
             dataset.title,
             dataset.source,
         )

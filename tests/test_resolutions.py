@@ -126,7 +126,7 @@ def test_small_pictures_may_be_given_the_stock_stem(run: Run, make_npz: Npz, tmp
     code, shown, _ = run("--dataset", str(make_npz(channels=1)), *QUICK, "--stem", "stock")
 
     assert code == 0
-    assert "stem stock (7x7, stride 2, max-pool 3x3, stride 2): as asked" in shown
+    assert "stem stock (7x7, stride 2, max-pool 3x3, stride 2): as requested" in shown
     folder = only_folder(tmp_path)
     assert read(folder / "config.json")["settings"]["stem"] == "stock"
     stock_resnet18(2, seed=0).load_state_dict(torch.load(folder / "models/best_model.pth", weights_only=True))

@@ -74,7 +74,7 @@ def _fuzz(target: FuzzTarget) -> Callable[[Laboratory, int], Result]:
 
 
 NPZ = FuzzTarget("npz", mutated_files.judge_file, mutated_files.prepare)
-COMMAND_LINES = FuzzTarget("command_line", mutated_command_lines.judge_command_line, mutated_command_lines.prepare)
+COMMAND_LINES = FuzzTarget("command_line", mutated_command_lines.fuzz_command_line, mutated_command_lines.prepare)
 THE_SAME = "the same result"
 
 FAULTS = (

@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from scripts.core.errors import DataError, WorkerKilledError
+from scripts.core.errors import DataError, ResourceError
 from scripts.core.system.device import to_device
 from scripts.core.system.reproducibility import worker_init_fn
 from scripts.core.system.signals import leave_signals_to_parent
@@ -90,7 +90,7 @@ class StreamedSource:
 
         Raises:
             DataError: The images' file cannot be read.
-            WorkerKilledError: A worker process was killed.
+            ResourceError: A worker process was killed.
         """
         self._sampler.batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
         with _killed_workers_named():
@@ -171,7 +171,7 @@ def _killed_workers_named() -> Iterator[None]:
     except RuntimeError as error:
         if "DataLoader worker" not in str(error):
             raise
-        raise WorkerKilledError(
+        raise ResourceError(
             "A worker process that reads images was killed, probably because memory ran out. Use fewer --num_workers "
             "or a smaller --batch_size, or give the run more memory (in a container also more shared memory: docker "
             "run --shm-size 2g)."

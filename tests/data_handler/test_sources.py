@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
-from scripts.core.errors import WorkerKilledError
+from scripts.core.errors import ResourceError
 from scripts.core.system import worker_init_fn
 from scripts.data_handler.dataset import Split
 from scripts.data_handler.sources import ResidentSource, StreamedSource, make_device_split
@@ -86,7 +86,7 @@ def test_a_killed_worker_is_named_with_what_helps_against_lack_of_memory(monkeyp
     worker.kill()
     worker.join(20)
 
-    with pytest.raises(WorkerKilledError) as caught:
+    with pytest.raises(ResourceError) as caught:
         list(batches)
     assert str(caught.value) == (
         "A worker process that reads images was killed, probably because memory ran out. Use fewer --num_workers or a "

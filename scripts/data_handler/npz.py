@@ -161,8 +161,8 @@ def read_array(layout: NpzLayout, key: str) -> NDArray[Any]:
     for piece in read_pieces(layout, key):
         content[start : start + len(piece)] = np.frombuffer(piece, np.uint8)
         start += len(piece)
-    order = "F" if header.by_columns else "C"
-    return np.ascontiguousarray(np.ndarray(header.shape, header.dtype, content, order=order))
+    array = np.ndarray(header.shape, header.dtype, content, order="F" if header.by_columns else "C")
+    return np.ascontiguousarray(array)
 
 
 def read_labels(layout: NpzLayout, split: str, num_classes: int | None = None) -> NDArray[np.int64]:

@@ -161,7 +161,7 @@ def read_array(layout: NpzLayout, key: str) -> NDArray[Any]:
     for piece in read_pieces(layout, key):
         content[start : start + len(piece)] = np.frombuffer(piece, np.uint8)
         start += len(piece)
-    array: NDArray[Any] = np.ndarray(header.shape, header.dtype, content, order="F" if header.by_columns else "C")
+    array = np.ndarray(header.shape, header.dtype, content, order="F" if header.by_columns else "C")
     return np.ascontiguousarray(array)
 
 

@@ -36,6 +36,14 @@ def test_the_weights_load_into_torchvisions_resnet_as_readme_shows(tmp_path: Pat
         assert torch.equal(names["model"].eval()(images), trained(images))
 
 
+def test_readmes_results_are_those_of_the_results_page():
+    stated = re.findall(r"0\.\d{4} \[0\.\d{4}, 0\.\d{4}\]", README)
+    results = (PROJECT_ROOT / "docs/results.md").read_text(encoding="utf-8")
+
+    assert len(stated) == 4
+    assert [value for value in stated if value not in results] == []
+
+
 def test_the_index_lists_every_page_once():
     linked = re.findall(r"\]\((\w+\.md)\)", (PROJECT_ROOT / "docs/index.md").read_text(encoding="utf-8"))
     assert sorted(linked) == [page.name for page in PAGES if page.name != "index.md"]

@@ -61,9 +61,7 @@ def unpack_if_streamed(dataset: Dataset, config: Config) -> Dataset:
         DataError: The data are damaged, or have changed.
         StorageError: The uncompressed images cannot be written.
     """
-    if config.feed == "resident" or dataset.unpack is None:
-        return dataset
-    return dataset.unpack(config.data_dir)
+    return dataset if config.feed == "resident" else dataset.unpack(config.data_dir)
 
 
 def begin_or_resume(run: Run) -> TrainingState:

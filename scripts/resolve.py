@@ -68,8 +68,7 @@ def _resolve_views(config: Config, dataset: Dataset) -> Config:
 
 def _resolve_feed(config: Config, dataset: Dataset, device: torch.device) -> Config:
     """The feed and the number of worker processes as applied, by what memory is needed and what is free."""
-    images = dataset.image_sizes
-    plan = plan_memory(config.feed, images, device)
+    plan = plan_memory(config.feed, dataset, device)
     log.info("memory: %s", plan.figures)
     if plan.feed == "resident":
         num_workers, consequence = 0, "--num_workers has no effect"
@@ -77,7 +76,7 @@ def _resolve_feed(config: Config, dataset: Dataset, device: torch.device) -> Con
         num_workers, consequence = 0, "no worker processes in reproducibility mode"
     else:
         num_workers, why_fewer = workers_that_fit(
-            config.num_workers, images, batch_size=config.batch_size, shared=free_shared_memory()
+            config.num_workers, dataset, batch_size=config.batch_size, shared=free_shared_memory()
         )
         if why_fewer:
             log.warning(why_fewer)

@@ -163,7 +163,7 @@ def test_resident_images_that_cannot_fit_end_with_3_before_they_are_read(run_in_
 
     assert code == 3
     assert complaint == (
-        "error: --feed resident was asked for, but the images need 38,016 bytes of memory, and 38,015 are free on this "
+        "error: --feed resident was requested, but the images need 38,016 bytes of memory, and 38,015 are free on this "
         "machine. Use --feed streamed, which reads them from the disk batch by batch.\n"
     )
 

@@ -24,6 +24,10 @@ class UnexpectedError(PipelineError):
     """A mistake of the program, not of its user; the cause carries the traceback."""
 
 
+class WorkerKilledError(PipelineError):
+    """A worker process ended before its work was done, probably for lack of memory."""
+
+
 class ConfigError(PipelineError):
     """The command line or the configuration is wrong; the message has one line per problem."""
 

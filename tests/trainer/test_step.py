@@ -203,7 +203,7 @@ def test_training_learns_several_labels_at_once(alpha):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     before, _ = validate(model, examples, precision="fp32")
 
-    for epoch in range(1, 13):
+    for epoch in range(1, 41):
         train_epoch(
             state_of(model, optimizer),
             examples,

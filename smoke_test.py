@@ -118,7 +118,9 @@ def check_weight_transfer(trial: Trial) -> None:
     torch.manual_seed(0)
     source = resnet18(weights=None).state_dict()
     torch.save(source, trial.config.weights)
-    model = build_model(num_classes=8, weights=trial.config.weights, data_dir=trial.config.data_dir, seed=0)
+    model = build_model(
+        class_names=list("abcdefgh"), weights=trial.config.weights, data_dir=trial.config.data_dir, seed=0
+    )
     state = model.state_dict()
     expect(
         torch.equal(state["conv1.weight"], transfer_stem(source["conv1.weight"])), "conv1 is not the transferred stem"

@@ -74,7 +74,7 @@ def begin_or_resume(run: Run) -> TrainingState:
     config = run.config
     saved = load_checkpoint(run.paths) if config.resume else None
     model = build_model(
-        num_classes=len(run.dataset.class_names),
+        class_names=run.dataset.class_names,
         weights="none" if saved else config.weights,  # a checkpoint replaces whatever the run was started from
         data_dir=config.data_dir,
         seed=config.seed,

@@ -182,7 +182,7 @@ def test_an_earlier_runs_weights_are_taken_as_they_are(command_line: CommandLine
     done = command_line("--dataset", make_npz(), "--weights", "earlier.pth", "--epochs", "1", "--batch_size", "48")
 
     assert done.returncode == 0, done.stderr
-    assert "weights earlier.pth (3×3 stem taken as it is, fc kept)" in done.stdout
+    assert "weights earlier.pth (3×3 stem taken as it is, fc kept (class names unknown))" in done.stdout
 
 
 def broken(make_npz: Npz, kind: str) -> Path:

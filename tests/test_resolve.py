@@ -97,9 +97,9 @@ def test_the_choice_of_the_stem_is_logged_with_its_reason(caplog):
         resolve_settings(Config(stem="adapted", resume="outputs/a_run"), pictures_of(28), CPU)
 
     assert [message for message in caplog.messages if message.startswith("stem ")] == [
-        "stem stock (7x7, stride 2, max-pool 3x3, stride 2): pictures of 72 × 60 pixels, which are large (above 64): a "
+        "stem stock (7x7, stride 2, max-pool 3x3, stride 2): images of 72 × 60 pixels, which are large (above 64): a "
         "quarter of each side is enough",
-        "stem stock (7x7, stride 2, max-pool 3x3, stride 2): as asked",
+        "stem stock (7x7, stride 2, max-pool 3x3, stride 2): as requested",
         "stem adapted (3x3, stride 1, no max-pool): as the run began",
     ]
 

@@ -77,6 +77,7 @@ REMEDIES = {
     errno.EACCES: "Permission is denied: change the folder's permissions",
     errno.EPERM: "Permission is denied: change the folder's permissions",
     errno.EROFS: "The file system is read-only: mount it writable",
+    errno.ELOOP: "The symbolic links of this path form a loop: remove them",
 }
 
 
@@ -99,9 +100,19 @@ def storage_errors(path: Path, purpose: str, *, needed_bytes: int | None = None)
     try:
         yield
     except OSError as error:
-        remedy = REMEDIES.get(error.errno or 0, f"{error.strerror or error}: check the path")
+        number = errno.ELOOP if error.errno == errno.EEXIST and _is_loop(path) else error.errno
+        remedy = REMEDIES.get(number or 0, f"{error.strerror or error}: check the path")
         space = _space(path, needed_bytes, error) if needed_bytes is not None else ""
         raise StorageError(f"Cannot {purpose} at {path}{space}. {remedy}, or choose another place.") from error
+
+
+def _is_loop(path: Path) -> bool:
+    """Whether ``path`` is a loop of symbolic links, which ``mkdir`` reports as an existing file."""
+    try:
+        path.stat()
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
 
 
 def _space(path: Path, needed_bytes: int, error: OSError) -> str:

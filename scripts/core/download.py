@@ -210,7 +210,7 @@ def _receive(download: _Download, response: requests.Response) -> None:
         name, found = download.algorithm.upper(), digest.hexdigest()
         if not download.matches(found):
             content_type = response.headers.get("Content-Type", "not given")
-            hint = ", a web page such as a proxy or a login page sends" if "html" in content_type.lower() else ""
+            hint = "; it is a web page, such as a login page" if "html" in content_type.lower() else ""
             download.fail(f"received {size:,} bytes with {name} {found} and content type {content_type}{hint}")
     log.info("Downloaded %s to %s: %s bytes, %s as expected.", download.what, download.path, f"{size:,}", name)
 

@@ -280,7 +280,7 @@ def test_wrong_content_is_refused_and_described(serve, tmp_path):
 
 
 def test_a_web_page_in_place_of_the_file_is_recognised(serve, tmp_path):
-    with pytest.raises(DataError, match=r"36 bytes with .* content type text/html; charset=utf-8; it is a web page, such as a"):
+    with pytest.raises(DataError, match=r"36 bytes with .* content type text/html; charset=utf-8; it is a web page"):
         fetch_quickly(serve(web_page).url, tmp_path / "set.npz")
 
 

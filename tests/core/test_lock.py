@@ -333,9 +333,7 @@ def test_a_folder_that_is_a_loop_of_links_is_named_as_one(tmp_path, folder):
     (tmp_path / "loop").symlink_to(tmp_path / "loop")
     with pytest.raises(StorageError) as caught:
         take(tmp_path / "loop" / folder / "lock")
-    assert str(caught.value).endswith(
-        "The symbolic links of this path form a loop: remove them, or choose another place."
-    )
+    assert str(caught.value).endswith("The path is a loop of symbolic links: remove them, or choose another place.")
 
 
 def test_a_folder_that_cannot_be_written_is_a_storage_error_that_names_the_flag(unwritable_folder):

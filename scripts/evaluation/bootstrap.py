@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -108,9 +109,9 @@ class _RankedClass:
         positives = weights[self.positives]
         num_positives = positives.sum(axis=0)
         if self.is_rare:
-            twice_lower = self._weights_of_pairs @ weights
+            twice_lower: Any = self._weights_of_pairs @ weights
         else:
-            cumulated = np.zeros((self.negatives.size + 1, weights.shape[1]), dtype=np.int32)
+            cumulated: Any = np.zeros((self.negatives.size + 1, weights.shape[1]), dtype=np.int32)
             np.cumsum(weights[self.negatives], axis=0, out=cumulated[1:])
             twice_lower = cumulated[self.lower] + cumulated[self.lower_or_equal]
         # a sum over positives times negatives leaves 32 bits behind; a double counts exactly up to 2**53

@@ -85,25 +85,26 @@ class Counter:
             figures = {
                 "accuracy": counts.true_positives.sum(axis=0) / num_images,
                 "balanced_accuracy": mean_of_defined(recall, axis=0),
-                "quadratic_weighted_kappa": self._kappa(counts, weights, num_images),
+                "quadratic_weighted_kappa": _kappa(counts, self._distances**2 @ weights, num_images),
                 "mean_absolute_error": self._distances @ weights / num_images,
             }
         return {"macro_f1": mean_of_defined(f1, axis=0)} | figures
 
-    def _kappa(self, counts: ClassCounts, weights: Weights, num_images: Integers) -> Floats:
-        """Compute 1 - Σ (i - j)² O_ij / Σ (i - j)² E_ij, with E_ij what the same margins would give by chance.
 
-        It is undefined where all images are, and are predicted, of one class.
+def _kappa(counts: ClassCounts, observed: Integers, num_images: Integers) -> Floats:
+    """Compute 1 - observed / by_chance of Σ (i - j)² over true and predicted classes i and j; shape (r,).
 
-        Reference: Cohen, Weighted kappa, Psychological Bulletin 70, 1968.
-        """
-        assert self._distances is not None
-        true, predicted = counts.positive.astype(np.float64), counts.predicted_positive.astype(np.float64)
-        classes = np.arange(len(true))
-        # (i - j)² written out; all are whole numbers, which doubles add exactly
-        squares = (classes**2 @ true + classes**2 @ predicted) * num_images
-        by_chance = (squares - 2 * (classes @ true) * (classes @ predicted)) / num_images
-        return 1 - ratio(self._distances**2 @ weights, by_chance)
+    By chance means what the same numbers of true and of predicted images would give. The kappa is undefined where all
+    images are, and are predicted, of one class.
+
+    Reference: Cohen, Weighted kappa, Psychological Bulletin 70, 1968.
+    """
+    true, predicted = counts.positive.astype(np.float64), counts.predicted_positive.astype(np.float64)
+    classes = np.arange(len(true))
+    # (i - j)² written out; all are whole numbers, which doubles add exactly
+    squares = (classes**2 @ true + classes**2 @ predicted) * num_images
+    by_chance = (squares - 2 * (classes @ true) * (classes @ predicted)) / num_images
+    return 1 - ratio(observed, by_chance)
 
 
 def _membership(values: Integers, num_classes: int) -> csr_array:

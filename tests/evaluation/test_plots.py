@@ -13,6 +13,7 @@ import openpyxl
 import pytest
 from matplotlib.patches import Rectangle
 from PIL import Image
+from scripts.evaluation.page import DPI, RIGHT_COLOUR, WRONG_COLOUR, Caption, save_figure
 from sklearn.metrics import auc as area_under
 
 from scripts.core.config import Config
@@ -20,7 +21,6 @@ from scripts.core.errors import StorageError
 from scripts.data_handler.registry import MULTI_LABEL
 from scripts.evaluation.label_plots import draw_label_curves, draw_label_figures, draw_label_predictions
 from scripts.evaluation.metrics import EvaluationResult, compute_metrics
-from scripts.evaluation.page import DPI, RIGHT_COLOUR, WRONG_COLOUR, Caption, save_figure
 from scripts.evaluation.plots import (
     draw_confusion_matrix,
     draw_dataset_samples,

@@ -176,10 +176,7 @@ def test_curves_mark_the_best_epoch():
 
 @pytest.mark.parametrize(
     ("monitor", "title", "best"),
-    [
-        ("auc", "Validation AUC", "◆ best: 0.7500 in epoch 2"),
-        ("loss", "Validation loss", "◆ best: 0.6250 in epoch 2"),
-    ],
+    [("auc", "Validation AUC", "◆ best: 0.7500 in epoch 2"), ("loss", "Validation loss", "◆ best: 0.6250 in epoch 2")],
 )
 def test_the_panel_shows_the_monitored_figure(monitor, title, best):
     assert {title, best} <= set(texts_of(draw_training_curves(toy_training(monitor=monitor), CAPTION)))
@@ -194,7 +191,7 @@ def test_a_monitored_figure_that_no_epoch_has_is_called_undefined(tmp_path):
 def test_of_one_epoch_both_losses_are_seen_even_where_they_are_equal():
     figure = draw_training_curves(toy_training(1, best_epoch=1, val_loss=1.5), CAPTION)
     training, validation = figure.axes[0].lines[:2]
-    assert training.get_xydata().tolist() == validation.get_xydata().tolist() == [[1, 1.5]]
+    assert [np.asarray(line.get_xydata()).tolist() for line in (training, validation)] == [[[1, 1.5]]] * 2
     assert training.get_markersize() > 1.5 * validation.get_markersize()
     assert training.get_markerfacecolor() == "none"
 
@@ -352,10 +349,11 @@ def test_each_label_has_the_curve_of_the_metrics_with_its_auc_and_its_images():
     for index, (panel, figures, curve) in enumerate(
         zip(figure.axes, metrics.per_class, metrics.roc_curves, strict=True)
     ):
+        assert curve is not None
         line = panel.lines[1]
-        assert np.array_equal(line.get_xydata().T, [curve.false_positive_rate, curve.true_positive_rate])
+        assert np.array_equal(np.transpose(line.get_xydata()), [curve.false_positive_rate, curve.true_positive_rate])
         # the area under the drawn curve is the AUC that stands above it
-        assert area_under(*line.get_xydata().T) == pytest.approx(figures.auc, abs=1e-12)
+        assert area_under(*np.transpose(line.get_xydata())) == pytest.approx(figures.auc, abs=1e-12)
         assert f"AUC {figures.auc:.3f} · {figures.support:,} images" in texts
         assert line.get_color() == RIGHT_COLOUR
         assert bool(panel.get_ylabel()) == (index == 0)
@@ -385,7 +383,7 @@ def test_the_figures_of_labels_lie_where_they_belong_and_are_written_beside():
     figure, metrics = draw_label_figures(evaluation, CAPTION), evaluation.headline
     for axes, name in zip(figure.axes, ("auc", "precision", "recall", "f1"), strict=True):
         values = [getattr(of_class, name) for of_class in metrics.per_class]
-        points = np.concatenate([dots.get_offsets().data for dots in axes.collections[1:]])
+        points = np.concatenate([np.ma.getdata(dots.get_offsets()) for dots in axes.collections[1:]])
         assert points == pytest.approx(np.transpose([values, range(3)]))
         assert {f"{value:.3f}" for value in values} <= set(texts_of(figure))
     assert {f"mean {metrics.auc.value:.3f}", f"mean {metrics.macro_f1.value:.3f}"} <= set(texts_of(figure))
@@ -395,7 +393,7 @@ def test_an_undefined_figure_of_a_label_has_a_dash_and_no_point():
     figure = draw_label_figures(toy_label_evaluation(num_images=2, wrong=0), CAPTION)
     # of the third label nothing is defined; of the second, which every image has, all but the AUC
     assert texts_of(figure).count("–") == 4 + 1
-    points = [dots.get_offsets().data for axes in figure.axes for dots in axes.collections[1:]]
+    points = [np.ma.getdata(dots.get_offsets()) for axes in figure.axes for dots in axes.collections[1:]]
     assert np.isfinite(np.concatenate(points)).all(axis=1).sum() == 12 - 5
 
 

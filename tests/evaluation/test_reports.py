@@ -14,13 +14,7 @@ from scripts.core.config import Config
 from scripts.data_handler.registry import BINARY, MULTI_LABEL, ORDINAL
 from scripts.evaluation import figures, reports, style
 from scripts.evaluation.reports import write_reports
-from tests.evaluation.conftest import (
-    NAMES,
-    toy_dataset,
-    toy_evaluation,
-    toy_label_evaluation,
-    toy_report,
-)
+from tests.evaluation.conftest import NAMES, toy_dataset, toy_evaluation, toy_label_evaluation, toy_report
 
 NOTE = "synthetic: no medical result"
 

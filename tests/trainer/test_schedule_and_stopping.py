@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from scripts.trainer.early_stopping import EarlyStopping
-from scripts.trainer.schedule import cosine_lr
+from scripts.trainer.fit import cosine_lr
+from scripts.trainer.state import EarlyStopping
 
 
 @pytest.mark.parametrize(

@@ -19,10 +19,8 @@ from scripts.data_handler.sources import DeviceSplit, make_device_split
 from scripts.data_handler.tasks import MULTI_LABEL_TASK
 from scripts.models.resnet import adapted_resnet18
 from scripts.trainer import step
-from scripts.trainer.early_stopping import EarlyStopping
-from scripts.trainer.mixup import mix
-from scripts.trainer.state import TrainingState
-from scripts.trainer.step import train_epoch, training_step, validate
+from scripts.trainer.state import EarlyStopping, TrainingState
+from scripts.trainer.step import mix, train_epoch, training_step, validate
 from tests.conftest import coloured_squares
 
 CPU, META = torch.device("cpu"), torch.device("meta")

@@ -34,8 +34,8 @@ def build_model(
 ) -> nn.Module:
     """Build the model that training starts with, on the CPU, with one output for each of ``class_names``.
 
-    ``backbone`` is a key of ``BACKBONES``, ``stem`` one of ``STEMS``; ``weights`` is ``"imagenet"``, ``"none"`` or the path
-    of a state dict. ImageNet's weights are cached below ``data_dir``; ``seed`` seeds the new weights.
+    ``backbone`` and ``stem`` are keys of ``BACKBONES`` and ``STEMS``. ``weights`` is ``"imagenet"``, ``"none"`` or the
+    path of a state dict. ImageNet's weights are cached below ``data_dir``; ``seed`` seeds the new weights.
 
     Raises:
         DataError: The weights are missing, unreachable, corrupt, or of another architecture or a smaller stem.

@@ -39,10 +39,10 @@ REPORT_BYTES = 20_000_000
 
 def seal(archive: io.BytesIO) -> bytes:
     """Append the SHA-256 of a zip archive to it, in place, as the archive's comment."""
-    comment_length = archive.seek(-len(NO_COMMENT), os.SEEK_END)
+    length_at = archive.seek(-len(NO_COMMENT), os.SEEK_END)
     if archive.read() != NO_COMMENT:
         raise ValueError("Expected a zip archive without a comment.")
-    archive.seek(comment_length)
+    archive.seek(length_at)
     archive.write(struct.pack("<H", COMMENT_BYTES))
     with archive.getbuffer() as content:  # not a copy: a checkpoint is large
         digest = hashlib.sha256(content).hexdigest()

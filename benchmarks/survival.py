@@ -156,11 +156,10 @@ def _run(fault: Fault, campaign: Campaign, tries: int) -> Row:
         started, result = time.monotonic(), Result(tries, [f"the uninterrupted run: {error}"] * tries)
     seconds = time.monotonic() - started
     failed = min(tries, len(result.failures))
-    row = Row(
-        fault.name, fault.description, tries, tries - failed, fault.required, seconds, result.notes, result.failures
-    )
-    print(f"{fault.name}: {row.survived} of {tries} in {seconds:.0f} s  {result.notes}", flush=True)
-    for failure in result.failures[:MAX_FAILURES_SHOWN]:
+    survived, notes, failures = tries - failed, result.notes, result.failures
+    row = Row(fault.name, fault.description, tries, survived, fault.required, seconds, notes, failures)
+    print(f"{fault.name}: {survived} of {tries} in {seconds:.0f} s  {notes}", flush=True)
+    for failure in failures[:MAX_FAILURES_SHOWN]:
         print(f"  NOT SURVIVED  {failure}", flush=True)
     return row
 

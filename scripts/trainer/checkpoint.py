@@ -96,8 +96,7 @@ def load_checkpoint(paths: RunPaths) -> dict[str, Any] | None:
         DataError: A checkpoint is valid, but of another version of the program.
         StorageError: A checkpoint exists and cannot be read, or cannot take a damaged one's place.
     """
-    newest, previous = paths.last_checkpoint, paths.previous_checkpoint
-    for path in (newest, previous):
+    for path in (paths.last_checkpoint, paths.previous_checkpoint):
         if not path.exists():
             continue
         with storage_errors(path, "read the checkpoint"):
@@ -106,10 +105,10 @@ def load_checkpoint(paths: RunPaths) -> dict[str, Any] | None:
             log.warning("the checkpoint %s is damaged: its checksum does not fit; trying the previous one", path)
             continue
         content = _parse_checkpoint(path, archive)
-        if path == previous:
+        if path == paths.previous_checkpoint:
             # or the damaged one would become the previous one, and a kill before the next is written would lose both
-            with storage_errors(newest, "put the previous checkpoint in place"):
-                os.replace(previous, newest)
+            with storage_errors(paths.last_checkpoint, "put the previous checkpoint in place"):
+                os.replace(path, paths.last_checkpoint)
         return content
     return None
 
@@ -120,25 +119,24 @@ def restore(state: TrainingState, saved: dict[str, Any] | None, provenance: Mapp
     Raises:
         DataError: The checkpoint is of another run or program, or epochs were trained and no checkpoint is valid.
     """
+    resume = f"--resume {paths.root}"
     if saved is None:
         if paths.history.exists():
             raise DataError(
-                f"--resume {paths.root}: none of its checkpoints is valid, so its training cannot go on. Start a new "
+                f"{resume}: none of its checkpoints is valid, so its training cannot go on. Start a new "
                 f"run, from its best weights if you like (--weights {paths.best_model})."
             )
         log.info("there is no valid checkpoint yet: starting at the beginning")
         return
     if saved["provenance"] != provenance:
         raise DataError(
-            f"--resume {paths.root}: its config.json is not the one that its checkpoint was trained with. Put back "
+            f"{resume}: its config.json is not the one that its checkpoint was trained with. Put back "
             "what was changed there, or start a new run."
         )
     try:
         state.restore(saved)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise DataError(
-            f"--resume {paths.root}: its checkpoint does not fit this version of the program ({error})."
-        ) from error
+        raise DataError(f"{resume}: its checkpoint does not fit this version of the program ({error}).") from error
     log.info(f"resumed at epoch {state.epoch}, after {state.steps_done} of its steps")
 
 

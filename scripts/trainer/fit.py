@@ -76,10 +76,7 @@ def fit(
 
 
 def cosine_lr(step: int, *, num_steps: int, initial: float) -> float:
-    """Anneal the learning rate from ``initial`` at step 0 to 0 at ``num_steps``, the steps of all ``--epochs``.
-
-    Source: Loshchilov and Hutter, "SGDR", ICLR 2017, without restarts.
-    """
+    """Anneal from ``initial`` to 0 at ``num_steps`` (Loshchilov and Hutter, "SGDR", ICLR 2017, without restarts)."""
     return 0.5 * initial * (1 + math.cos(math.pi * step / num_steps))
 
 

@@ -35,7 +35,6 @@ def mix(images: Tensor, targets: Tensor, partner: Tensor, weight: float) -> tupl
     """Blend images (B, C, H, W) and targets (B, K) with their partners': weight·own + (1 - weight)·partner's.
 
     ``partner`` holds each partner's place in the batch, int64, shape (B,); ``weight`` is lambda, in [0, 1].
-
     Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018.
     """
     return images[partner].lerp_(images, weight), targets[partner].lerp_(targets, weight)
@@ -83,8 +82,7 @@ def train_epoch(
     ``learning_rate`` maps the number of a step in this epoch, counted from 0, to its rate.
     """
     state.model.train()
-    rest = plan.order[state.steps_done * batch_size :]
-    for images in train.source.batches(rest, batch_size):
+    for images in train.source.batches(plan.order[state.steps_done * batch_size :], batch_size):
         step = state.steps_done
         window = slice(step * batch_size, (step + 1) * batch_size)
         inputs = normalise(augment(to_float(images), plan.augmentation.part(window), rotates=rotates))

@@ -17,7 +17,7 @@ StateDict = dict[str, Tensor]
 
 
 class HostBuffers:
-    """Copies of tensors on the host, in memory that the next copy reuses.
+    """Copies of tensors on the host, in their own memory layout and in memory that the next copy reuses.
 
     From a CUDA device the copies go to pinned memory and the host does not wait for them: they are complete once the
     device has done the work that was queued before.
@@ -39,7 +39,6 @@ class HostBuffers:
         if not isinstance(value, Tensor):
             return value
         if place not in self._buffers:
-            # in the same memory layout, which is the fastest to copy
             self._buffers[place] = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
         return self._buffers[place].copy_(value, non_blocking=value.is_cuda)
 

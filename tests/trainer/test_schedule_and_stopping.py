@@ -1,4 +1,4 @@
-"""The learning rate and the choice of the best epoch, by hand-computed tables."""
+"""The learning rate and the choice of the best epoch, by tables that were computed explicitly."""
 
 from __future__ import annotations
 

@@ -31,10 +31,7 @@ DECISIONS = {  # by task; p is the activation's output
 def record_provenance(config: Config, dataset: Dataset, paths: RunPaths) -> dict[str, Any]:
     """Write everything the result depends on into ``config.json``.
 
-    A resumed run keeps its ``config.json``, and logs what differs from it now.
-
-    Returns:
-        The content of ``config.json``.
+    A resumed run keeps its ``config.json``, and logs what differs from it now. Returns the content of the file.
 
     Raises:
         DataError: The data are not those that the run was started with.

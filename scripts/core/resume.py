@@ -17,23 +17,22 @@ from scripts.core.paths import RunPaths
 FREE = frozenset({"resume", "lock_file", "no_process_guard", "num_workers", "feed", "data_dir", "checkpoint_every"})
 NAMING = frozenset({"output_dir", "model_name"})
 UNSTORED = FREE - {"data_dir"}  # free settings that belong to an invocation, not to the run
+# what may change the bits of a result
+ENVIRONMENT = ("commit", "python", "device_name", "cuda", "cudnn", "torch_threads")
+PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn")
 
 
 def with_stored_settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of the run that ``--resume`` names, with the free settings that were given beside it.
-
-    Args:
-        given: Settings from the command line, ``resume`` among them.
+    """The settings of the run that ``--resume`` names, with the free settings of the command line, ``given``.
 
     Raises:
-        ConfigError: The folder is not that of a run, or settings were given that would change the result; the message
-            has one line per setting.
+        ConfigError: The folder is not that of a run, or settings were given that would change the result.
     """
     folder = _existing_folder(given["resume"])
     stored, free_names = _read_stored(folder)
-    problems = [_conflict(name, value, stored, folder) for name, value in given.items() if name not in free_names]
-    if any(problems):
-        raise ConfigError(*filter(None, problems))
+    bound = {name: value for name, value in given.items() if name not in free_names}
+    if problems := list(filter(None, (_conflict(name, value, stored, folder) for name, value in bound.items()))):
+        raise ConfigError(*problems)
     replaced = {name: value for name, value in given.items() if name in free_names | {"dataset"}}
     return stored | replaced | {"resume": str(folder)}
 
@@ -79,13 +78,10 @@ def next_step(config: Config, paths: RunPaths) -> str:
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     """One sentence for each changed part of the environment that may change the bits of a result."""
-    for name in ("commit", "python", "device_name", "cuda", "cudnn", "torch_threads"):
+    before, now = ({**environment, **environment.get("packages", {})} for environment in (before, now))
+    for name in (*ENVIRONMENT, *PACKAGES):
         if before.get(name) != now.get(name):
             yield f"{name} was {before.get(name)} and is {now.get(name)}"
-    packages_before, packages_now = before.get("packages", {}), now.get("packages", {})
-    for name in ("torch", "torchvision", "numpy", "scikit-learn"):
-        if packages_before.get(name) != packages_now.get(name):
-            yield f"{name} was {packages_before.get(name)} and is {packages_now.get(name)}"
 
 
 def _existing_folder(text: str) -> Path:

@@ -9,7 +9,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -26,13 +26,12 @@ MAX_SEED = 2**32 - 1  # the largest that PYTHONHASHSEED and NumPy accept
 
 
 def setting(default: Any, about: str, *, group: str, **limits: Any) -> Any:
-    """A field of ``Config``; a callable default is called when the Config is made.
+    """A field of ``Config``.
 
-    ``limits`` are any of ``ge``, ``le`` (inclusive), ``gt``, ``lt`` (exclusive), ``choices``, ``pattern`` (a
-    regular expression that matches the whole value) with ``pattern_help`` (the same in words).
+    ``limits`` are any of ``ge``, ``le`` (inclusive), ``gt``, ``lt`` (exclusive), ``choices``, ``pattern`` (a regular
+    expression that matches the whole value) with ``pattern_help`` (the same in words).
     """
-    metadata = {"help": about, "group": group, **limits}
-    return field(**{"default_factory" if callable(default) else "default": default}, metadata=metadata)
+    return field(default=default, metadata={"help": about, "group": group, **limits})
 
 
 _training = partial(setting, group="training")
@@ -134,7 +133,7 @@ class Config:
         metavar="RUN_DIR",
     )
     reproducible: bool = _safety(False, "Same machine, same versions, same command: same bits. Slower.")
-    lock_file: Path = _safety(default_lock_file, "One training at a time per lock file.")
+    lock_file: Path = _safety(default_lock_file(), "One training at a time per lock file.")
     checkpoint_every: float = _safety(
         30.0, "Seconds between checkpoints, at least; the last epoch, a new best and a stop are always written.", ge=0
     )
@@ -154,11 +153,7 @@ class Config:
 
     @property
     def dataset_part(self) -> str:
-        """The data set's part of the run folder's name: its key, or the name of an own file.
-
-        >>> Config(dataset="bloodmnist", resolution=64).dataset_part
-        'bloodmnist_64'
-        """
+        """The data set's part of the run folder's name: ``bloodmnist_64``, or the name of an own file."""
         if self.is_dataset_path:
             return Path(self.dataset).stem
         return self.dataset if self.resolution == STANDARD_RESOLUTION else f"{self.dataset}_{self.resolution}"
@@ -194,15 +189,8 @@ class Setting:
         return bool(self.default == "auto")
 
 
-def _declared() -> Iterator[Setting]:
-    kinds = get_type_hints(Config)
-    for entry in fields(Config):
-        default = entry.default if entry.default_factory is MISSING else entry.default_factory()
-        yield Setting(entry.name, kinds[entry.name], default, entry.metadata)
-
-
-SETTINGS: dict[str, Setting] = {declared.name: declared for declared in _declared()}
-
+_TYPES = get_type_hints(Config)
+SETTINGS = {f.name: Setting(f.name, _TYPES[f.name], f.default, f.metadata) for f in fields(Config)}
 _KIND_NAMES = {int: "a whole number", float: "a finite number", str: "text", bool: "True or False", Path: "a path"}
 _LIMITS = {
     "ge": (operator.ge, "at least"),

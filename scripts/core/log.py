@@ -65,8 +65,7 @@ def screen_log() -> Iterator[None]:
 def file_log(path: Path) -> Iterator[None]:
     """Write the log to ``path`` too while inside, with times and levels.
 
-    An exception is logged before it goes on: a ``PipelineError`` or a signal as its message, any other with its
-    traceback.
+    An exception is logged, too: a ``PipelineError`` or a signal as its message, any other with its traceback.
 
     Raises:
         UnexpectedError: An exception other than ``PipelineError`` was raised inside; it is the cause.

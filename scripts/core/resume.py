@@ -38,19 +38,13 @@ def with_stored_settings(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def free_settings(dataset: Mapping[str, Any]) -> frozenset[str]:
-    """The settings that change no bit of the result on the data set that a ``config.json`` describes.
-
-    Where left and right differ, ``hflip`` is one of them: no image is mirrored there, whatever its value.
-    """
+    """The settings that change no bit of the result on ``dataset``, as a ``config.json`` describes it."""
+    # where left and right differ, no image is mirrored, whatever --hflip is
     return FREE | {"hflip"} if dataset.get("orientation_free") is False else FREE
 
 
 def is_same_choice(name: str, requested: Any, applied: Any) -> bool:
-    """Whether a requested value is the one that was applied.
-
-    >>> is_same_choice("device", "cuda", "cuda:0")
-    True
-    """
+    """Whether a requested value is the one that was applied; ``cuda`` is ``cuda:0``."""
     return bool(requested == applied or (name, requested, applied) == ("device", "cuda", "cuda:0"))
 
 

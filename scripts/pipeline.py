@@ -43,12 +43,7 @@ class Run:
 
 
 def train_and_report(config: Config, paths: RunPaths, stop: StopRequest) -> None:
-    """Prepare, train, evaluate and report one run.
-
-    Raises:
-        PipelineError: A step failed; the message says what to do.
-        Interrupted: A signal requested a stop; the state is saved.
-    """
+    """Prepare, train, evaluate and report one run; a signal raises ``Interrupted`` once the state is saved."""
     config, device = prepare_machine(config)
     dataset = open_dataset(config.dataset, config.data_dir, config.resolution)
     config = resolve_settings(config, dataset, device)

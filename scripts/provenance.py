@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import sys
 from typing import Any
 
@@ -54,7 +53,7 @@ def record_provenance(config: Config, dataset: Dataset, paths: RunPaths) -> dict
 def describe_run(config: Config, dataset: Dataset) -> dict[str, Any]:
     """Everything the result depends on, as JSON values."""
     return {
-        "command": [os.fspath(word) for word in sys.argv],
+        "command": [str(word) for word in sys.argv],
         "settings": config.as_dict(),
         "backbone": BACKBONE,
         "memory_format": "channels_last",

@@ -17,7 +17,6 @@ from scripts.core.resume import with_stored_settings
 REPRODUCIBILITY_VARIABLE = "DOCKER_REPRODUCIBILITY_MODE"
 _ON, _OFF = ("1", "true", "yes"), ("0", "false", "no")
 _NO_VALUE = object()
-
 _NOUNS = {int: "a whole number", float: "a number", Path: "a path"}
 
 Check = Callable[[Config], Iterable[str]]
@@ -49,10 +48,10 @@ def build_parser() -> ArgumentParser:
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
-    groups: dict[str, argparse._ArgumentGroup] = {}
+    names = dict.fromkeys(known.metadata["group"] for known in SETTINGS.values())
+    groups = {name: parser.add_argument_group(name) for name in names}
     for known in SETTINGS.values():
-        name = known.metadata["group"]
-        group = groups.get(name) or groups.setdefault(name, parser.add_argument_group(name))
+        group = groups[known.metadata["group"]]
         default = "" if known.kind is bool or known.default == "" else f" (default: {known.default})"
         about = f"{known.metadata['help']}{default}".replace("%", "%%")
         if known.kind is bool:
@@ -70,8 +69,7 @@ def parse_command_line(
 ) -> Config:
     """Parse a command line, given without the program's name.
 
-    ``checks`` of other packages yield problems of a Config, in which settings that are already known to be wrong have
-    their defaults.
+    ``checks`` yield problems of a Config in which settings that are already known to be wrong have their defaults.
 
     Raises:
         ConfigError: The command line is wrong; the message has one line per problem.
@@ -94,7 +92,6 @@ def parse_command_line(
     except ConfigError as error:
         problems.extend(error.problems)
         values.pop("resume", None)
-
     try:
         config = Config(**values)
     except ConfigError as error:

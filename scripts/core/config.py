@@ -19,18 +19,20 @@ from scripts.core.errors import ConfigError
 BACKBONE = "resnet18"
 DEFAULT_MODEL_NAME = "ResNet-18 Adapted"
 STOCK_MODEL_NAME = "ResNet-18"  # replaces the default where the stem is not adapted
-RESOLUTIONS = (28, 64, 128, 224)  # that MedMNIST publishes its 2D sets in; pixels of a side
-STANDARD_RESOLUTION = 28  # not part of a run folder's name, as the others are
+RESOLUTIONS = (28, 64, 128, 224)  # in which MedMNIST publishes its 2D sets, in pixels of a side
+STANDARD_RESOLUTION = RESOLUTIONS[0]  # not part of a run folder's name, as the others are
 MAX_COUNT = 1_000_000  # larger counts are typing mistakes
 MAX_SEED = 2**32 - 1  # the largest that PYTHONHASHSEED and NumPy accept
 
 
 def setting(default: Any, about: str, *, group: str, **limits: Any) -> Any:
-    """A field of ``Config``.
+    """A field of ``Config``; a tuple as ``default`` lists all choices, and its first one is the default.
 
-    ``limits`` are any of ``ge``, ``le`` (inclusive), ``gt``, ``lt`` (exclusive), ``choices``, ``pattern`` (a regular
-    expression that matches the whole value) with ``pattern_help`` (the same in words).
+    ``limits`` are any of ``ge``, ``le`` (inclusive), ``gt``, ``lt`` (exclusive), ``pattern`` (a regular expression that
+    matches the whole value) with ``pattern_help`` (the same in words).
     """
+    if isinstance(default, tuple):
+        default, limits["choices"] = default[0], default
     return field(default=default, metadata={"help": about, "group": group, **limits})
 
 
@@ -66,9 +68,8 @@ class Config:
     weight_decay: float = _training(5e-4, "L2 penalty of SGD.", ge=0)
     patience: int = _training(15, "Epochs without a better monitored figure before stopping.", ge=1, le=MAX_COUNT)
     monitor: str = _training(
-        "auto",
+        ("auto", "accuracy", "auc", "loss"),
         "Validation figure for selection and patience; auto is AUC for multi-label sets, accuracy for the others.",
-        choices=("auto", "accuracy", "auc", "loss"),
     )
     mixup_alpha: float = _training(0.002, "Alpha of MixUp's Beta(alpha, alpha); 0 disables it.", ge=0)
     seed: int = _training(42, "Seeds weights, data order, augmentation and MixUp.", ge=0, le=MAX_SEED)
@@ -84,9 +85,8 @@ class Config:
         "bloodmnist", "MedMNIST set, 'synthblood' (drawn by the program, needs no network), or the path of an .npz."
     )
     resolution: int = _data_and_model(
-        STANDARD_RESOLUTION,
+        RESOLUTIONS,
         "Published size of a MedMNIST set's images, in pixels of a side; own files have a size of their own.",
-        choices=RESOLUTIONS,
     )
     model_name: str = _data_and_model(
         DEFAULT_MODEL_NAME,
@@ -101,10 +101,9 @@ class Config:
         pattern_help="'imagenet', 'none', or a path",
     )
     stem: str = _data_and_model(
-        "auto",
+        ("auto", "adapted", "stock"),
         "The network's first layers: 'adapted' (3x3, keeps every pixel), 'stock' (7x7 and max-pool, a quarter of the "
         "side), 'auto' (adapted up to 64 pixels).",
-        choices=("auto", "adapted", "stock"),
     )
     data_dir: Path = _data_and_model(Path("dataset"), "Folder of the downloaded data and weights.")
     output_dir: Path = _data_and_model(Path("outputs"), "Folder in which each run gets its own.")
@@ -116,14 +115,11 @@ class Config:
         pattern_help="auto, cpu, cuda, cuda:N or mps",
     )
     precision: str = _hardware(
-        "auto",
-        "Arithmetic of the network; auto takes bf16 where the hardware has it.",
-        choices=("auto", "fp32", "bf16"),
+        ("auto", "fp32", "bf16"), "Arithmetic of the network; auto takes bf16 where the hardware has it."
     )
     feed: str = _hardware(
-        "auto",
+        ("auto", "resident", "streamed"),
         "'resident' (images on the device), 'streamed' (worker processes), 'auto' (resident where it fits).",
-        choices=("auto", "resident", "streamed"),
     )
     num_workers: int = _hardware(4, "Worker processes when data are streamed.", ge=0, le=256)
 
@@ -182,11 +178,6 @@ class Setting:
     def flag(self) -> str:
         """The name on the command line."""
         return f"--{self.name}"
-
-    @property
-    def is_resolved(self) -> bool:
-        """Whether a run replaces the default by what suits the machine and the data."""
-        return bool(self.default == "auto")
 
 
 _TYPES = get_type_hints(Config)

@@ -84,10 +84,7 @@ REMEDIES = SPACE_REMEDIES | {
 
 @contextmanager
 def storage_errors(path: Path, purpose: str, *, needed_bytes: int | None = None) -> Iterator[None]:
-    """Turn an ``OSError`` raised inside into a ``StorageError`` about ``path``.
-
-    ``purpose`` is what was being done, such as ``"write the checkpoint"``; ``needed_bytes`` is None if unknown.
-    """
+    """Turn an ``OSError`` raised inside into a ``StorageError`` that begins with "Cannot {purpose} at {path}"."""
     try:
         yield
     except OSError as error:

@@ -35,8 +35,7 @@ class _RunLogHandler(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
         error = sys.exc_info()[1]
         if isinstance(error, OSError):
-            needed_bytes = len(self.format(record)) + 1
-            with storage_errors(Path(self.baseFilename), "write the log", needed_bytes=needed_bytes):
+            with storage_errors(Path(self.baseFilename), "write the log", needed_bytes=len(self.format(record)) + 1):
                 raise error
         super().handleError(record)
 

@@ -70,8 +70,6 @@ class RunPaths:
         """
         name = f"{now:%Y%m%d_%H%M%S}_{slug(dataset)}_{slug(model)}"
         with storage_errors(output_dir, "make the run folder"):
-            with suppress(FileNotFoundError):
-                output_dir.stat()  # names a loop of symbolic links, which mkdir reports as an existing file
             output_dir.mkdir(parents=True, exist_ok=True)
             for attempt in count(1):
                 paths = cls(output_dir / (name if attempt == 1 else f"{name}_{attempt}"))
@@ -84,11 +82,7 @@ class RunPaths:
 
     @classmethod
     def reopen(cls, root: Path) -> RunPaths:
-        """Prepare the folder of an earlier run: complete its subfolders, remove the temporary files of a killed run.
-
-        Raises:
-            StorageError: A folder cannot be made.
-        """
+        """Prepare the folder of an earlier run: complete its subfolders, remove the temporary files of a killed run."""
         paths = cls(root)
         remove_leftovers(root)
         for folder in paths.folders:

@@ -91,17 +91,12 @@ def _existing_folder(text: str) -> Path:
 
 
 def _read_stored(folder: Path) -> tuple[dict[str, Any], frozenset[str]]:
-    """The settings in a run's ``config.json``, and the names of those that may be changed now.
-
-    A missing setting is not replaced by its default: the version that did not have it may have worked differently.
-
-    Raises:
-        ConfigError: There is no ``config.json``, or its settings do not make a Config.
-    """
+    """The settings in a run's ``config.json``, and the names of those that may be changed now."""
     try:
         content = json.loads(RunPaths(folder).config.read_text(encoding="utf-8"))
         settings, dataset = content["settings"], content["dataset"]
         source, free_names = dataset["source"], free_settings(dataset)
+        # no default replaces a missing setting: the version that did not have it may have worked differently
         values: dict[str, Any] = {name: settings[name] for name in SETTINGS if name not in UNSTORED}
         values |= {name: Path(value) for name, value in values.items() if SETTINGS[name].kind is Path}
         if Config(**values).is_dataset_path and source != "generated":
@@ -123,8 +118,8 @@ def _read_stored(folder: Path) -> tuple[dict[str, Any], frozenset[str]]:
 def _conflict(name: str, value: Any, stored: Mapping[str, Any], folder: Path) -> str | None:
     """Why a setting that is not free cannot be given beside ``--resume``; None if it can."""
     known = SETTINGS[name]
-    if is_same_choice(name, value, stored[name]) or (known.is_resolved and value == known.default):
-        return None
+    if is_same_choice(name, value, stored[name]) or value == known.default == "auto":
+        return None  # what a run takes for auto is stored
     if name == "model_name" and (value, stored[name]) == (DEFAULT_MODEL_NAME, STOCK_MODEL_NAME):
         return None  # the run replaced the default, because the stem is not adapted
     if name == "dataset" and all(Config(dataset=text).is_dataset_path for text in (value, stored[name])):
@@ -142,5 +137,4 @@ def _conflict(name: str, value: Any, stored: Mapping[str, Any], folder: Path) ->
 
 def _program() -> list[str]:
     """The interpreter and the script of this process, as they were typed."""
-    interpreter = sys.orig_argv[0] if sys.orig_argv else "python"
-    return [interpreter, sys.argv[0] or "main.py"]
+    return [sys.orig_argv[0] if sys.orig_argv else "python", sys.argv[0] or "main.py"]

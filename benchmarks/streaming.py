@@ -35,7 +35,7 @@ import torch
 from scripts.core.config import Config
 from scripts.core.environment import PROJECT_ROOT, describe_environment
 from scripts.core.system.device import select_device, select_precision
-from scripts.core.system.reproducibility import use_fast_kernels
+from scripts.core.system.reproducibility import use_kernels
 from scripts.data_handler.dataset import Dataset
 from scripts.data_handler.opening import open_dataset
 from scripts.data_handler.plan import draw_plan
@@ -283,7 +283,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, default=Path("outputs/benchmark_streaming.json"))
     given = parser.parse_args()
 
-    use_fast_kernels()
+    use_kernels(deterministic=False)
     given.folder.mkdir(parents=True, exist_ok=True)
     found = []
     with tempfile.TemporaryDirectory(dir=given.folder, prefix="streaming_") as name:

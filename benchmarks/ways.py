@@ -25,7 +25,7 @@ from scripts.core.log import log
 from scripts.core.paths import RunPaths
 from scripts.core.records import EpochRecord
 from scripts.core.system.machine import keep_freed_memory
-from scripts.core.system.reproducibility import CUBLAS_WORKSPACE, use_deterministic_kernels, use_fast_kernels
+from scripts.core.system.reproducibility import CUBLAS_WORKSPACE, use_kernels
 from scripts.data_handler.augmentation import augment, normalise, to_float
 from scripts.data_handler.dataset import Split
 from scripts.data_handler.plan import EpochPlan, draw_plan
@@ -356,7 +356,7 @@ def _seconds(
 ) -> float:
     """Time one turn of a task; a new task is built and done once before."""
     if way == PIPELINE:  # as main.py does: fast kernels, or deterministic ones
-        (use_deterministic_kernels if task.precision == REPRODUCIBLE else use_fast_kernels)()
+        use_kernels(deterministic=task.precision == REPRODUCIBLE)
     if task not in works:
         works[task] = table[task.kind](bench, task)
         _timed(works[task], torch.device(bench.device))

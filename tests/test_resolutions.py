@@ -27,22 +27,8 @@ SIZES = {"train": 22, "val": 11, "test": 11}
 
 
 @pytest.fixture
-def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Calls ``main.main`` in an empty folder; returns the exit code, the screen and standard error."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DOCKER_REPRODUCIBILITY_MODE", raising=False)
-
-    def call(*words: str) -> tuple[int, str, str]:
-        code = main.main([*words, "--lock_file", str(tmp_path / "lock"), "--no_process_guard"])
-        shown = capsys.readouterr()
-        return code, shown.out, shown.err
-
-    return call
-
-
-@pytest.fixture
 def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Place:
-    """Puts a small file of a set's schema where the download would put it, and its checksum into the registry."""
+    """Put a small file of a set's schema where the download would put it, and its checksum into the registry."""
 
     def put(key: str, resolution: int, folder: str = "dataset") -> Path:
         info, arrays = DATASET_REGISTRY[key], dict[str, Any]()

@@ -33,14 +33,9 @@ class ImageSource(Protocol):
     """The images of one split, in any order."""
 
     def batches(self, order: Indices, batch_size: int) -> Iterator[torch.Tensor]:
-        """Batches of images on the device.
+        """Yield the images of ``order`` (N,) as uint8 batches (B, H, W) or (B, H, W, 3) on the device.
 
-        Args:
-            order: Sample indices, shape (N,).
-            batch_size: Images per batch; the last batch may be smaller.
-
-        Yields:
-            uint8 images of shape (B, H, W) or (B, H, W, 3).
+        The last batch may be smaller.
         """
 
 
@@ -61,12 +56,7 @@ class StreamedSource:
     """Images stay on the host; worker processes gather batches while the device computes.
 
     A worker only copies bytes: everything random happens on the device, from the epoch's plan. So neither the number
-    of workers nor their timing can change a result.
-
-    Args:
-        images: In memory, or in a file of which each batch is read separately.
-        device: Where batches go.
-        num_workers: Worker processes; with 0 this process gathers.
+    of workers nor their timing can change a result. With ``num_workers`` 0 this process gathers.
     """
 
     def __init__(self, images: NDArray[np.uint8] | ImageReader, device: torch.device, num_workers: int) -> None:
@@ -140,11 +130,7 @@ def _kill_workers_at_exit() -> None:
     Workers end with the iterator that started them. Where a reference cycle has kept it alive, as an exception may,
     PyTorch sends them SIGTERM, which they ignore, and Python would wait for them forever.
     """
-
-    @atexit.register
-    def kill_workers() -> None:
-        for worker in multiprocessing.active_children():
-            worker.kill()
+    atexit.register(lambda: [worker.kill() for worker in multiprocessing.active_children()])
 
 
 @contextmanager
@@ -196,15 +182,7 @@ class DeviceSplit:
 def make_device_split(
     split: Split, num_classes: int, *, feed: str, device: torch.device, num_workers: int
 ) -> DeviceSplit:
-    """Put images behind an image source, and labels as rows of targets on the device.
-
-    Args:
-        split: Images and labels.
-        num_classes: Number of classes or labels C.
-        feed: ``"resident"`` or ``"streamed"``.
-        device: Where the network runs.
-        num_workers: Worker processes of a streamed source.
-    """
+    """Make the image source of a split by ``feed``, and its labels rows of ``num_classes`` targets on the device."""
     task = task_of(split.labels)
     targets = task.targets(torch.from_numpy(split.labels), num_classes).to(device)
     height, width = split.images.shape[1:3]

@@ -55,12 +55,9 @@ def flip_and_rotate(images: Tensor, flip: Tensor, angle: Tensor) -> Tensor:
     """Mirror the images of ``flip`` left to right, then rotate all about their centre, in one resampling.
 
     Args:
-        images: float32, shape (B, C, H, W).
+        images: float32, shape (B, C, H, W), as the result.
         flip: bool, shape (B,).
         angle: Degrees, shape (B,); positive is counter-clockwise.
-
-    Returns:
-        float32, shape (B, C, H, W).
     """
     height, width = images.shape[-2:]
     radians = torch.deg2rad(angle)
@@ -80,13 +77,7 @@ def flip_and_rotate(images: Tensor, flip: Tensor, angle: Tensor) -> Tensor:
 def jitter(images: Tensor, brightness: Tensor, contrast: Tensor) -> Tensor:
     """Scale each image's brightness, then its contrast about its own mean luma.
 
-    Args:
-        images: float32 in [0, 1], shape (B, C, H, W).
-        brightness: Factors, shape (B,).
-        contrast: Factors, shape (B,).
-
-    Returns:
-        float32 in [0, 1], shape (B, C, H, W).
+    Images are float32 in [0, 1] of shape (B, C, H, W), before and after; the factors have shape (B,).
     """
     bright = (images * _per_image(brightness)).clamp_(0, 1)
     if images.shape[1] == 3:
@@ -100,11 +91,7 @@ def jitter(images: Tensor, brightness: Tensor, contrast: Tensor) -> Tensor:
 def normalise(images: Tensor) -> Tensor:
     """Subtract ImageNet's mean and divide by its standard deviation; grey images become three equal channels.
 
-    Args:
-        images: float32 in [0, 1], shape (B, C, H, W).
-
-    Returns:
-        float32, shape (B, 3, H, W).
+    From float32 in [0, 1] of shape (B, C, H, W) to float32 of shape (B, 3, H, W).
     """
     mean, std = (_constant(values, images.device).view(1, -1, 1, 1) for values in (MEAN, STD))
     return (images - mean) / std

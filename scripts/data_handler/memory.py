@@ -25,12 +25,15 @@ MAX_EVAL_PIXELS = 64 * 224 * 224  # bounds the activations of large images
 
 PREFETCH = 2  # batches that each worker process gathers ahead
 BATCHES_IN_HAND = 3  # beside those: the batch in use, the next one, and one to spare
+# files with the limit and the usage, and a prefix of the statistics, in both versions of control groups
+GROUP_FILES_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+GROUP_FILES_V2 = ("memory.max", "memory.current", "")
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (where PyTorch passes tensors from process to process)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSizes:
-    """How many images of which size a set has, and so what they need: one byte per pixel and channel."""
+    """Number and size of a set's images, at one byte per pixel and channel."""
 
     num_samples: Mapping[str, int]  # images in "train", "val" and "test"
     height: int  # pixels
@@ -114,7 +117,7 @@ def choose_feed(
     for needed, available, where in ((host_needed, free.host, free.bound), (device_needed, free.device, "on the GPU")):
         if available is None:
             continue
-        if feed == "resident" == requested and needed > available:
+        if requested == "resident" and needed > available:
             raise DataError(
                 f"--feed resident was requested, but the images need {needed:,} bytes of memory, and {available:,} are "
                 f"free {where}. Use --feed streamed, which reads them from the disk batch by batch."
@@ -140,8 +143,7 @@ def free_on_host() -> tuple[int, str]:
     import psutil
 
     free = int(psutil.virtual_memory().available)
-    in_group = free_in_control_group()
-    if in_group is not None and in_group < free:
+    if (in_group := free_in_control_group()) is not None and in_group < free:
         return in_group, "within the limit of this container or job"
     return free, "on this machine"
 
@@ -163,17 +165,12 @@ def free_in_control_group(
         _, controllers, path = (*line.split(":", 2), "", "")[:3]
         if controllers and "memory" not in controllers.split(","):
             continue
-        base, names = (mount / "memory", _V1) if controllers else (mount, _V2)
+        base, names = (mount / "memory", GROUP_FILES_V1) if controllers else (mount, GROUP_FILES_V2)
         inner = PurePosixPath(path.lstrip("/"))
         # inside a container the path may exist on the host only: the mount itself is the container's group
         folders = [base / folder for folder in (inner, *inner.parents) if ".." not in folder.parts]
         found += [free for folder in folders if (free := _free_in_group(folder, *names)) is not None]
     return min(found, default=None)
-
-
-# names of the limit and the usage, and a prefix of the statistics, in both versions of control groups
-_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
-_V2 = ("memory.max", "memory.current", "")
 
 
 def _free_in_group(folder: Path, limit_name: str, usage_name: str, prefix: str) -> int | None:

@@ -114,7 +114,7 @@ def require_memory(layout: NpzLayout, free_bytes: int) -> None:
 
 
 def read_pieces(layout: NpzLayout, key: str) -> Iterator[bytes]:
-    """Yield the content of the array ``key`` in pieces of ``PIECE_BYTES``; the checksum is compared after the last.
+    """Yield the content of the array ``key`` in pieces of ``PIECE_BYTES``, and compare its checksum after the last.
 
     Raises:
         DataError: The file is damaged or has changed.
@@ -284,26 +284,25 @@ def _parse_header(stream: IO[bytes]) -> ArrayHeader:
 def _check_kind(path: Path, key: str, header: ArrayHeader) -> None:
     """Check one array's type and shape."""
     shape, dtype = header.shape, header.dtype
-    shape_text, dtype_text = _brief(f"shape {shape}"), _brief(f"dtype {dtype}")
-    if key.endswith("images"):
-        if dtype != np.uint8:
-            refuse(path, f"{key} has {dtype_text}; needed is uint8 (0 to 255)")
-        if len(shape) not in (3, 4) or shape[3:] not in ((), (3,)):
-            refuse(path, f"{key} has {shape_text}; needed is (N, H, W) for grey images or (N, H, W, 3) for RGB")
-        if min(shape) < 1:
-            refuse(path, f"{key} has {shape_text}; needed is at least one image of at least one pixel")
-    elif key == CLASS_NAMES:
+    its_shape, its_dtype = f"{key} has {_brief(f'shape {shape}')}", f"{key} has {_brief(f'dtype {dtype}')}"
+    if key == CLASS_NAMES:
         if dtype.kind != "U" or len(shape) != 1:
             refuse(path, f"{key} is {header}; needed is a vector of text, such as shape (8,), dtype <U20")
         if not 2 <= shape[0] <= MAX_CLASSES:
             refuse(path, f"{key} has {_brief(f'{shape[0]:,}')} names; needed are 2 to {MAX_CLASSES}")
         if dtype.itemsize > 4 * MAX_CLASS_NAME_LENGTH:  # NumPy stores four bytes per character
-            refuse(path, f"{key} has {dtype_text}; needed are at most {MAX_CLASS_NAME_LENGTH} characters each")
-    else:
-        if dtype.kind not in "iu":
-            refuse(path, f"{key} has {dtype_text}; needed are integers")
-        if len(shape) != 2 or min(shape) < 1:
-            refuse(path, f"{key} has {shape_text}; needed is (N, L), such as (100, 1)")
+            refuse(path, f"{its_dtype}; needed are at most {MAX_CLASS_NAME_LENGTH} characters each")
+    elif key.endswith("images"):
+        if dtype != np.uint8:
+            refuse(path, f"{its_dtype}; needed is uint8 (0 to 255)")
+        if len(shape) not in (3, 4) or shape[3:] not in ((), (3,)):
+            refuse(path, f"{its_shape}; needed is (N, H, W) for grey images or (N, H, W, 3) for RGB")
+        if min(shape) < 1:
+            refuse(path, f"{its_shape}; needed is at least one image of at least one pixel")
+    elif dtype.kind not in "iu":
+        refuse(path, f"{its_dtype}; needed are integers")
+    elif len(shape) != 2 or min(shape) < 1:
+        refuse(path, f"{its_shape}; needed is (N, L), such as (100, 1)")
 
 
 def _check_consistency(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:

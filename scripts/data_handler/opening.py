@@ -18,22 +18,10 @@ from scripts.core.errors import DataError
 from scripts.core.files import file_digest
 from scripts.core.log import log
 from scripts.core.paths import slug
+from scripts.data_handler import npz
 from scripts.data_handler.dataset import Dataset, Split, members
 from scripts.data_handler.memory import ImageSizes, free_on_host
-from scripts.data_handler.npz import (
-    MAX_CLASSES,
-    MAX_SHOWN,
-    SPLITS,
-    NpzLayout,
-    read_array,
-    read_class_names,
-    read_errors,
-    read_labels,
-    refuse,
-    require_memory,
-    validate_npz_keys,
-    verify_checksums,
-)
+from scripts.data_handler.npz import MAX_CLASSES, MAX_SHOWN, SPLITS, NpzLayout, read_errors, refuse
 from scripts.data_handler.registry import BINARY, DATASET_REGISTRY, MULTI_CLASS, MULTI_LABEL, SYNTHBLOOD, DatasetInfo
 from scripts.data_handler.synthetic import open_synthblood
 from scripts.data_handler.unpacked import ImageFile, bytes_to_write, image_files, unpack_images
@@ -87,8 +75,8 @@ def preview_dataset(name: str, data_dir: Path, resolution: int = STANDARD_RESOLU
         images = ImageSizes(num_samples=info.num_samples, height=resolution, width=resolution, channels=info.channels)
         files = image_files(images, info.md5s[resolution], data_dir)
         return DatasetPreview("the registry; it is not downloaded yet", images, files, path)
-    layout = validate_npz_keys(path)
-    require_memory(layout, free_on_host()[0])
+    layout = npz.validate_npz_keys(path)
+    npz.require_memory(layout, free_on_host()[0])
     md5 = info.md5s[resolution] if info else _md5_of(path)
     return DatasetPreview(str(path), layout, image_files(layout, md5, data_dir))
 
@@ -105,7 +93,7 @@ def _open_registered(info: DatasetInfo, data_dir: Path, resolution: int) -> Data
     stamp = _stamp(path) if os.path.isfile(path) else None  # noqa: PTH113 (never raises)
     fetch(info.url(resolution), path, digest=md5, what=what, offline=OFFLINE)
     stamp = stamp or _stamp(path)
-    layout = validate_npz_keys(path)
+    layout = npz.validate_npz_keys(path)
     if (layout.height, layout.width) != (resolution, resolution):
         expected = f"at --resolution {resolution} {info.title} has images of {resolution} × {resolution} pixels"
         refuse(path, f"{expected}, but the file has {layout.height} × {layout.width}")
@@ -115,8 +103,8 @@ def _open_registered(info: DatasetInfo, data_dir: Path, resolution: int) -> Data
     facts = {"channels": info.channels, "images": dict(info.num_samples), "label columns": label_columns}
     if found != facts:
         refuse(path, f"{info.title} has {facts}, but the file has {found}")
-    require_memory(layout, free_on_host()[0])
-    labels = {split: read_labels(layout, split, num_classes) for split in SPLITS}
+    npz.require_memory(layout, free_on_host()[0])
+    labels = {split: npz.read_labels(layout, split, num_classes) for split in SPLITS}
     same = ("key", "title", "task", "class_names", "orientation_free")
     return _dataset(layout, labels, md5, stamp, **{name: getattr(info, name) for name in same})
 
@@ -124,11 +112,11 @@ def _open_registered(info: DatasetInfo, data_dir: Path, resolution: int) -> Data
 def _open_own(given: Path, data_dir: Path) -> Dataset:
     path = _existing_file(given)
     stamp = _stamp(path)  # before the MD5, so that a file that is replaced meanwhile is noticed
-    layout = validate_npz_keys(path)
-    require_memory(layout, free_on_host()[0])
+    layout = npz.validate_npz_keys(path)
+    npz.require_memory(layout, free_on_host()[0])
     md5 = _md5_of(path)
     if bytes_to_write(image_files(layout, md5, data_dir)):  # unpacking compared the checksums already
-        verify_checksums(layout)  # now, rather than when the test split is read after a night of training
+        npz.verify_checksums(layout)  # now, rather than when the test split is read after a night of training
     task, names, labels = (_own_label_rows if layout.label_columns > 1 else _own_classes)(layout)
     _warn_of_unseen_classes(path, names, labels["train"])
     title = given.stem  # as typed: a link may have another name
@@ -137,12 +125,12 @@ def _open_own(given: Path, data_dir: Path) -> Dataset:
 
 def _own_classes(layout: NpzLayout) -> tuple[str, tuple[str, ...], Labels]:
     """Task, class names and labels of an own file with one label per image."""
-    names = read_class_names(layout)
-    train = read_labels(layout, "train", len(names or range(MAX_CLASSES)))
+    names = npz.read_class_names(layout)
+    train = npz.read_labels(layout, "train", len(names or range(MAX_CLASSES)))
     names = names or tuple(f"class {index}" for index in range(int(train.max()) + 1))
     if len(names) < 2:
         refuse(layout.path, "all of train_labels are 0; needed are at least two classes")
-    others = {split: read_labels(layout, split, len(names)) for split in ("val", "test")}
+    others = {split: npz.read_labels(layout, split, len(names)) for split in ("val", "test")}
     return BINARY if len(names) == 2 else MULTI_CLASS, names, {"train": train, **others}
 
 
@@ -151,11 +139,11 @@ def _own_label_rows(layout: NpzLayout) -> tuple[str, tuple[str, ...], Labels]:
     count = layout.label_columns
     if count > MAX_CLASSES:
         refuse(layout.path, f"train_labels has {count:,} columns; needed are at most {MAX_CLASSES} labels")
-    names = read_class_names(layout) or tuple(f"label {index}" for index in range(count))
+    names = npz.read_class_names(layout) or tuple(f"label {index}" for index in range(count))
     if len(names) != count:
         found = f"class_names has {len(names)} names, train_labels {count} columns"
         refuse(layout.path, f"{found}; needed is a name for each label")
-    return MULTI_LABEL, names, {split: read_labels(layout, split) for split in SPLITS}
+    return MULTI_LABEL, names, {split: npz.read_labels(layout, split) for split in SPLITS}
 
 
 def _dataset(layout: NpzLayout, labels: Labels, md5: str, stamp: Stamp, **facts: Any) -> Dataset:
@@ -168,7 +156,7 @@ def _dataset(layout: NpzLayout, labels: Labels, md5: str, stamp: Stamp, **facts:
 
     def load(split: str) -> Split:
         verify()
-        return Split(read_array(layout, f"{split}_images"), labels[split])
+        return Split(npz.read_array(layout, f"{split}_images"), labels[split])
 
     def unpack(data_dir: Path) -> Callable[[str], Split]:
         verify()  # even if everything is unpacked already: the labels must be of the same file as the images

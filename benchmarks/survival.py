@@ -73,7 +73,7 @@ def _fuzz(target: FuzzTarget) -> Callable[[Campaign, int], Result]:
     return lambda campaign, tries: fuzz(target, campaign.seed, tries)
 
 
-NPZ = FuzzTarget("npz", mutated_files.judge_file, mutated_files.prepare)
+NPZ = FuzzTarget("npz", mutated_files.check_file, mutated_files.prepare)
 COMMAND_LINES = FuzzTarget("command_line", mutated_command_lines.fuzz_command_line, mutated_command_lines.prepare)
 THE_SAME = "the same result"
 

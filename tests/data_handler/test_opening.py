@@ -10,7 +10,7 @@ import pytest
 
 from scripts.core.errors import DataError
 from scripts.core.log import log
-from scripts.data_handler import opening
+from scripts.data_handler import npz, opening
 from scripts.data_handler.dataset import members
 from scripts.data_handler.opening import open_dataset
 from scripts.data_handler.registry import BINARY, DATASET_REGISTRY, MULTI_CLASS, MULTI_LABEL, DatasetInfo
@@ -225,18 +225,19 @@ def test_a_file_that_changed_during_the_run_is_refused(save, tmp_path, split):
 
 @pytest.fixture
 def replaced_while(monkeypatch) -> Callable[[str, Callable[[], object]], None]:
-    """Lets something happen right after a function of the module has done its work, once."""
+    """Call a function once, right after a function of the module, or of ``npz``, has returned."""
 
     def add(name: str, happen: Callable[[], object]) -> None:
-        real = getattr(opening, name)
+        module = opening if hasattr(opening, name) else npz
+        real = getattr(module, name)
 
         def and_then(*arguments: Any, **settings: Any) -> Any:
             result = real(*arguments, **settings)
-            monkeypatch.setattr(opening, name, real)
+            monkeypatch.setattr(module, name, real)
             happen()
             return result
 
-        monkeypatch.setattr(opening, name, and_then)
+        monkeypatch.setattr(module, name, and_then)
 
     return add
 

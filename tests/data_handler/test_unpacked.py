@@ -149,7 +149,7 @@ def test_damage_leaves_nothing_that_is_taken_for_whole(tmp_path, monkeypatch):
     path = tmp_path / "toy.npz"
     rest: dict[str, Any] = {f"{split}_images": images[:count] for split, count in NUM_SAMPLES.items()}
     np.savez(path, **toy_arrays(**rest))
-    monkeypatch.setattr(opening, "verify_checksums", lambda _: None)
+    monkeypatch.setattr(npz, "verify_checksums", lambda _: None)
     with zipfile.ZipFile(path) as archive:
         info = archive.getinfo("val_images.npy")
     content = bytearray(path.read_bytes())
@@ -163,7 +163,7 @@ def test_damage_leaves_nothing_that_is_taken_for_whole(tmp_path, monkeypatch):
 
 def test_damage_is_found_again_only_until_the_images_are_unpacked(path, monkeypatch):
     compared: list[object] = []
-    monkeypatch.setattr(opening, "verify_checksums", compared.append)
+    monkeypatch.setattr(npz, "verify_checksums", compared.append)
     unpack(path)
     assert len(compared) == 1
     unpack(path)
@@ -400,8 +400,8 @@ def test_free_space_is_that_of_the_nearest_folder_there_is(tmp_path):
 
 
 def test_an_outlook_knows_the_images_without_reading_them(path, monkeypatch):
-    for reading in ("read_array", "read_labels", "verify_checksums", "fetch"):
-        monkeypatch.setattr(opening, reading, None)
+    for module, reading in ((npz, "read_pieces"), (npz, "read_array"), (npz, "read_labels"), (opening, "fetch")):
+        monkeypatch.setattr(module, reading, None)
     outlook = preview_dataset(str(path), path.parent)
     assert outlook.images.num_samples == NUM_SAMPLES
     assert outlook.images.total_bytes == 9 * 90

@@ -29,11 +29,8 @@ def replace_atomically(
     """Open a temporary file beside ``path`` that is renamed to it once its content is on the disk.
 
     Until then the stream's ``name`` is the temporary file's path. If anything fails inside, ``path`` keeps its earlier
-    content, and the temporary file is removed. Leftovers of killed processes are removed first.
-
-    Args:
-        needed_bytes: Size of the file, which the ``StorageError`` of a full disk names; None where it is unknown.
-        previous: Where to keep the earlier content; None to drop it.
+    content, and the temporary file is removed. Leftovers of killed processes are removed first. The ``StorageError`` of
+    a full disk names ``needed_bytes``, the size of the file. The earlier content is kept as ``previous``, if given.
     """
     with storage_errors(path, "write the file", needed_bytes=needed_bytes):
         remove_leftovers(path.parent, of=path.name)

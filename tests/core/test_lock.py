@@ -22,11 +22,13 @@ START = """
 import os, sys
 from pathlib import Path
 from scripts.core.errors import PipelineError
+from scripts.core.system import lock
 from scripts.core.system.lock import ensure_single_instance
 """
 HOLD = (
     START
     + """
+lock.RECORD_ATTEMPTS = 3000  # a winner that has to wait for the processor may write its record late
 print("ready", flush=True)
 sys.stdin.readline()
 try:
@@ -194,7 +196,7 @@ def test_a_killed_holder_frees_the_lock_although_its_forked_child_lives_on(proce
         "with ensure_single_instance(Path(sys.argv[1])):\n"
         "    if os.fork() == 0:\n"
         "        print(os.getpid(), flush=True)\n"
-        "    time.sleep(60)\n"
+        "    time.sleep(600)\n"
     )
     holder = processes.python("-c", program, tmp_path / "lock")
     child = psutil.Process(processes.adopt(int(line_of(holder))))
@@ -233,7 +235,7 @@ def test_a_program_started_by_the_holder_does_not_inherit_the_lock(processes, tm
     program = START + (
         "import subprocess\n"
         "with ensure_single_instance(Path(sys.argv[1])):\n"
-        "    print(subprocess.Popen(['sleep', '60'], close_fds=False, stdout=subprocess.DEVNULL).pid, flush=True)\n"
+        "    print(subprocess.Popen(['sleep', '600'], close_fds=False, stdout=subprocess.DEVNULL).pid, flush=True)\n"
         "    sys.stdin.readline()\n"
     )
     holder = processes.python("-c", program, tmp_path / "lock")

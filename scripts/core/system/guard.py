@@ -89,11 +89,11 @@ def _is_protected(process: psutil.Process) -> bool:
     """Whether ``process`` or an ancestor holds a lock, or it belongs to a job launcher or another container."""
     import psutil
 
-    if not _shares_namespaces(process.pid) or launcher_variable(process.environ()) is not None or holds_lock(process):
+    if not _shares_namespaces(process.pid) or launcher_variable(process.environ()) or holds_lock(process.pid):
         return True
     for ancestor in process.parents():
         with suppress(psutil.AccessDenied):  # another user's process or a login service, so not a run
-            if holds_lock(ancestor):
+            if holds_lock(ancestor.pid):
                 return True
     return False
 

@@ -14,17 +14,13 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from scripts.core.errors import LockHeldError, StorageError, storage_errors
 
-if TYPE_CHECKING:
-    import psutil
-
-LOCK_FILE_MODE = 0o600
 RECORD_START = b'{"pid"'
 MAX_RECORD_BYTES = 1 << 15  # a path of 4096 bytes, each of them escaped, and some more
 RECORD_ATTEMPTS, RECORD_PAUSE_S = 5, 0.02
+_open_locks: set[InstanceLock] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +57,7 @@ class InstanceLock:
                 _refuse_unsafe(path, path.lstat())  # open's own error would not say what is wrong
             # O_CLOEXEC: programs that are started from here do not inherit the descriptor
             flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-            self._file = FileIO(os.open(path, flags, LOCK_FILE_MODE), "r+")
+            self._file = FileIO(os.open(path, flags, 0o600), "r+")
         _open_locks.add(self)
 
     def acquire(self) -> None:
@@ -111,12 +107,13 @@ class InstanceLock:
             os.pwrite(self.descriptor, content, 0)
 
 
-_open_locks: set[InstanceLock] = set()
+def _close_in_child() -> None:
+    # a lock lasts as long as any copy of its descriptor: a worker that outlives its killed parent would keep it
+    for lock in tuple(_open_locks):
+        lock.close()
 
 
-# A lock lasts as long as any copy of its descriptor: a worker that outlives its killed parent would keep it. This is
-# registered once for all locks, since it cannot be undone.
-os.register_at_fork(after_in_child=lambda: [lock.close() for lock in tuple(_open_locks)])
+os.register_at_fork(after_in_child=_close_in_child)  # once for all locks, since it cannot be undone
 
 
 @contextmanager
@@ -139,19 +136,19 @@ def ensure_single_instance(lock_file: Path) -> Iterator[InstanceLock]:
             lock.release()
 
 
-def holds_lock(process: psutil.Process) -> bool:
-    """Whether an open file of ``process`` is a lock file with its own pid; raises ``NoSuchProcess``, ``AccessDenied``."""
+def holds_lock(pid: int) -> bool:
+    """Whether process ``pid`` has its own lock file open; raises psutil's ``NoSuchProcess`` and ``AccessDenied``."""
     import psutil
 
     if sys.platform != "linux":
-        return any(_has_record(Path(entry.path), process.pid) for entry in process.open_files())
+        return any(_has_record(Path(entry.path), pid) for entry in psutil.Process(pid).open_files())
     # psutil's list lacks removed files, but a lock still holds after its file was removed from the temp folder
     try:
-        return any(_has_record(path, process.pid) for path in Path(f"/proc/{process.pid}/fd").iterdir())
+        return any(_has_record(path, pid) for path in Path(f"/proc/{pid}/fd").iterdir())
     except PermissionError as error:
-        raise psutil.AccessDenied(process.pid) from error
+        raise psutil.AccessDenied(pid) from error
     except (FileNotFoundError, ProcessLookupError) as error:
-        raise psutil.NoSuchProcess(process.pid) from error
+        raise psutil.NoSuchProcess(pid) from error
 
 
 def _refuse_unsafe(path: Path, found: os.stat_result) -> None:
@@ -171,11 +168,9 @@ def _refusal(path: Path, descriptor: int) -> str:
     """The message that the lock is held, and by which process."""
     for _ in range(RECORD_ATTEMPTS):
         if record := LockRecord.parse(os.pread(descriptor, MAX_RECORD_BYTES, 0)):
-            return (
-                f"Another training holds the lock {path}: pid {record.pid}, started {record.started}, run folder "
-                f"{record.run_folder or 'not made yet'}. Wait for it to end, stop it (kill {record.pid}), or give this "
-                "run another --lock_file."
-            )
+            details = f"pid {record.pid}, started {record.started}, run folder {record.run_folder or 'not made yet'}"
+            remedy = f"Wait for it to end, stop it (kill {record.pid}), or give this run another --lock_file."
+            return f"Another training holds the lock {path}: {details}. {remedy}"
         time.sleep(RECORD_PAUSE_S)  # a holder that has just taken the lock may still be writing its record
     problem = f"Another process holds the lock {path} and has not recorded its pid"
     return f"{problem}. Wait for it to end, or give this run another --lock_file."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -18,7 +17,6 @@ from torch import nn
 
 import main
 from scripts import pipeline
-from scripts.core.download import fetch
 from scripts.data_handler import opening
 from scripts.data_handler.registry import DATASET_REGISTRY, MULTI_LABEL, ORDINAL, DatasetInfo
 
@@ -61,7 +59,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     """``main.main`` in an empty folder, on a set whose generated file lies where the download would have put it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DOCKER_REPRODUCIBILITY_MODE", raising=False)
-    monkeypatch.setattr(opening, "fetch", functools.partial(fetch, sleep=lambda _: None))
+    monkeypatch.setattr("scripts.core.download.sleep", lambda _: None)
 
     def train_on(key: str, **changed: Any) -> tuple[int, str]:
         file = tmp_path / "dataset" / f"{key}.npz"

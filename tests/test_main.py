@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import locale
@@ -29,7 +28,6 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 import main
 from scripts.core.config import Config
-from scripts.core.download import fetch
 from scripts.core.errors import LockHeldError, StorageError
 from scripts.core.paths import RunPaths
 from scripts.core.system import StopRequest, ensure_single_instance
@@ -301,7 +299,7 @@ def test_no_network_ends_with_3_and_says_where_to_put_the_file(run_in_process, m
         files_url = f"http://127.0.0.1:{closed.getsockname()[1]}"
     info = dataclasses.replace(DATASET_REGISTRY["bloodmnist"], files_url=files_url)
     monkeypatch.setattr("scripts.data_handler.opening.DATASET_REGISTRY", {"bloodmnist": info})
-    monkeypatch.setattr("scripts.data_handler.opening.fetch", functools.partial(fetch, sleep=lambda _: None))
+    monkeypatch.setattr("scripts.core.download.sleep", lambda _: None)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
     code, complaint = run_in_process("--dataset", "bloodmnist")

@@ -86,10 +86,7 @@ class MemoryPlan:
 
 
 def eval_batch_size(height: int, width: int) -> int:
-    """Images in a batch of validation and test: fewer if they are large, so that their activations stay bounded.
-
-    It is the same for every image source, because the size of a batch may change the last bits of a result.
-    """
+    """Images in a batch of validation and test: the same for every image source, as it may change the last bits."""
     return max(1, min(MAX_EVAL_BATCH_SIZE, MAX_EVAL_PIXELS // (height * width)))
 
 
@@ -104,9 +101,7 @@ def choose_feed(
     """Choose the image source for a request of ``"resident"``, ``"streamed"`` or ``"auto"``.
 
     ``shares_host_memory``: the device keeps a copy of its own in the host's memory, as Apple's GPUs do.
-
-    Raises:
-        DataError: ``"resident"`` was requested, and the images do not fit.
+    ``DataError`` if ``"resident"`` was requested, and the images do not fit.
     """
     host_needed = images.total_bytes * (2 if shares_host_memory else 1)
     device_needed = 0 if free.device is None else images.total_bytes
@@ -201,9 +196,7 @@ def workers_that_fit(requested: int, images: ImageSizes, *, batch_size: int, sha
     """
     if shared is None:
         return requested, ""
-    fitting = requested
-    while images.in_flight_bytes(batch_size, fitting) > shared:
-        fitting -= 1
+    fitting = next(n for n in range(requested, -1, -1) if images.in_flight_bytes(batch_size, n) <= shared)
     if fitting == requested:
         return requested, ""
     needed = megabytes(images.in_flight_bytes(batch_size, requested))

@@ -93,11 +93,7 @@ def validate_npz_keys(path: Path) -> NpzLayout:
 
 
 def verify_checksums(layout: NpzLayout) -> None:
-    """Read every array once, in pieces, and compare it with its checksum in the zip directory.
-
-    Raises:
-        DataError: The file is damaged.
-    """
+    """Read every array once, in pieces, and raise ``DataError`` if its checksum differs from the zip directory's."""
     for key in layout.headers:
         deque(read_pieces(layout, key), maxlen=0)
 
@@ -116,8 +112,7 @@ def require_memory(layout: NpzLayout, free_bytes: int) -> None:
 def read_pieces(layout: NpzLayout, key: str) -> Iterator[bytes]:
     """Yield the content of the array ``key`` in pieces of ``PIECE_BYTES``, and compare its checksum after the last.
 
-    Raises:
-        DataError: The file is damaged or has changed.
+    ``DataError`` if the file is damaged or has changed.
     """
     expected = layout.headers[key]
     with _archive(layout.path) as archive:
@@ -135,11 +130,7 @@ def read_pieces(layout: NpzLayout, key: str) -> Iterator[bytes]:
 
 
 def read_array(layout: NpzLayout, key: str) -> NDArray[Any]:
-    """Read the array ``key`` and compare its checksum.
-
-    Raises:
-        DataError: The file is damaged or has changed, or the array does not fit into memory.
-    """
+    """Read the array ``key``; ``DataError`` if the file is damaged or has changed, or the memory does not suffice."""
     header, start = layout.headers[key], 0
     try:
         content = np.empty(header.num_bytes, np.uint8)
@@ -153,10 +144,7 @@ def read_array(layout: NpzLayout, key: str) -> NDArray[Any]:
 
 
 def read_labels(layout: NpzLayout, split: str, num_classes: int = MAX_CLASSES) -> NDArray[np.int64]:
-    """Read the labels of one split and check that class indices are below ``num_classes``.
-
-    Returns:
-        Class indices of shape (N,) where the file has one label per image; else 0 and 1 of shape (N, L).
+    """Read the labels of one split: class indices (N,) below ``num_classes``, or 0 and 1 (N, L) if L is above 1.
 
     Raises:
         DataError: A label is out of range, or the file is damaged.
@@ -179,8 +167,7 @@ def read_labels(layout: NpzLayout, split: str, num_classes: int = MAX_CLASSES) -
 def read_class_names(layout: NpzLayout) -> tuple[str, ...] | None:
     """Read the file's own class names in the order of the label values, ``None`` where it has none.
 
-    Raises:
-        DataError: A name is empty, not printable or a duplicate, or the file is damaged.
+    ``DataError`` if a name is empty, not printable or a duplicate, or the file is damaged.
     """
     if CLASS_NAMES not in layout.headers:
         return None

@@ -64,8 +64,7 @@ class DatasetPreview:
 def preview_dataset(name: str, data_dir: Path, resolution: int = STANDARD_RESOLUTION) -> DatasetPreview:
     """Find out from a file's headers or the registry what the images of a set need; arguments as ``open_dataset``.
 
-    Raises:
-        DataError: The file is missing or not a data set, or its labels alone do not fit into memory.
+    ``DataError`` if the file is missing or not a data set, or its labels alone do not fit into memory.
     """
     if name == SYNTHBLOOD:
         return DatasetPreview("generated in memory", open_synthblood(), {})

@@ -78,12 +78,7 @@ class StreamedSource:
             )
 
     def batches(self, order: Indices, batch_size: int) -> Iterator[torch.Tensor]:
-        """See ``ImageSource``.
-
-        Raises:
-            DataError: The images' file cannot be read.
-            ResourceError: A worker process was killed.
-        """
+        """See ``ImageSource``; ``DataError`` if the file cannot be read, ``ResourceError`` if a worker was killed."""
         self._index_batches[:] = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
         try:
             with _loader_surroundings():
@@ -127,7 +122,11 @@ def _kill_workers_at_exit() -> None:
     Workers end with the iterator that started them. Where a reference cycle has kept it alive, as an exception may,
     PyTorch sends them SIGTERM, which they ignore, and Python would wait for them forever.
     """
-    atexit.register(lambda: [worker.kill() for worker in multiprocessing.active_children()])
+
+    @atexit.register
+    def kill_workers() -> None:
+        for worker in multiprocessing.active_children():
+            worker.kill()
 
 
 @contextmanager

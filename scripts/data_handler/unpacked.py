@@ -68,10 +68,7 @@ class ImageReader:
 
     They are read rather than mapped: pages of a mapping count as the process's memory, a new mapping for each batch
     took twice as long, and reading a mapping of a truncated file kills the process. The open file outlives its name.
-    A process that receives a pickled reader opens the file itself.
-
-    Raises:
-        DataError: The file cannot be read, now or later.
+    A process that receives a pickled reader opens the file itself. ``DataError`` if it cannot be read, now or later.
     """
 
     def __init__(self, file: ImageFile) -> None:
@@ -114,7 +111,7 @@ def unpack_images(layout: NpzLayout, files: Mapping[str, ImageFile], *, verify: 
     """Make sure that the images of all splits are in their uncompressed files; complete files are kept.
 
     The test split is copied too, so that a full disk or a damaged file is noticed before training; it is not evaluated.
-    ``verify`` is called before a file gets its name: it raises ``DataError`` if the data set has changed.
+    ``verify`` is called before a file gets its name, and raises ``DataError`` if the data set has changed.
 
     Raises:
         DataError: The file is damaged, or has changed.

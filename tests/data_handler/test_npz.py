@@ -430,7 +430,7 @@ def test_a_flipped_byte_behind_a_header_is_found_by_every_way_of_reading(path, s
     content[end - 10] ^= 0xFF
     path.write_bytes(content)
 
-    layout = validate_npz_keys(path)  # the headers are whole
+    layout = validate_npz_keys(path)  # the headers are intact
     for read in (
         lambda _: verify_checksums(layout),
         lambda _: read_array(layout, key),
@@ -487,7 +487,7 @@ def mutated(content: bytes, chance: random.Random) -> bytes:
 
 @pytest.mark.parametrize("seed", range(4))
 def test_a_mutated_file_opens_or_is_refused_and_nothing_else(path, seed):
-    """Both the bytes of the whole file and, with checksums made right again, those of one array."""
+    """Change the bytes of the file or, with valid checksums, those of one array."""
     chance = random.Random(seed)
     members = {key: npy_bytes(array) for key, array in toy_arrays(class_names=np.array(["a", "b"])).items()}
     num_opened, refusals = 0, list[str]()

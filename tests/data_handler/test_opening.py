@@ -327,11 +327,11 @@ def register(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., D
     def add(resolution: int = 28, *, height: int = 0, width: int = 0, **changed: Any) -> DatasetInfo:
         path = tmp_path / ("toymnist.npz" if resolution == 28 else f"toymnist_{resolution}.npz")
         size = height or resolution, width or resolution
-        pictures: dict[str, Any] = {
+        images: dict[str, Any] = {
             f"{split}_images": np.full((count, *size, 3), 7, np.uint8) for split, count in NUM_SAMPLES.items()
         }
         rows = label_rows() if changed.get("task") == MULTI_LABEL else {}
-        np.savez_compressed(path, **toy_arrays(**pictures, **rows))
+        np.savez_compressed(path, **toy_arrays(**images, **rows))
         facts = {
             "key": "toymnist",
             "title": "ToyMNIST",

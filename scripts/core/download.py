@@ -11,9 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from time import monotonic, sleep
 from typing import NoReturn
+from urllib.parse import urlsplit
 
 import requests
 import urllib3
+from requests.adapters import HTTPAdapter
 from tqdm import tqdm
 from urllib3.util import Retry
 
@@ -29,14 +31,26 @@ FIRST_PAUSE_S, MAX_PAUSE_S = 2.0, 120.0  # each pause is twice as long as the on
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 30.0
 MIN_BYTES_PER_S, PACE_WINDOW_S = 1024, 60.0  # the server must deliver so much on average over so many seconds
 RETRIED_STATUSES = frozenset({408, 429, *range(500, 600)})
+LAST_ATTEMPT = f"(attempt {ATTEMPTS} of {ATTEMPTS})"
 
 
-class _TemporaryError(Exception):
-    """A new attempt may succeed. It is not an ``OSError``, which is a failure of the disk in ``replace_atomically``."""
+class _TransferError(Exception):
+    """The content stopped arriving; not an ``OSError``, which is a failure of the disk in ``replace_atomically``."""
 
-    def __init__(self, reason: str, pause_s: float | None = None) -> None:
-        super().__init__(reason)
-        self.pause_s = pause_s  # as the server requests it
+
+class _LoggedRetry(Retry):
+    """Retries as urllib3 counts them; each is logged, and no pause is longer than ``MAX_PAUSE_S``."""
+
+    def sleep(self, response: urllib3.BaseHTTPResponse | None = None) -> None:
+        last, pause_s = self.history[-1], None
+        if response is not None:
+            with suppress(urllib3.exceptions.InvalidHeader, ValueError, OverflowError):  # neither seconds nor a date
+                pause_s = self.get_retry_after(response)
+        pause_s = min(FIRST_PAUSE_S * 2 ** (len(self.history) - 1) if pause_s is None else pause_s, MAX_PAUSE_S)
+        reason = _reason(last.error) if last.error else f"the server answered {last.status}"
+        attempt, name = f"attempt {len(self.history) + 1} of {ATTEMPTS}", urlsplit(last.url or "").path
+        log.warning("Downloading %s: %s; %s in %.3g s.", name.rpartition("/")[2], reason, attempt, pause_s)
+        sleep(pause_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,18 +108,18 @@ def fetch(url: str, path: Path, *, digest: str, algorithm: str = "md5", what: st
     if present is not None:
         problem = f"its {DIGEST_NAMES[algorithm]} is {present}, expected {digest}"
         log.warning("%s is not %s: %s. It is kept until its verified replacement is complete.", path, what, problem)
-    for attempt in range(1, ATTEMPTS + 1):
-        try:
-            with _open(download) as response:
+    retries: Retry = _LoggedRetry(ATTEMPTS - 1, status_forcelist=RETRIED_STATUSES, raise_on_status=False)
+    while True:
+        with _open(download, retries) as response:
+            try:
                 _receive(download, response)
                 return
-        except _TemporaryError as error:
-            if attempt == ATTEMPTS:
-                download.fail(f"{error} (attempt {ATTEMPTS} of {ATTEMPTS})")
-            pause_s = FIRST_PAUSE_S * 2 ** (attempt - 1) if error.pause_s is None else error.pause_s
-            pause_s = min(pause_s, MAX_PAUSE_S)
-            log.warning("Downloading %s: %s; attempt %d of %d in %.3g s.", what, error, attempt + 1, ATTEMPTS, pause_s)
-        sleep(pause_s)
+            except _TransferError as error:  # urllib3 retries only what fails before the content arrives
+                retries = response.raw.retries or retries  # those that are left
+                if not retries.total:
+                    download.fail(f"{error} {LAST_ATTEMPT}")
+                retries = retries.increment("GET", url, error=error)
+        retries.sleep()
 
 
 def _present_digest(download: _Download) -> str | None:
@@ -123,25 +137,24 @@ def _present_digest(download: _Download) -> str | None:
         ) from error
 
 
-def _open(download: _Download) -> requests.Response:
+def _open(download: _Download, retries: Retry) -> requests.Response:
     """The server's answer with status 200; its content is not yet read."""
     headers = {"Accept-Encoding": "identity"}  # compressed content would have another length and digest
     try:
-        response = requests.get(download.url, headers=headers, stream=True, timeout=(CONNECT_TIMEOUT_S, READ_TIMEOUT_S))
+        with requests.Session() as session:
+            for scheme in ("http://", "https://"):
+                session.mount(scheme, HTTPAdapter(max_retries=retries))
+            timeouts = (CONNECT_TIMEOUT_S, READ_TIMEOUT_S)
+            response = session.get(download.url, headers=headers, stream=True, timeout=timeouts)
     except (requests.ConnectionError, requests.Timeout) as error:
-        raise _TemporaryError(_reason(error, "the server closed the connection")) from error
+        download.fail(f"{_reason(error)} {LAST_ATTEMPT}")
     except (requests.RequestException, ValueError) as error:
         download.fail(f"the address cannot be used ({error})")
-    if response.status_code == http.HTTPStatus.OK:
-        return response
-    response.close()
-    reason = f"the server answered {response.status_code} {response.reason or ''}".rstrip()
-    if response.status_code not in RETRIED_STATUSES:
-        download.fail(reason)
-    pause_s = None
-    with suppress(urllib3.exceptions.InvalidHeader, ValueError, OverflowError):  # neither seconds nor a date
-        pause_s = Retry().get_retry_after(response.raw)
-    raise _TemporaryError(reason, pause_s)
+    if response.status_code != http.HTTPStatus.OK:
+        response.close()
+        reason = f"the server answered {response.status_code} {response.reason or ''}".rstrip()
+        download.fail(f"{reason} {LAST_ATTEMPT}" if response.status_code in RETRIED_STATUSES else reason)
+    return response
 
 
 def _receive(download: _Download, response: requests.Response) -> None:
@@ -160,7 +173,7 @@ def _receive(download: _Download, response: requests.Response) -> None:
             bar.update(len(chunk))
             size += len(chunk)
         if expected_size is not None and size < expected_size:
-            raise _TemporaryError(f"the connection was cut after {size:,} of {expected_size:,} bytes")
+            raise _TransferError(f"the connection was cut after {size:,} of {expected_size:,} bytes")
         name, found = DIGEST_NAMES[download.algorithm], digest.hexdigest()
         if not download.matches(found):
             content_type = response.headers.get("Content-Type", "not given")
@@ -170,7 +183,7 @@ def _receive(download: _Download, response: requests.Response) -> None:
 
 
 def _chunks(response: requests.Response) -> Iterator[bytes]:
-    """The content as it arrives; raises ``_TemporaryError`` if it stops or is too slow."""
+    """The content as it arrives; raises ``_TransferError`` if it stops or is too slow."""
     response.raw.enforce_content_length = False  # _receive compares the sizes, and can name both
     # read() waits for all the bytes that were requested, so it would not notice that a server sends very slowly
     read = getattr(response.raw, "read1", response.raw.read)
@@ -179,7 +192,7 @@ def _chunks(response: requests.Response) -> Iterator[bytes]:
         try:
             chunk: bytes = read(CHUNK_BYTES, decode_content=True)
         except (OSError, urllib3.exceptions.HTTPError, http.client.HTTPException) as error:
-            raise _TemporaryError(_reason(error, f"the connection was cut after {num_bytes:,} bytes")) from error
+            raise _TransferError(_reason(error, f"the connection was cut after {num_bytes:,} bytes")) from error
         if not chunk:
             return
         yield chunk
@@ -187,14 +200,16 @@ def _chunks(response: requests.Response) -> Iterator[bytes]:
         window_bytes, elapsed_s = window_bytes + len(chunk), monotonic() - window_start
         if elapsed_s > PACE_WINDOW_S:
             if window_bytes < MIN_BYTES_PER_S * elapsed_s:
-                raise _TemporaryError(f"only {window_bytes:,} bytes came in {elapsed_s:.0f} s")
+                raise _TransferError(f"only {window_bytes:,} bytes came in {elapsed_s:.0f} s")
             window_bytes, window_start = 0, monotonic()
 
 
-def _reason(error: BaseException, otherwise: str) -> str:
+def _reason(error: BaseException, otherwise: str = "the server closed the connection") -> str:
     """What went wrong on the network, without the layers of exceptions that wrap it."""
     cause: BaseException | None = error
     while cause is not None:
+        if isinstance(cause, _TransferError):
+            return str(cause)
         if isinstance(cause, urllib3.exceptions.ReadTimeoutError):
             return f"no answer within {READ_TIMEOUT_S:g} s"
         if type(cause) is urllib3.exceptions.ConnectTimeoutError:  # not NewConnectionError, which derives from it

@@ -301,9 +301,9 @@ def test_the_message_says_that_only_the_beginning_of_a_digest_is_known(serve, tm
         (cut, "the connection was cut after 300,000 of 1,024,000 bytes"),
         (cut_chunked, "the connection was cut after 1,500 bytes"),
         (hang_up, "the server closed the connection"),
-        (status(500), "the server answered 500 Internal Server Error"),
-        (status(503), "the server answered 503 Service Unavailable"),
-        (status(408), "the server answered 408 Request Timeout"),
+        (status(500), "the server answered 500"),
+        (status(503), "the server answered 503"),
+        (status(408), "the server answered 408"),
     ],
 )
 def test_a_temporary_failure_is_retried_after_growing_pauses(serve, tmp_path, pauses, logged, action, reason):
@@ -313,7 +313,7 @@ def test_a_temporary_failure_is_retried_after_growing_pauses(serve, tmp_path, pa
     assert (tmp_path / "set.npz").read_bytes() == CONTENT
     assert pauses == [2.0, 4.0]
     assert [message.split("; attempt ")[1] for message in logged] == ["2 of 4 in 2 s.", "3 of 4 in 4 s."]
-    assert all(message.startswith(f"Downloading TestMNIST: {reason}") for message in logged), logged
+    assert all(message.startswith(f"Downloading set.npz: {reason}") for message in logged), logged
 
 
 def test_a_connection_cut_every_time_ends_with_every_alternative(serve, tmp_path, pauses):
@@ -379,7 +379,7 @@ def test_a_silent_server_is_left_after_the_timeout(serve, tmp_path, logged, monk
     fetch_quickly(serve(action, good).url, tmp_path / "set.npz")
 
     assert (tmp_path / "set.npz").read_bytes() == CONTENT
-    assert logged == ["Downloading TestMNIST: no answer within 0.2 s; attempt 2 of 4 in 2 s."]
+    assert logged == ["Downloading set.npz: no answer within 0.2 s; attempt 2 of 4 in 2 s."]
 
 
 @pytest.mark.parametrize("action", [drip, burst_then_drip])

@@ -1,4 +1,4 @@
-"""Describe a run and its model for programs, and record everything the result depends on."""
+"""Write ``config.json``, which records everything the result depends on, and describe the model as JSON."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Download a file: a path holds the verified content in the end, or what it held before."""
+"""Download a file and verify it; a failed download leaves what was at its path before."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Resuming a run: its stored settings, and the settings that may be given again beside ``--resume``."""
+"""Resume a run: its stored settings, and which flags are allowed together with ``--resume``."""
 
 from __future__ import annotations
 

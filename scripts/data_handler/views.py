@@ -1,4 +1,4 @@
-"""The views of test-time augmentation, which follow from the augmentation in training."""
+"""The views of test-time augmentation: only flips and rotations that the training augmentation produces too."""
 
 from __future__ import annotations
 

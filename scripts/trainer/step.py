@@ -1,4 +1,4 @@
-"""One optimiser step, and one pass over each split."""
+"""One optimiser step with MixUp, one pass over the training split, and one over the validation split."""
 
 from __future__ import annotations
 

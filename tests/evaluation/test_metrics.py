@@ -20,7 +20,7 @@ from sklearn.metrics import (
 )
 
 from scripts.data_handler.registry import BINARY, MULTI_CLASS, MULTI_LABEL, ORDINAL
-from scripts.evaluation.bootstrap import percentile_interval, resample_figures
+from scripts.evaluation.bootstrap import percentile_interval, resample_metrics
 from scripts.evaluation.metrics import TASKS, EvaluationResult, compute_metrics, predict_classes
 
 
@@ -384,7 +384,7 @@ def test_the_interval_narrows_with_the_number_of_images():
 def test_each_figure_has_its_own_interval(task):
     labels, scores = any_case(task, num_images=200)
     metrics = metrics_of(labels, scores, task, seed=3, resamples=40)
-    resampled = resample_figures(
+    resampled = resample_metrics(
         labels,
         metrics.predictions,
         scores,

@@ -1,7 +1,7 @@
-"""The uncertainty of the metrics of a test split: a bootstrap over its images.
+"""The bootstrap of the metrics of a test split.
 
-A resample draws N of the N images with replacement, which is a whole weight per image. Every metric is computed from
-these weights: images are sorted once, and all resamples are computed together.
+A resample draws N of the N images with replacement, which gives each image a weight. Images are sorted once, and the
+metrics of all resamples are computed together from the weights.
 """
 
 from __future__ import annotations
@@ -20,15 +20,9 @@ RARE = 32  # images; of a class with more, sums are cumulated, which is then fas
 
 
 def resample_metrics(
-    labels: Integers,
-    predictions: Integers,
-    scores: Floats,
-    *,
-    auc_classes: Sequence[int],
-    resamples: int,
-    generator: np.random.Generator,
+    labels: Integers, predictions: Integers, scores: Floats, *, auc_classes: Sequence[int], resamples: int, seed: int
 ) -> dict[str, Floats]:
-    """Compute the metrics of ``resamples`` bootstrap resamples of the images.
+    """Compute the metrics of R bootstrap resamples of the images.
 
     Args:
         labels: True class indices, shape (N,), in [0, C), or 0 and 1 for each of C labels, shape (N, C).
@@ -36,8 +30,7 @@ def resample_metrics(
         scores: Scores of the classes or labels, shape (N, C).
         auc_classes: The classes or labels over whose AUCs against the rest the mean AUC is taken.
         resamples: R, at least 1.
-        generator: Draws the resamples. Generators in the same state draw the same images, whatever the scores, so
-            that two sets of scores are compared on the same resamples.
+        seed: The same seed draws the same images, so that two sets of scores are compared on the same resamples.
 
     Returns:
         The metrics of ``Counter.metrics`` and ``"auc"`` by name, shape (R,) each; NaN where one is undefined.
@@ -46,10 +39,10 @@ def resample_metrics(
     """
     counter = Counter(labels, predictions, scores.shape[1])
     ranked = [_RankedClass(members(labels, index), scores[:, index]) for index in auc_classes]
-    chunks = []
-    for weights in _weights(len(scores), resamples, generator):
-        auc = mean_of_defined(np.stack([one.auc(weights) for one in ranked]))
-        chunks.append(counter.metrics(weights) | {"auc": auc})
+    chunks = [
+        counter.metrics(weights) | {"auc": mean_of_defined(np.stack([one.auc(weights) for one in ranked]))}
+        for weights in _weights(len(scores), resamples, np.random.default_rng(seed))
+    ]
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 

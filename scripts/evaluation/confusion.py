@@ -5,41 +5,28 @@ In the shapes below N is the number of images, C of classes or labels, r of resa
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import numpy as np
 from numpy.typing import NDArray
 from scipy.sparse import csr_array
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+Labels = NDArray[np.integer]  # class indices, shape (N,), in [0, C), or 0 and 1 for each label, shape (N, C)
 
 
 def confusion_matrix(labels: Integers, predictions: Integers, num_classes: int) -> Integers:
     """Count the images of each true and predicted class.
 
-    Args:
-        labels: True class indices, shape (N,), in [0, C), or 0 and 1 for each label, shape (N, C).
-        predictions: The predicted ones, of the same shape.
-        num_classes: C.
+    Labels and predictions are class indices, shape (N,), in [0, C), or 0 and 1 for each label, shape (N, C).
 
     Returns:
         Shape (C, C), rows are true classes; with several labels per image (C, 2, 2), one matrix of absent and present
         for each label.
     """
     if labels.ndim == 2:
-        columns = zip(labels.T, predictions.T, strict=True)
-        return np.stack([confusion_matrix(truth, predicted, 2) for truth, predicted in columns])
+        return np.stack([confusion_matrix(*pair, 2) for pair in zip(labels.T, predictions.T, strict=True)])
     cells = np.bincount(labels * num_classes + predictions, minlength=num_classes * num_classes)
     return cells.astype(np.int64).reshape(num_classes, num_classes)
-
-
-class ClassCounts(NamedTuple):
-    """Images of each class or label in every resample, whole numbers of shape (C, r) each."""
-
-    true_positives: Floats
-    predicted_positive: Floats
-    positive: Floats
 
 
 class Counter:
@@ -55,9 +42,9 @@ class Counter:
         # for classes in an order: the distance of each prediction from the truth
         self._distances = np.abs(labels - predictions) if labels.ndim == 1 else None
 
-    def class_counts(self, weights: Floats) -> ClassCounts:
-        """Count the images of each class or label."""
-        return ClassCounts(*(members @ weights for members in self._members))
+    def class_counts(self, weights: Floats) -> list[Floats]:
+        """Count the true positives, predicted positives and positives of each class or label, shape (C, r) each."""
+        return [members @ weights for members in self._members]
 
     def metrics(self, weights: Floats) -> dict[str, Floats]:
         """Compute every metric by its name, shape (r,) each.
@@ -65,36 +52,34 @@ class Counter:
         A class or label for which a part is undefined is left out of the mean over them. Class indices also have the
         metrics that make sense where the classes are in an order.
         """
-        counts, num_images = self.class_counts(weights), len(weights)
-        true_positives, predicted_positive, positive = counts
-        recall = ratio(true_positives, positive)
-        metrics = {"macro_f1": mean_of_defined(ratio(2 * true_positives, predicted_positive + positive))}
+        true_positives, predicted, positive = self.class_counts(weights)
+        num_images, recall = len(weights), ratio(true_positives, positive)
+        metrics = {"macro_f1": mean_of_defined(ratio(2 * true_positives, predicted + positive))}
         if self._distances is None:
             negative = num_images - positive
-            true_negatives = negative - predicted_positive + true_positives
+            true_negatives = negative - predicted + true_positives
             metrics["accuracy"] = (true_positives + true_negatives).sum(axis=0) / (num_images * len(recall))
             metrics["balanced_accuracy"] = mean_of_defined((ratio(true_negatives, negative) + recall) / 2)
         else:
             metrics["accuracy"] = true_positives.sum(axis=0) / num_images
             metrics["balanced_accuracy"] = mean_of_defined(recall)
-            metrics["quadratic_weighted_kappa"] = _kappa(counts, self._distances**2 @ weights, num_images)
+            squares = self._distances**2 @ weights
+            metrics["quadratic_weighted_kappa"] = _kappa(positive, predicted, squares, num_images)
             metrics["mean_absolute_error"] = self._distances @ weights / num_images
         return metrics
 
 
-def _kappa(counts: ClassCounts, observed: Floats, num_images: int) -> Floats:
+def _kappa(true: Floats, predicted: Floats, observed: Floats, num_images: int) -> Floats:
     """Compute 1 - observed / by_chance of Σ (i - j)² over true classes i and predicted classes j, shape (r,).
 
-    By chance is the sum expected from the numbers of true and of predicted images of each class alone. The kappa is
-    undefined where all images are, and are predicted, of one class.
+    By chance is the sum expected from the images of each true and of each predicted class alone; 0 gives NaN.
 
     Reference: Cohen, Weighted kappa, Psychological Bulletin 70, 1968.
     """
-    classes = np.arange(len(counts.positive))
+    classes = np.arange(len(true))
     # (i - j)² expanded; all are whole numbers, which doubles add exactly
-    squares = (classes**2 @ counts.positive + classes**2 @ counts.predicted_positive) * num_images
-    by_chance = (squares - 2 * (classes @ counts.positive) * (classes @ counts.predicted_positive)) / num_images
-    return 1 - ratio(observed, by_chance)
+    squares = (classes**2 @ true + classes**2 @ predicted) * num_images
+    return 1 - ratio(observed, (squares - 2 * (classes @ true) * (classes @ predicted)) / num_images)
 
 
 def _membership(values: Integers, num_classes: int) -> csr_array:

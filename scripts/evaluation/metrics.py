@@ -13,13 +13,14 @@ from sklearn.metrics import roc_auc_score, roc_curve
 from scripts.data_handler.dataset import members
 from scripts.data_handler.registry import BINARY, MULTI_CLASS, MULTI_LABEL, ORDINAL, THRESHOLD
 from scripts.evaluation.bootstrap import percentile_interval, resample_metrics
-from scripts.evaluation.confusion import ClassCounts, Counter, Floats, Integers, confusion_matrix, ratio
+from scripts.evaluation.confusion import Counter, Floats, Integers, Labels, confusion_matrix, ratio
 
 TASKS = (MULTI_CLASS, BINARY, ORDINAL, MULTI_LABEL)
 HEADLINES = ("accuracy", "auc", "macro_f1", "balanced_accuracy")
 ORDINAL_HEADLINES = (*HEADLINES, "quadratic_weighted_kappa", "mean_absolute_error")
 LEFT_OUT = "what is undefined for it is left out of the means."
 ROUNDING = 1e-6  # a mean of probabilities in single precision may be a little above 1
+Scores = NDArray[np.floating]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,13 +138,7 @@ class EvaluationResult:
 
 
 def compute_metrics(
-    labels: NDArray[np.integer],
-    scores: NDArray[np.floating],
-    *,
-    task: str,
-    class_names: Sequence[str],
-    seed: int,
-    resamples: int = 1000,
+    labels: Labels, scores: Scores, *, task: str, class_names: Sequence[str], seed: int, resamples: int = 1000
 ) -> Metrics:
     """Compute every metric of a split, each headline metric with a 95 % bootstrap interval over the images.
 
@@ -178,10 +173,8 @@ def compute_metrics(
     per_class = _per_class(counter.class_counts(each_once), aucs, class_names)
     auc_classes = [1] if task == BINARY else range(num_classes)
     values = counter.metrics(each_once) | {"auc": np.array([_mean_of_defined(aucs[auc_classes])])}
-    generator, doubles = np.random.default_rng(seed), scores.astype(np.float64)
-    resampled = resample_metrics(
-        truth, predictions, doubles, auc_classes=auc_classes, resamples=resamples, generator=generator
-    )
+    doubles = scores.astype(np.float64)
+    resampled = resample_metrics(truth, predictions, doubles, auc_classes=auc_classes, resamples=resamples, seed=seed)
     return Metrics(
         **{
             name: Estimate(float(values[name][0]), *percentile_interval(resampled[name]))
@@ -196,12 +189,8 @@ def compute_metrics(
     )
 
 
-def predict_classes(scores: NDArray[np.floating], *, task: str) -> Integers:
-    """Predict as MedMNIST's accuracy does.
-
-    Args:
-        scores: Probabilities, shape (N, C).
-        task: One of ``TASKS``.
+def predict_classes(scores: Scores, *, task: str) -> Integers:
+    """Predict from probabilities, shape (N, C), as MedMNIST's accuracy does.
 
     Returns:
         Class indices, shape (N,). For ``binary-class``: 1 where the last column is above 0.5, so that a tie is
@@ -214,28 +203,23 @@ def predict_classes(scores: NDArray[np.floating], *, task: str) -> Integers:
     return np.asarray(chosen, dtype=np.int64)
 
 
-def mean_auc(labels: NDArray[np.integer], scores: NDArray[np.floating], *, task: str) -> float | None:
-    """Compute MedMNIST's AUC of a split: of the last column for ``BINARY``, else the mean over classes or labels.
+def mean_auc(labels: Labels, scores: Scores, *, task: str) -> float | None:
+    """Compute MedMNIST's AUC of a split, in [0, 1], from the arguments of :func:`compute_metrics`.
 
-    Args:
-        labels: True class indices, shape (N,), in [0, C), or 0 and 1 for each label, shape (N, C).
-        scores: A column for each class or label, shape (N, C).
-        task: One of ``TASKS``.
-
-    Returns:
-        A value in [0, 1]; undefined classes are left out, and None is returned where all of them are.
+    It is that of the last column for ``BINARY``, else the mean over the classes or labels for which it is defined;
+    None if there is none.
     """
     aucs = _one_vs_rest_aucs(labels, scores)
     return _or_none(_mean_of_defined(aucs[1:] if task == BINARY else aucs))
 
 
-def _one_vs_rest_aucs(labels: NDArray[np.integer], scores: NDArray[np.floating]) -> Floats:
+def _one_vs_rest_aucs(labels: Labels, scores: Scores) -> Floats:
     """Compute the area under the ROC curve of each class against the rest, or of each label; NaN if undefined."""
     pairs = [(members(labels, index), column) for index, column in enumerate(scores.T)]
     return np.array([roc_auc_score(*pair) if _varies(pair[0]) else math.nan for pair in pairs])
 
 
-def _roc_curve(labels: Integers, scores: NDArray[np.floating]) -> RocCurve | None:
+def _roc_curve(labels: Integers, scores: Scores) -> RocCurve | None:
     return RocCurve(*roc_curve(labels, scores)[:2]) if _varies(labels == 1) else None
 
 
@@ -244,7 +228,7 @@ def _varies(is_class: NDArray[np.bool_]) -> bool:
     return bool(is_class.any() and not is_class.all())
 
 
-def _per_class(counts: ClassCounts, aucs: Floats, class_names: Sequence[str]) -> tuple[ClassMetrics, ...]:
+def _per_class(counts: Sequence[Floats], aucs: Floats, class_names: Sequence[str]) -> tuple[ClassMetrics, ...]:
     true_positives, predicted, positive = (count[:, 0] for count in counts)
     metrics = {
         "precision": ratio(true_positives, predicted),
@@ -253,12 +237,8 @@ def _per_class(counts: ClassCounts, aucs: Floats, class_names: Sequence[str]) ->
         "auc": aucs,
     }
     return tuple(
-        ClassMetrics(
-            name=name,
-            support=int(positive[index]),
-            **{metric: _or_none(values[index]) for metric, values in metrics.items()},
-        )
-        for index, name in enumerate(class_names)
+        ClassMetrics(name=name, support=int(support), **dict(zip(metrics, map(_or_none, row), strict=True)))
+        for name, support, *row in zip(class_names, positive, *metrics.values(), strict=True)
     )
 
 
@@ -270,36 +250,26 @@ def _notes(per_class: Sequence[ClassMetrics], confusion: Integers, task: str) ->
         if task == ORDINAL and np.trace(confusion) == confusion.sum():
             yield f"Every image is of class {present!r} and predicted so: quadratic-weighted kappa is undefined."
     elif absent:
-        yield f"No image of this split is of class {_quoted(absent)}: {LEFT_OUT}"
+        yield f"No image of this split is of class {', '.join(map(repr, absent))}: {LEFT_OUT}"
 
 
 def _label_notes(per_class: Sequence[ClassMetrics], num_images: int) -> Iterator[str]:
     for subject, support in (("No image", 0), ("Every image", num_images)):
         if names := [metrics.name for metrics in per_class if metrics.support == support]:
-            yield f"{subject} of this split has the label {_quoted(names)}: {LEFT_OUT}"
+            yield f"{subject} of this split has the label {', '.join(map(repr, names))}: {LEFT_OUT}"
     if all(metrics.auc is None for metrics in per_class):
         yield "No label tells one image of this split from another: AUC and balanced accuracy are undefined."
 
 
-def _quoted(names: Sequence[str]) -> str:
-    return ", ".join(map(repr, names))
-
-
-def _check_input(
-    labels: NDArray[np.integer], scores: NDArray[np.floating], task: str, class_names: Sequence[str], resamples: int
-) -> None:
+def _check_input(labels: Labels, scores: Scores, task: str, class_names: Sequence[str], resamples: int) -> None:
     num_classes, is_multi_label = len(class_names), task == MULTI_LABEL
     highest = 1 if is_multi_label else num_classes - 1
-    rows = f"(N, {num_classes})"
+    shape, rows = scores.shape if is_multi_label else scores.shape[:1], f"(N, {num_classes})"
     if task not in TASKS:
         problem = f"a task among {TASKS}, got {task!r}"
     elif num_classes < 2 or (task == BINARY and num_classes != 2):
         problem = f"{'2' if task == BINARY else 'at least 2'} class names for {task}, got {num_classes}"
-    elif (
-        scores.shape[1:] != (num_classes,)
-        or labels.shape != (scores.shape if is_multi_label else scores.shape[:1])
-        or labels.size == 0
-    ):
+    elif scores.shape[1:] != (num_classes,) or labels.shape != shape or labels.size == 0:
         wanted = f"labels {rows if is_multi_label else '(N,)'} with N >= 1 and scores {rows}"
         problem = f"{wanted}, got {labels.shape} and {scores.shape}"
     elif not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0 or labels.max() > highest:

@@ -30,9 +30,7 @@ def toy(num_images, num_classes, *, decimals=16):
 
 def figures_of(labels, predictions, scores, *, resamples=50, seed=3, auc_classes=None):
     auc_classes = range(scores.shape[1]) if auc_classes is None else auc_classes
-    return resample_metrics(
-        labels, predictions, scores, auc_classes=auc_classes, resamples=resamples, generator=np.random.default_rng(seed)
-    )
+    return resample_metrics(labels, predictions, scores, auc_classes=auc_classes, resamples=resamples, seed=seed)
 
 
 def drawn_images(num_images, resamples, seed):

@@ -390,7 +390,7 @@ def test_each_figure_has_its_own_interval(task):
         scores,
         auc_classes=range(scores.shape[1]),
         resamples=40,
-        generator=np.random.default_rng(3),
+        seed=3,
     )
     assert len(metrics.estimates) == (6 if task == ORDINAL else 4)
     for name, estimate in metrics.estimates.items():

@@ -77,16 +77,14 @@ class _RankedClass:
 
     def auc(self, weights: Floats) -> Floats:
         """Compute the share of positive-negative pairs in the right order, ties counting half; shape (r,)."""
-        positives, num_negatives = weights[self.positives], len(self.negatives)
+        positives, negatives = weights[self.positives], weights[self.negatives]
         if len(positives) <= RARE:
-            rank = np.full(len(weights), num_negatives)
-            rank[self.negatives] = np.arange(num_negatives)
-            # for each positive and image: 2 where the image is a negative with a lower score, 1 for an equal one
-            is_lower, is_lower_or_equal = rank < self.lower[:, np.newaxis], rank < self.lower_or_equal[:, np.newaxis]
-            twice_lower = np.add(is_lower, is_lower_or_equal, dtype=np.float64) @ weights
+            rank, bounds = np.arange(len(negatives)), (self.lower[:, np.newaxis], self.lower_or_equal[:, np.newaxis])
+            # for each positive and negative: 2 where the negative has a lower score, 1 for an equal one
+            twice_lower = np.add(rank < bounds[0], rank < bounds[1], dtype=np.float64) @ negatives
         else:
-            cumulated = np.zeros((num_negatives + 1, weights.shape[1]))
-            np.cumsum(weights[self.negatives], axis=0, out=cumulated[1:])
+            cumulated = np.zeros((len(negatives) + 1, weights.shape[1]))
+            np.cumsum(negatives, axis=0, out=cumulated[1:])
             twice_lower = cumulated[self.lower] + cumulated[self.lower_or_equal]
         weight = positives.sum(axis=0)
         # all are whole numbers, which doubles add exactly

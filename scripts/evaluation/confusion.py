@@ -30,10 +30,9 @@ def confusion_matrix(labels: Integers, predictions: Integers, num_classes: int) 
 
 
 class Counter:
-    """Counts weighted images.
+    """Counts weighted images from the arguments of :func:`confusion_matrix`.
 
-    A weight is how often an image is in a resample; weights have shape (N, r) and each resample adds up to N. The
-    weights of the split itself are 1. Labels and predictions are those of :func:`confusion_matrix`.
+    A weight is how often an image is in a resample, shape (N, r); each resample adds up to N. The split has weights 1.
     """
 
     def __init__(self, labels: Integers, predictions: Integers, num_classes: int) -> None:
@@ -47,10 +46,9 @@ class Counter:
         return [members @ weights for members in self._members]
 
     def metrics(self, weights: Floats) -> dict[str, Floats]:
-        """Compute every metric by its name, shape (r,) each.
+        """Compute every metric by its name, shape (r,) each; for class indices also those of classes in an order.
 
-        A class or label for which a part is undefined is left out of the mean over them. Class indices also have the
-        metrics that make sense where the classes are in an order.
+        A class or label for which a part is undefined is left out of the mean over them.
         """
         true_positives, predicted, positive = self.class_counts(weights)
         num_images, recall = len(weights), ratio(true_positives, positive)

@@ -32,15 +32,11 @@ def evaluate(
     The true labels are class indices, shape (N,), or 0 and 1 for each of K labels, shape (N, K); ``seed`` seeds the
     bootstrap of the intervals. The other arguments are those of :func:`predict`.
     """
-    plain_scores, tta_scores = predict(model, test, views, precision=precision)
+    plain, tta = predict(model, test, views, precision=precision)
     metrics_of = partial(compute_metrics, labels, task=dataset.task, class_names=dataset.class_names, seed=seed)
+    names, with_tta = tuple(view.name for view in views), None if tta is None else metrics_of(tta)
     return EvaluationResult(
-        labels=labels,
-        plain_scores=plain_scores,
-        tta_scores=tta_scores,
-        plain=metrics_of(plain_scores),
-        tta=None if tta_scores is None else metrics_of(tta_scores),
-        views=tuple(view.name for view in views),
+        labels=labels, plain_scores=plain, tta_scores=tta, plain=metrics_of(plain), tta=with_tta, views=names
     )
 
 
@@ -68,12 +64,11 @@ def predict(
             logits = model(inputs)
         return split.task.probabilities(logits.float())
 
-    start = 0
-    for stored in split.source.batches(np.arange(split.size), split.eval_batch_size):
+    batches = split.source.batches(np.arange(split.size), split.eval_batch_size)
+    rows = zip(plain.split(split.eval_batch_size), mean.split(split.eval_batch_size), strict=True)
+    for stored, (of_plain, of_mean) in zip(batches, rows, strict=True):
         images = to_float(stored)
-        window = slice(start, start + len(images))
-        plain[window] = probabilities(images, PLAIN)
+        of_plain[:] = probabilities(images, PLAIN)
         for view in views:
-            mean[window] += (plain[window] if view == PLAIN else probabilities(images, view)) / len(views)
-        start = window.stop
+            of_mean += (of_plain if view == PLAIN else probabilities(images, view)) / len(views)
     return plain.cpu().double().numpy(), mean.cpu().double().numpy() if views else None

@@ -147,15 +147,14 @@ def compute_metrics(
     the rest, or of the labels. Macro-F1 is the mean over the classes that occur among labels or predictions, balanced
     accuracy the mean recall; with several labels, the mean over labels of the label's F1, and of the mean of recall
     and specificity. Ordinal classes also have Cohen's quadratic-weighted kappa and the mean absolute error. An
-    undefined part is left out of a mean, and a note says so. The same seed resamples the same images, so that
-    intervals with and without TTA are comparable.
+    undefined part is left out of a mean, and a note says so.
 
     Args:
         labels: True class indices, shape (N,), in [0, C), N >= 1; for ``MULTI_LABEL`` 0 and 1, shape (N, C).
         scores: Probabilities in [0, 1] up to rounding, shape (N, C).
         task: One of ``TASKS``.
         class_names: C names of classes or labels, at least two; exactly two for ``binary-class``.
-        seed: Seeds the bootstrap.
+        seed: Seeds the bootstrap; the same seed resamples the same images, with and without TTA.
         resamples: Number of bootstrap resamples, at least 1.
 
     Raises:
@@ -175,11 +174,9 @@ def compute_metrics(
     values = counter.metrics(each_once) | {"auc": np.array([_mean_of_defined(aucs[auc_classes])])}
     doubles = scores.astype(np.float64)
     resampled = resample_metrics(truth, predictions, doubles, auc_classes=auc_classes, resamples=resamples, seed=seed)
+    names = ORDINAL_HEADLINES if task == ORDINAL else HEADLINES
     return Metrics(
-        **{
-            name: Estimate(float(values[name][0]), *percentile_interval(resampled[name]))
-            for name in (ORDINAL_HEADLINES if task == ORDINAL else HEADLINES)
-        },
+        **{name: Estimate(float(values[name][0]), *percentile_interval(resampled[name])) for name in names},
         per_class=per_class,
         confusion=confusion,
         predictions=predictions,
@@ -215,17 +212,16 @@ def mean_auc(labels: Labels, scores: Scores, *, task: str) -> float | None:
 
 def _one_vs_rest_aucs(labels: Labels, scores: Scores) -> Floats:
     """Compute the area under the ROC curve of each class against the rest, or of each label; NaN if undefined."""
-    pairs = [(members(labels, index), column) for index, column in enumerate(scores.T)]
-    return np.array([roc_auc_score(*pair) if _varies(pair[0]) else math.nan for pair in pairs])
+    aucs = np.full(scores.shape[1], math.nan)
+    for index, column in enumerate(scores.T):
+        is_class = members(labels, index)
+        if 0 < is_class.sum() < len(is_class):
+            aucs[index] = roc_auc_score(is_class, column)
+    return aucs
 
 
 def _roc_curve(labels: Integers, scores: Scores) -> RocCurve | None:
-    return RocCurve(*roc_curve(labels, scores)[:2]) if _varies(labels == 1) else None
-
-
-def _varies(is_class: NDArray[np.bool_]) -> bool:
-    """Whether there are images of the class and others, as a ROC curve needs."""
-    return bool(is_class.any() and not is_class.all())
+    return RocCurve(*roc_curve(labels, scores)[:2]) if 0 < labels.sum() < len(labels) else None
 
 
 def _per_class(counts: Sequence[Floats], aucs: Floats, class_names: Sequence[str]) -> tuple[ClassMetrics, ...]:
@@ -243,12 +239,12 @@ def _per_class(counts: Sequence[Floats], aucs: Floats, class_names: Sequence[str
 
 
 def _notes(per_class: Sequence[ClassMetrics], confusion: Integers, task: str) -> Iterator[str]:
+    present = [metrics.name for metrics in per_class if metrics.support]
     absent = [metrics.name for metrics in per_class if not metrics.support]
-    if len(absent) == len(per_class) - 1:
-        (present,) = (metrics.name for metrics in per_class if metrics.support)
-        yield f"Every image of this split is of class {present!r}: AUC is undefined."
+    if len(present) == 1:
+        yield f"Every image of this split is of class {present[0]!r}: AUC is undefined."
         if task == ORDINAL and np.trace(confusion) == confusion.sum():
-            yield f"Every image is of class {present!r} and predicted so: quadratic-weighted kappa is undefined."
+            yield f"Every image is of class {present[0]!r} and predicted so: quadratic-weighted kappa is undefined."
     elif absent:
         yield f"No image of this split is of class {', '.join(map(repr, absent))}: {LEFT_OUT}"
 

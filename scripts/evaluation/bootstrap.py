@@ -12,15 +12,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scripts.data_handler.dataset import members
-from scripts.evaluation.confusion import Counter, Floats, Integers, mean_of_defined, ratio
+from scripts.evaluation.confusion import Counter, Floats, Integers, Scores, mean_of_defined, ratio
 
-# weights computed at a time; bounds the memory whatever the number of images and resamples
-CHUNK_WEIGHTS = 1 << 19
+CHUNK_WEIGHTS = 1 << 19  # weights computed at a time; bounds the memory
 RARE = 32  # images; of a class with more, sums are cumulated, which is then faster than a product of matrices
 
 
 def resample_metrics(
-    labels: Integers, predictions: Integers, scores: Floats, *, auc_classes: Sequence[int], resamples: int, seed: int
+    labels: Integers, predictions: Integers, scores: Scores, *, auc_classes: Sequence[int], resamples: int, seed: int
 ) -> dict[str, Floats]:
     """Compute the metrics of R bootstrap resamples of the images.
 
@@ -68,7 +67,7 @@ def _weights(num_images: int, resamples: int, generator: np.random.Generator) ->
 class _RankedClass:
     """One class against the rest, ranked once by its score; AUC is then arithmetic on weights."""
 
-    def __init__(self, is_positive: NDArray[np.bool_], scores: Floats) -> None:
+    def __init__(self, is_positive: NDArray[np.bool_], scores: Scores) -> None:
         self.positives, negatives = np.flatnonzero(is_positive), np.flatnonzero(~is_positive)
         self.negatives = negatives[np.argsort(scores[negatives], kind="stable")]
         # for each positive, the number of negatives with a lower score, and with a lower or equal score

@@ -11,6 +11,7 @@ from scipy.sparse import csr_array
 
 Floats = NDArray[np.float64]
 Integers = NDArray[np.int64]
+Scores = NDArray[np.floating]
 Labels = NDArray[np.integer]  # class indices, shape (N,), in [0, C), or 0 and 1 for each label, shape (N, C)
 
 
@@ -61,8 +62,7 @@ class Counter:
         else:
             metrics["accuracy"] = true_positives.sum(axis=0) / num_images
             metrics["balanced_accuracy"] = mean_of_defined(recall)
-            squares = self._distances**2 @ weights
-            metrics["quadratic_weighted_kappa"] = _kappa(positive, predicted, squares, num_images)
+            metrics["quadratic_weighted_kappa"] = _kappa(positive, predicted, self._distances**2 @ weights, num_images)
             metrics["mean_absolute_error"] = self._distances @ weights / num_images
         return metrics
 

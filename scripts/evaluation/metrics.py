@@ -7,20 +7,18 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.metrics import roc_auc_score, roc_curve
 
 from scripts.data_handler.dataset import members
 from scripts.data_handler.registry import BINARY, MULTI_CLASS, MULTI_LABEL, ORDINAL, THRESHOLD
 from scripts.evaluation.bootstrap import percentile_interval, resample_metrics
-from scripts.evaluation.confusion import Counter, Floats, Integers, Labels, confusion_matrix, ratio
+from scripts.evaluation.confusion import Counter, Floats, Integers, Labels, Scores, confusion_matrix, ratio
 
 TASKS = (MULTI_CLASS, BINARY, ORDINAL, MULTI_LABEL)
 HEADLINES = ("accuracy", "auc", "macro_f1", "balanced_accuracy")
 ORDINAL_HEADLINES = (*HEADLINES, "quadratic_weighted_kappa", "mean_absolute_error")
 LEFT_OUT = "what is undefined for it is left out of the means."
 ROUNDING = 1e-6  # a mean of probabilities in single precision may be a little above 1
-Scores = NDArray[np.floating]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,7 +35,7 @@ class Estimate:
         return not math.isnan(self.value)
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class ClassMetrics:
     """The metrics of one class against the rest, or of one label; ``None`` where a metric is undefined."""
 
@@ -171,9 +169,8 @@ def compute_metrics(
     aucs = _one_vs_rest_aucs(truth, scores)
     per_class = _per_class(counter.class_counts(each_once), aucs, class_names)
     auc_classes = [1] if task == BINARY else range(num_classes)
-    values = counter.metrics(each_once) | {"auc": np.array([_mean_of_defined(aucs[auc_classes])])}
-    doubles = scores.astype(np.float64)
-    resampled = resample_metrics(truth, predictions, doubles, auc_classes=auc_classes, resamples=resamples, seed=seed)
+    values = counter.metrics(each_once) | {"auc": np.array([_mean_of_defined(aucs[auc_classes])], np.float64)}
+    resampled = resample_metrics(truth, predictions, scores, auc_classes=auc_classes, resamples=resamples, seed=seed)
     names = ORDINAL_HEADLINES if task == ORDINAL else HEADLINES
     return Metrics(
         **{name: Estimate(float(values[name][0]), *percentile_interval(resampled[name])) for name in names},
@@ -207,7 +204,7 @@ def mean_auc(labels: Labels, scores: Scores, *, task: str) -> float | None:
     None if there is none.
     """
     aucs = _one_vs_rest_aucs(labels, scores)
-    return _or_none(_mean_of_defined(aucs[1:] if task == BINARY else aucs))
+    return _mean_of_defined(aucs[1:] if task == BINARY else aucs)
 
 
 def _one_vs_rest_aucs(labels: Labels, scores: Scores) -> Floats:
@@ -225,16 +222,12 @@ def _roc_curve(labels: Integers, scores: Scores) -> RocCurve | None:
 
 
 def _per_class(counts: Sequence[Floats], aucs: Floats, class_names: Sequence[str]) -> tuple[ClassMetrics, ...]:
-    true_positives, predicted, positive = (count[:, 0] for count in counts)
-    metrics = {
-        "precision": ratio(true_positives, predicted),
-        "recall": ratio(true_positives, positive),
-        "f1": ratio(2 * true_positives, predicted + positive),
-        "auc": aucs,
-    }
+    right, predicted, positive = (count[:, 0] for count in counts)
+    columns = ratio(right, predicted), ratio(right, positive), ratio(2 * right, predicted + positive), aucs
+    rows = [[None if math.isnan(value) else float(value) for value in row] for row in zip(*columns, strict=True)]
     return tuple(
-        ClassMetrics(name=name, support=int(support), **dict(zip(metrics, map(_or_none, row), strict=True)))
-        for name, support, *row in zip(class_names, positive, *metrics.values(), strict=True)
+        ClassMetrics(name, precision, recall, f1, auc, int(support))
+        for name, (precision, recall, f1, auc), support in zip(class_names, rows, positive, strict=True)
     )
 
 
@@ -279,10 +272,6 @@ def _check_input(labels: Labels, scores: Scores, task: str, class_names: Sequenc
     raise ValueError(f"Expected {problem}.")
 
 
-def _mean_of_defined(values: Floats) -> float:
+def _mean_of_defined(values: Floats) -> float | None:
     defined = values[~np.isnan(values)].tolist()
-    return sum(defined) / len(defined) if defined else math.nan
-
-
-def _or_none(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
+    return sum(defined) / len(defined) if defined else None

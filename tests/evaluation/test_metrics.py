@@ -263,7 +263,7 @@ def test_a_split_of_one_class_has_an_accuracy_but_no_auc(task):
     assert metrics.notes == ("Every image of this split is of class 'class 1': AUC is undefined.",)
 
 
-# two labels of three images: the first has a true positive, a miss and a false positive, the second is never predicted
+# two labels of three images: the first is found once, missed once and falsely predicted once, the second never
 ROWS = np.array([[1, 0], [1, 1], [0, 0]])
 ROW_SCORES = np.array([[0.9, 0.2], [0.4, 0.5], [0.6, 0.1]])
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -44,11 +45,7 @@ def draw_dataset_samples(
     left = 24 + 14 * max(len(line) for name in [*names, "images"] for line in name.split("\n"))
     height = len(names) * (SAMPLE_HEIGHT + GAP) - GAP
     of_class = [np.flatnonzero(members(labels, row)) for row in range(len(names))]
-    counts = [min(SAMPLES_PER_CLASS, len(candidates)) for candidates in of_class]
-    chosen = [
-        candidates[np.linspace(0, len(candidates) - 1, count).astype(np.int64)]
-        for candidates, count in zip(of_class, counts, strict=True)
-    ]
+    chosen = [ids[np.linspace(0, len(ids) - 1, min(SAMPLES_PER_CLASS, len(ids)), dtype=np.int64)] for ids in of_class]
     axes = _pixel_axes("Training images", detail, caption, left + max(map(len, chosen)) * (width + GAP) - GAP, height)
     for row, name in enumerate(names):
         y = row * (SAMPLE_HEIGHT + GAP)
@@ -86,37 +83,31 @@ def draw_predictions(
     if labels.ndim == 1:
         is_right, kinds = predictions == labels, labels
         confidence = scores[np.arange(len(images)), predictions]
-        titles = "Right: {}, from each class in turn", "Wrong: {}, the most confident first"
+        titles = "Right: {} of {:,}, from each class in turn", "Wrong: {} of {:,}, the most confident first"
     else:
         is_right = (predictions == labels).all(axis=1)
         # images with none of the labels are a kind of their own
         kinds = np.where(labels.any(axis=1), labels.argmax(axis=1), labels.shape[1])
         confidence = np.where(predictions == labels, 0.0, np.abs(scores - 0.5)).max(axis=1)
-        titles = "Right in every label: {}, from each label in turn", "Wrong in some: {}, the most confident first"
-        detail += f" in every label · {FOUND} true and predicted · {MISSED} true, not predicted"
-        detail += f" · {FALSE} predicted, not true"
+        titles = (
+            "Right in every label: {} of {:,}, from each label in turn",
+            "Wrong in some: {} of {:,}, the most confident first",
+        )
+        marks = f"{FOUND} true and predicted · {MISSED} true, not predicted · {FALSE} predicted, not true"
+        detail += f" in every label · {marks}"
     right, wrong = _right_and_wrong(is_right, kinds, confidence)
     groups = (
-        Group(titles[0].format(f"{len(right)} of {num_right:,}"), "✓", style.RIGHT_COLOUR, "-", right),
-        Group(
-            titles[1].format(f"{len(wrong)} of {len(images) - num_right:,}"),
-            "✗",
-            style.WRONG_COLOUR,
-            style.DASHES,
-            wrong,
-        ),
+        Group(titles[0].format(len(right), num_right), FOUND, style.RIGHT_COLOUR, "-", right),
+        Group(titles[1].format(len(wrong), len(images) - num_right), FALSE, style.WRONG_COLOUR, style.DASHES, wrong),
     )
 
     def lines_about(group: Group, index: int) -> list[Line]:
-        row = f"test #{index}"
-        if labels.ndim == 1:
-            pair = [f"true  {names[labels[index]]}", f"pred. {names[predictions[index]]}"]
-            return [
-                (row, style.MUTED),
-                *((text, style.INK) for text in pair),
-                (f"{group.mark} {confidence[index]:.1%}", group.colour),
-            ]
-        return [(row, style.MUTED), *_label_lines(names, labels[index], predictions[index], scores[index])]
+        row = (f"test #{index}", style.MUTED)
+        if labels.ndim == 2:
+            return [row, *_label_lines(names, labels[index], predictions[index], scores[index])]
+        true, predicted = (f"true  {names[labels[index]]}", f"pred. {names[predictions[index]]}")
+        confident = (f"{group.mark} {confidence[index]:.1%}", group.colour)
+        return [row, (true, style.INK), (predicted, style.INK), confident]
 
     texts = {index: lines_about(group, index) for group in groups for index in group.chosen.tolist()}
     return _draw_groups(images, [group for group in groups if len(group.chosen)], texts, detail, caption)
@@ -185,9 +176,6 @@ def _right_and_wrong(
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Choose the images to show: right ones of each kind in turn, and the wrong ones with the highest confidence."""
     right, wrong = np.flatnonzero(is_right), np.flatnonzero(~is_right)
-    turns = np.zeros(len(right), dtype=np.int64)  # how many of its kind come before each right image
-    for kind in np.unique(kinds[right]):
-        is_kind = kinds[right] == kind
-        turns[is_kind] = np.arange(is_kind.sum())
+    turns = pd.Series(right).groupby(kinds[right]).cumcount()  # how many of its kind come before each right image
     in_turn = right[np.lexsort((kinds[right], turns))]
     return in_turn[:MAX_PREDICTIONS], wrong[np.argsort(-confidence[wrong], kind="stable")][:MAX_PREDICTIONS]

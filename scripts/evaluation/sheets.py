@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from openpyxl.cell import Cell, MergedCell
@@ -59,39 +60,33 @@ def write_frame(
     formats: Sequence[str | None] = (),
     widths: Sequence[float] = (),
     groups: Iterable[Group] = (),
-    header: bool = True,
-    row: int = TOP_ROW,
-    column: int = 1,
 ) -> Worksheet:
-    """Write a frame without its index to a sheet, below the caption and a header that stays in view.
+    """Write a frame without its index to a new sheet, below the caption and a header that stays in view.
 
     Args:
         writer: From ``workbook_writer``.
         frame: Column names are the header. Missing values become a dash; control characters are replaced.
-        sheet: Name of the sheet, which is made if it does not exist.
-        caption: The first two rows of a new sheet.
+        sheet: Name of the sheet.
+        caption: The first two rows.
         formats: Number format of each column; None or a missing one for general.
         widths: Width of each column in characters.
         groups: Texts above the header, each with its first column, counted from 1, and the number of columns.
-        header: Whether the column names are written.
-        row: Row of the header, counted from 1; with groups one row lower.
-        column: First column, counted from 1.
     """
-    target = add_sheet(writer, sheet, caption)
-    for index, width in enumerate(widths, start=column):
+    target, row = add_sheet(writer, sheet, caption), TOP_ROW
+    for index, width in enumerate(widths, start=1):
         target.column_dimensions[get_column_letter(index)].width = width
     for title, first, count in groups:
         put(target, TOP_ROW, first, title, bold=True, fill=HEADER_FILL, align="center")
         target.merge_cells(start_row=TOP_ROW, end_row=TOP_ROW, start_column=first, end_column=first + count - 1)
         row = TOP_ROW + 1
-    if header:
-        put_header(target, row, column, list(frame.columns))
-        row += 1
+    for index, title in enumerate(frame.columns, start=1):
+        if title:
+            put(target, row, index, title, bold=True, fill=HEADER_FILL, align="left" if index == 1 else "center")
+    target.freeze_panes = f"B{row + 1}"
+    target.print_title_rows = f"{row}:{row}"
     clean = frame.map(lambda value: clean_text(value) if isinstance(value, str) else value)
-    place = {"startrow": row - 1, "startcol": column - 1}
-    clean.to_excel(writer, sheet_name=sheet, header=False, index=False, na_rep=UNDEFINED, **place)
-    body = target.iter_rows(row, row + len(frame) - 1, column, column + len(frame.columns) - 1)
-    for index, cells in enumerate(body, start=row):
+    clean.to_excel(writer, sheet_name=sheet, header=False, index=False, na_rep=UNDEFINED, startrow=row)
+    for index, cells in enumerate(target.iter_rows(row + 1, row + len(frame)), start=row + 1):
         lines = 1
         for cell, number_format in zip(cells, [*formats, *[None] * len(cells)], strict=False):
             style_cell(cell, number_format)
@@ -104,9 +99,7 @@ def write_frame(
 
 
 def add_sheet(writer: pd.ExcelWriter, name: str, caption: Caption) -> Worksheet:
-    """Return the sheet of this name; a new one has the caption in its first two rows."""
-    if name in writer.sheets:
-        return writer.sheets[name]
+    """Add a sheet with the caption in its first two rows."""
     sheet: Worksheet = writer.book.create_sheet(name)
     put(sheet, 1, 1, caption.origin, bold=True, size=14)
     if caption.note:
@@ -118,21 +111,12 @@ def add_sheet(writer: pd.ExcelWriter, name: str, caption: Caption) -> Worksheet:
     return sheet
 
 
-def put_header(sheet: Worksheet, row: int, first: int, titles: Sequence[str]) -> None:
-    """Write bold titles from column ``first`` on; they and the first column stay in view."""
-    for column, title in enumerate(titles, start=first):
-        if title:
-            align = "left" if column == 1 else "center"
-            put(sheet, row, column, title, bold=True, fill=HEADER_FILL, align=align)
-    sheet.freeze_panes = f"B{row + 1}"
-    sheet.print_title_rows = f"{row}:{row}"
-
-
 def put(
     sheet: Worksheet,
     row: int,
     column: int,
-    text: str,
+    value: Any,
+    number_format: str | None = None,
     *,
     bold: bool = False,
     size: float = 11,
@@ -140,9 +124,9 @@ def put(
     fill: PatternFill | None = None,
     align: str | None = None,
 ) -> None:
-    """Write one cell of text."""
-    cell = sheet.cell(row, column, clean_text(text))
-    style_cell(cell, None, align=align, wrap=fill is not None)
+    """Write one cell; a text without a fill is not wrapped, and so may extend over empty cells."""
+    cell = sheet.cell(row, column, clean_text(value) if isinstance(value, str) else value)
+    style_cell(cell, number_format, align=align, wrap=fill is not None)
     cell.font = Font(name=FONT, bold=bold, size=size, color=colour)
     if fill is not None:
         cell.fill = fill

@@ -148,11 +148,7 @@ def _label_counts(metrics: Metrics) -> pd.DataFrame:
 
 
 def _write_variants(
-    writer: pd.ExcelWriter,
-    report: RunReport,
-    title: str,
-    table: Callable[[Metrics], pd.DataFrame],
-    number_format: str,
+    writer: pd.ExcelWriter, report: RunReport, title: str, table: Callable[[Metrics], pd.DataFrame], number_format: str
 ) -> None:
     """Write a table of classes or labels for each variant side by side, after names and numbers of images."""
     kind, variants = "Label" if report.dataset.task == MULTI_LABEL else "Class", report.evaluation.variants

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -78,7 +80,7 @@ def _draw_scale(axes: Axes, values: NDArray[np.float64], mean: float) -> None:
     """One figure of every label as a point at the end of a line, with its number at the right edge."""
     rows = np.arange(len(values))
     axes.hlines(rows, 0, np.nan_to_num(values), color=style.RIGHT_COLOUR, linewidth=1.6, zorder=3)
-    look = {"color": style.RIGHT_COLOUR, "clip_on": False, "zorder": 4}
+    look: dict[str, Any] = {"color": style.RIGHT_COLOUR, "clip_on": False, "zorder": 4}
     sns.stripplot(x=values, y=rows, jitter=False, native_scale=True, orient="h", size=5, ax=axes, **look)
     if not np.isnan(mean):
         axes.axvline(mean, color=style.INK, linewidth=1.1, linestyle=style.DASHES, zorder=2)

@@ -41,8 +41,7 @@ def standard_file_name(dataset: Dataset, metrics: Metrics, *, split: str, run: s
 def write_predictions(path: Path, scores: NDArray[np.float64]) -> None:
     """Write one line ``index,score,score,…`` per image of ``scores`` (N, C); read back they are the same doubles.
 
-    Raises:
-        StorageError: The file cannot be written.
+    ``StorageError`` is raised if the file cannot be written.
     """
     lines = (f"{index},{','.join(map(repr, row))}\n" for index, row in enumerate(scores.tolist()))
     write_text(path, "".join(lines))

@@ -103,7 +103,7 @@ def add_sheet(writer: pd.ExcelWriter, name: str, caption: Caption) -> Worksheet:
     sheet: Worksheet = writer.book.create_sheet(name)
     put(sheet, 1, 1, caption.origin, bold=True, size=14)
     if caption.note:
-        put(sheet, 2, 1, caption.note, bold=True, colour=ORANGE)
+        put(sheet, 2, 1, caption.note, bold=True, color=ORANGE)
     sheet.sheet_view.showGridLines = False
     sheet.page_setup.orientation = "landscape"
     sheet.page_setup.fitToHeight = 0
@@ -118,16 +118,14 @@ def put(
     value: Any,
     number_format: str | None = None,
     *,
-    bold: bool = False,
-    size: float = 11,
-    colour: str = INK,
     fill: PatternFill | None = None,
     align: str | None = None,
+    **font: Any,
 ) -> None:
-    """Write one cell; a text without a fill is not wrapped, and so may extend over empty cells."""
+    """Write one cell; ``font`` goes to openpyxl's ``Font``. A text without a fill may extend over empty cells."""
     cell = sheet.cell(row, column, clean_text(value) if isinstance(value, str) else value)
     style_cell(cell, number_format, align=align, wrap=fill is not None)
-    cell.font = Font(name=FONT, bold=bold, size=size, color=colour)
+    cell.font = Font(**{"name": FONT, "size": 11, "color": INK} | font)
     if fill is not None:
         cell.fill = fill
 

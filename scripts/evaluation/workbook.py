@@ -53,11 +53,7 @@ HISTORY = {
 
 
 def write_workbook(report: RunReport) -> list[Path]:
-    """Write the Excel report atomically; the figures are already written.
-
-    Raises:
-        StorageError: The file cannot be written.
-    """
+    """Write the Excel report atomically after the figures; raise ``StorageError`` if it cannot be written."""
     with sheets.workbook_writer(report.paths.workbook, report.caption.origin) as writer:
         _write_summary(writer, report)
         _write_history(writer, report)
@@ -91,7 +87,7 @@ def _write_summary(writer: pd.ExcelWriter, report: RunReport) -> None:
             style_cell(cell, HEADLINES[name][1])
             cell.font = Font(name=sheets.FONT, bold=index == 0 or index % 3 == 1, size=12 if index % 3 == 1 else 11)
     for row, (title, value, number_format) in enumerate(_facts(report), start=6 + len(names)):
-        put(sheet, row, 1, title, colour=sheets.MUTED)
+        put(sheet, row, 1, title, color=sheets.MUTED)
         put(sheet, row, 2, sheets.UNDEFINED if pd.isna(value) else value, number_format, align="left")
 
 
@@ -170,8 +166,8 @@ def _write_confusion(writer: pd.ExcelWriter, report: RunReport) -> None:
             largest[column] = [names[index] for index in largest[column]]
         largest.columns = pd.Index(["True class", "Predicted class", "Images", "Share of the true class"])
         text = f"The {len(largest):,} largest confusions of {size:,} classes; a matrix would be too large"
-        formats, widths = (None, None, COUNT, SHARE), (NAME_WIDTH, NAME_WIDTH, 12, 24)
-        write_frame(writer, largest, title, report.caption, formats=formats, widths=widths, groups=[(text, 1, 4)])
+        look: dict[str, Any] = {"formats": (None, None, COUNT, SHARE), "widths": (NAME_WIDTH, NAME_WIDTH, 12, 24)}
+        write_frame(writer, largest, title, report.caption, groups=[(text, 1, 4)], **look)
         return
     counts, shares = (pd.DataFrame(cells, columns=names) for cells in (metrics.confusion, metrics.confusion_by_row))
     frame = pd.concat([pd.DataFrame({"True class": names}), counts, pd.DataFrame({"": [""] * size}), shares], axis=1)

@@ -29,6 +29,7 @@ HEADER_FILL, MARK_FILL = PatternFill("solid", fgColor="FFE3ECF5"), PatternFill("
 FONT, UNDEFINED = "Calibri", "–"
 TOP_ROW, ROW_POINTS, MAX_LINES = 3, 15, 8  # first row below the caption; height of a line; lines of a wrapped cell
 
+Format = str | None  # of a number; None for general
 # a text to write above neighbouring columns: the number of the first column, how many there are
 Group = tuple[str, int, int]
 
@@ -57,7 +58,7 @@ def write_frame(
     sheet: str,
     caption: Caption,
     *,
-    formats: Sequence[str | None] = (),
+    formats: Sequence[Format] = (),
     widths: Sequence[float] = (),
     groups: Iterable[Group] = (),
 ) -> Worksheet:
@@ -116,7 +117,7 @@ def put(
     row: int,
     column: int,
     value: Any,
-    number_format: str | None = None,
+    number_format: Format = None,
     *,
     fill: PatternFill | None = None,
     align: str | None = None,
@@ -125,14 +126,13 @@ def put(
     """Write one cell; ``font`` goes to openpyxl's ``Font``. A text without a fill may extend over empty cells."""
     cell = sheet.cell(row, column, clean_text(value) if isinstance(value, str) else value)
     style_cell(cell, number_format, align=align, wrap=fill is not None)
-    cell.font = Font(**{"name": FONT, "size": 11, "color": INK} | font)
+    font = {"name": FONT, "size": 11, "color": INK} | font
+    cell.font = Font(**font)
     if fill is not None:
         cell.fill = fill
 
 
-def style_cell(
-    cell: Cell | MergedCell, number_format: str | None, *, align: str | None = None, wrap: bool = True
-) -> None:
+def style_cell(cell: Cell | MergedCell, number_format: Format, *, align: str | None = None, wrap: bool = True) -> None:
     """Give a cell its number format; a text is marked as text, whatever it begins with."""
     if isinstance(cell.value, str):
         cell.data_type = "s"  # openpyxl takes a leading "=" for a formula

@@ -48,13 +48,7 @@ class DatasetInfo:
 
 
 def _info(
-    title: str,
-    task: str,
-    channels: int,
-    counts: tuple[int, int, int],
-    orientation_free: bool,
-    class_names: tuple[str, ...],
-    *md5s: str,
+    title: str, task: str, channels: int, counts: tuple[int, ...], free: bool, class_names: tuple[str, ...], *md5s: str
 ) -> DatasetInfo:
     return DatasetInfo(
         key=title.lower(),
@@ -63,7 +57,7 @@ def _info(
         channels=channels,
         class_names=class_names,
         num_samples=MappingProxyType(dict(zip(("train", "val", "test"), counts, strict=True))),
-        orientation_free=orientation_free,
+        orientation_free=free,
         md5s=MappingProxyType(dict(zip(RESOLUTIONS, md5s, strict=True))),
     )
 
@@ -136,10 +130,7 @@ DATASET_REGISTRY: Mapping[str, DatasetInfo] = MappingProxyType({info.key: info f
 
 
 def dataset_problems(config: Config) -> Iterator[str]:
-    """Yield one sentence if ``--dataset`` names a set that cannot be trained on, or not at ``--resolution``.
-
-    No file is read.
-    """
+    """Yield one sentence if ``--dataset`` names no set to train on, or not at ``--resolution``; no file is read."""
     name = config.dataset
     if config.is_dataset_path or name == SYNTHBLOOD:
         if config.resolution != STANDARD_RESOLUTION:
@@ -149,28 +140,20 @@ def dataset_problems(config: Config) -> Iterator[str]:
                 "several sizes. Leave --resolution out, and the images are taken as they are."
             )
         return
-    choices = f"{', '.join([*DATASET_REGISTRY, SYNTHBLOOD])}, or the path of an .npz file"
     if name in DATASET_REGISTRY:
         return
+    choices = f"{', '.join([*DATASET_REGISTRY, SYNTHBLOOD])}, or the path of an .npz file"
+    # published files, such as bloodmnist_64, which may be typed for a set and its resolution
+    names_with_resolution = {f"{key}_{size}": (key, size) for key in DATASET_REGISTRY for size in RESOLUTIONS}
     if name.lower().removesuffix("_64") in VOLUMES:
         yield (
             f"--dataset {name} is a set of 3D volumes at every --resolution; only 2D images are supported. "
             f"Choose one of: {choices}."
         )
-    elif name.lower() in (names := _names_with_resolution()):
-        key, resolution = names[name.lower()]
+    elif name.lower() in names_with_resolution:
+        key, resolution = names_with_resolution[name.lower()]
         yield f"Unknown --dataset {name!r}. Did you mean --dataset {key} --resolution {resolution}?"
     else:
         close = difflib.get_close_matches(name.lower(), [*DATASET_REGISTRY, SYNTHBLOOD], n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         yield f"Unknown --dataset {name!r}.{hint} Choose one of: {choices}."
-
-
-def _names_with_resolution() -> dict[str, tuple[str, int]]:
-    """Names of published files, such as ``bloodmnist_64``, which may be typed for a set and its resolution."""
-    return {
-        info.file_name(size).removesuffix(".npz"): (key, size)
-        for key, info in DATASET_REGISTRY.items()
-        for size in RESOLUTIONS
-        if size != STANDARD_RESOLUTION
-    }

@@ -31,8 +31,8 @@ def test_it_is_the_same_at_every_call():
     assert np.array_equal(first.load("val").images, second.load("val").images)
 
 
-def test_no_picture_is_in_two_splits():
+def test_no_image_is_in_two_splits():
     dataset = open_synthblood()
-    pictures = [image.tobytes() for name in ("train", "val", "test") for image in dataset.load(name).images]
+    images = [image.tobytes() for name in ("train", "val", "test") for image in dataset.load(name).images]
 
-    assert len(set(pictures)) == 3000
+    assert len(set(images)) == 3000

@@ -126,8 +126,8 @@ def put(
     """Write one cell; ``font`` goes to openpyxl's ``Font``. A text without a fill may extend over empty cells."""
     cell = sheet.cell(row, column, clean_text(value) if isinstance(value, str) else value)
     style_cell(cell, number_format, align=align, wrap=fill is not None)
-    font = {"name": FONT, "size": 11, "color": INK} | font
-    cell.font = Font(**font)
+    look: dict[str, Any] = {"name": FONT, "size": 11, "color": INK}
+    cell.font = Font(**look | font)
     if fill is not None:
         cell.fill = fill
 

@@ -40,7 +40,7 @@ from tools.dataset_builder.duplicates import (
 )
 from tools.dataset_builder.listing import Entry, Listing
 from tools.dataset_builder.splitting import NUM_SPLITS, assign, shortages, shuffling_key
-from tools.dataset_builder.words import are, counted, names, shown, some
+from tools.dataset_builder.messages import count_are, count_of, join_names, join_some, printable
 
 MAX_FILE_BYTES = 1 << 30  # of an image file: it is read whole
 AHEAD_PER_WORKER = 4  # pictures that may be ready before their turn
@@ -141,7 +141,7 @@ def _read_samples(entries: Sequence[Entry], store: RowStore, options: Options) -
     with closing(_readings(entries, options)) as readings:
         for entry, reading in zip(entries, readings, strict=True):
             if reading.picture is None:
-                unusable.append(f"{shown(entry.name)} ({reading.reason})")
+                unusable.append(f"{printable(entry.name)} ({reading.reason})")
                 continue
             row = store.append(reading.picture.pixels)
             samples.append(Sample(entry, row, reading.pixels_digest, reading.file_digest))
@@ -149,7 +149,7 @@ def _read_samples(entries: Sequence[Entry], store: RowStore, options: Options) -
             remarks.update(reading.picture.remarks)
     if unusable:
         _skip_or_refuse(
-            f"{len(unusable):,} of {len(entries):,} images cannot be used: {some(unusable)}",
+            f"{len(unusable):,} of {len(entries):,} images cannot be used: {join_some(unusable)}",
             "mend or remove them, or leave them out with --skip_unreadable",
             skip=options.skip_unreadable,
         )
@@ -240,9 +240,9 @@ def _judge_duplicates(samples: Sequence[Sample], listing: Listing, options: Opti
     doubles = same_pictures(samples)
     wrong = contradictions(doubles)
     if wrong:
-        equals = [" = ".join(shown(sample.entry.name) for sample in equal) for equal in wrong]
+        equals = [" = ".join(printable(sample.entry.name) for sample in equal) for equal in wrong]
         _skip_or_refuse(
-            f"{are(len(wrong), 'picture')} in several classes at once: {some(equals)}",
+            f"{count_are(len(wrong), 'picture')} in several classes at once: {join_some(equals)}",
             "correct the labels, or leave out what is in doubt with --skip_contradictions",
             skip=options.skip_contradictions,
         )
@@ -257,7 +257,7 @@ def _judge_duplicates(samples: Sequence[Sample], listing: Listing, options: Opti
     num_more = sum(map(len, doubles)) - len(doubles)
     num_equal_files = sum(len(equal) - len({sample.file_digest for sample in equal}) for equal in doubles)
     log.info(
-        f"{are(len(doubles), 'picture')} there more than once, in {counted(num_more, 'image')} too many, of which "
+        f"{count_are(len(doubles), 'picture')} there more than once, in {count_of(num_more, 'image')} too many, of which "
         f"{num_equal_files:,} equal another to the byte; "
         + ("only the first of each is kept" if options.drop_duplicates else "all are kept, equal ones in one split")
     )
@@ -273,15 +273,15 @@ def _check_given_splits(samples: Sequence[Sample], doubles: Sequence[Sequence[Sa
     """Refuse splits that share pictures or groups: a test on what was trained on says nothing."""
 
     def told(sample: Sample) -> str:
-        return f"{shown(sample.entry.name)} ({sample.entry.split})"
+        return f"{printable(sample.entry.name)} ({sample.entry.split})"
 
     problems = []
     if pairs := across_splits(doubles):
-        found = some([f"{told(one)} = {told(other)}" for one, other in pairs])
-        problems.append(f"{are(len(pairs), 'picture')} in several splits: {found}; correct the column split.")
+        found = join_some([f"{told(one)} = {told(other)}" for one, other in pairs])
+        problems.append(f"{count_are(len(pairs), 'picture')} in several splits: {found}; correct the column split.")
     if parted := parted_groups(samples):
-        found = some([f"{shown(group)} has {told(one)} and {told(other)}" for group, one, other in parted])
-        problems.append(f"{are(len(parted), 'group')} in several splits: {found}; correct the column split.")
+        found = join_some([f"{printable(group)} has {told(one)} and {told(other)}" for group, one, other in parted])
+        problems.append(f"{count_are(len(parted), 'group')} in several splits: {found}; correct the column split.")
     if problems:
         raise DataError("\n".join(problems))
 
@@ -309,13 +309,13 @@ def _rows(
         groups = {sample.entry.group for sample in samples if sample.entry.group}
         without = sum(not sample.entry.group for sample in samples)
         log.info(
-            f"{counted(len(groups), 'group')}, none of them split"
-            + (f"; without a group, each for itself: {counted(without, 'image')}" if without else "")
+            f"{count_of(len(groups), 'group')}, none of them split"
+            + (f"; without a group, each for itself: {count_of(without, 'image')}" if without else "")
         )
     for shortage in shortages(together, split_of):
         log.warning(
             f"class {listing.class_names[shortage.label]} has no image in {' and '.join(shortage.missing)}: it has "
-            f"only {counted(shortage.num_units, 'group' if is_grouped else 'different picture')}"
+            f"only {count_of(shortage.num_units, 'group' if is_grouped else 'different picture')}"
         )
     # mixed, so that the first few of a split are no single class
     mixed = sorted(range(len(samples)), key=lambda index: shuffling_key(options.seed, samples[index].entry.name))
@@ -331,7 +331,7 @@ def _check_counts(rows: Mapping[str, Sequence[Sample]], listing: Listing) -> Non
     lost = [name for name in listing.class_names if not any(name in labels for labels in found.values())]
     if lost:
         raise DataError(
-            f"No image is left of the class {names(lost)}: mend the images named above, or take the class out."
+            f"No image is left of the class {join_names(lost)}: mend the images named above, or take the class out."
         )
     empty = [split for split, labels in found.items() if not labels]
     if empty:
@@ -342,7 +342,7 @@ def _check_counts(rows: Mapping[str, Sequence[Sample]], listing: Listing) -> Non
     if listing.is_split:
         for split, labels in found.items():
             if missing := [name for name in listing.class_names if name not in labels]:
-                log.warning(f"{split} has no image of the class {names(missing)}")
+                log.warning(f"{split} has no image of the class {join_names(missing)}")
 
 
 def _labels(rows: Mapping[str, Sequence[Sample]], listing: Listing) -> dict[str, NDArray[np.integer[Any]]]:

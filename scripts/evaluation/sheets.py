@@ -1,0 +1,165 @@
+"""Data frames as sheets of an Excel workbook: numbers stay numbers, and text is never a formula."""
+
+from __future__ import annotations
+
+import io
+import math
+import re
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import pandas as pd
+from openpyxl.cell import Cell, MergedCell
+from openpyxl.styles import Alignment, Font, PatternFill
+from openpyxl.utils import get_column_letter
+from openpyxl.worksheet.properties import PageSetupProperties
+from openpyxl.worksheet.worksheet import Worksheet
+
+from scripts.core.errors import storage_errors
+from scripts.core.files import write_bytes
+from scripts.evaluation.style import Caption
+
+SHARE, FIGURE, COUNT, SECONDS, RATE = "0.00%", "0.0000", "#,##0", "#,##0.0", "0.00E+00"
+BOOLEAN = '"TRUE";"TRUE";"FALSE"'  # as Excel shows a boolean anyway; LibreOffice may show 1 and 0
+INK, MUTED, ORANGE = "FF1F2933", "FF5F6B7A", "FFC8500A"
+HEADER_FILL, MARK_FILL = PatternFill("solid", fgColor="FFE3ECF5"), PatternFill("solid", fgColor="FFFFE8B8")
+FONT, UNDEFINED = "Calibri", "–"
+TOP_ROW, ROW_POINTS, MAX_LINES = 3, 15, 8  # first row below the caption; height of a line; lines of a wrapped cell
+
+# a text to write above neighbouring columns: the number of the first column, how many there are
+Group = tuple[str, int, int]
+
+
+@contextmanager
+def workbook_writer(path: Path, title: str) -> Iterator[pd.ExcelWriter]:
+    """Yield the writer of a workbook, which appears at ``path`` atomically when the block ends without an error.
+
+    Raises:
+        StorageError: A file cannot be written.
+    """
+    content = io.BytesIO()
+    # not used as a context manager: after an error nothing is to be written
+    writer = pd.ExcelWriter(content, engine="openpyxl")
+    writer.book.properties.title = clean_text(title)
+    yield writer
+    # openpyxl writes every sheet to a temporary file first
+    with storage_errors(Path(tempfile.gettempdir()), "write a sheet of the workbook"):
+        writer.close()
+    write_bytes(path, content.getvalue())
+
+
+def write_frame(
+    writer: pd.ExcelWriter,
+    frame: pd.DataFrame,
+    sheet: str,
+    caption: Caption,
+    *,
+    formats: Sequence[str | None] = (),
+    widths: Sequence[float] = (),
+    groups: Iterable[Group] = (),
+    header: bool = True,
+    row: int = TOP_ROW,
+) -> Worksheet:
+    """Write a frame without its index to a sheet, below the caption and a header that stays in view.
+
+    Args:
+        writer: From ``workbook_writer``.
+        frame: Column names are the header. Missing values become a dash; control characters are replaced.
+        sheet: Name of the sheet, which is made if it does not exist.
+        caption: The first two rows of a new sheet.
+        formats: Number format of each column; None or a missing one for general.
+        widths: Width of each column in characters.
+        groups: Texts above the header, each with its first column, counted from 1, and the number of columns.
+        header: Whether the column names are written.
+        row: Row of the header, counted from 1; with groups one row lower.
+    """
+    target = add_sheet(writer, sheet, caption)
+    for index, width in enumerate(widths, start=1):
+        target.column_dimensions[get_column_letter(index)].width = width
+    for title, column, count in groups:
+        put(target, TOP_ROW, column, title, bold=True, fill=HEADER_FILL, align="center")
+        target.merge_cells(start_row=TOP_ROW, end_row=TOP_ROW, start_column=column, end_column=column + count - 1)
+        row = TOP_ROW + 1
+    if header:
+        put_header(target, row, list(frame.columns))
+        row += 1
+    clean = frame.map(lambda value: clean_text(value) if isinstance(value, str) else value)
+    clean.to_excel(writer, sheet_name=sheet, startrow=row - 1, header=False, index=False, na_rep=UNDEFINED)
+    body = target.iter_rows(min_row=row, max_row=row + len(frame) - 1, max_col=len(frame.columns))
+    for index, cells in enumerate(body, start=row):
+        lines = 1
+        for cell, number_format in zip(cells, [*formats, *[None] * len(cells)], strict=False):
+            style_cell(cell, number_format)
+            if isinstance(cell.value, str):
+                width = target.column_dimensions[cell.column_letter].width
+                lines = max(lines, math.ceil(len(cell.value) / max(1, width - 4)))
+        if lines > 1:
+            target.row_dimensions[index].height = ROW_POINTS * min(lines, MAX_LINES)
+    return target
+
+
+def add_sheet(writer: pd.ExcelWriter, name: str, caption: Caption) -> Worksheet:
+    """Return the sheet of this name; a new one has the caption in its first two rows."""
+    if name in writer.sheets:
+        return writer.sheets[name]
+    sheet: Worksheet = writer.book.create_sheet(name)
+    put(sheet, 1, 1, caption.origin, bold=True, size=14)
+    if caption.note:
+        put(sheet, 2, 1, caption.note, bold=True, colour=ORANGE)
+    sheet.sheet_view.showGridLines = False
+    sheet.page_setup.orientation = "landscape"
+    sheet.page_setup.fitToHeight = 0
+    sheet.sheet_properties.pageSetUpPr = PageSetupProperties(fitToPage=True)
+    return sheet
+
+
+def put_header(sheet: Worksheet, row: int, titles: Sequence[str]) -> None:
+    """Write bold titles; they and the first column stay in view."""
+    for column, title in enumerate(titles, start=1):
+        if title:
+            align = "left" if column == 1 else "center"
+            put(sheet, row, column, title, bold=True, fill=HEADER_FILL, align=align)
+    sheet.freeze_panes = f"B{row + 1}"
+    sheet.print_title_rows = f"{row}:{row}"
+
+
+def put(
+    sheet: Worksheet,
+    row: int,
+    column: int,
+    text: str,
+    *,
+    bold: bool = False,
+    size: float = 11,
+    colour: str = INK,
+    fill: PatternFill | None = None,
+    align: str | None = None,
+) -> None:
+    """Write one cell of text."""
+    cell = sheet.cell(row, column, clean_text(text))
+    style_cell(cell, None, align=align, wrap=fill is not None)
+    cell.font = Font(name=FONT, bold=bold, size=size, color=colour)
+    if fill is not None:
+        cell.fill = fill
+
+
+def style_cell(
+    cell: Cell | MergedCell, number_format: str | None, *, align: str | None = None, wrap: bool = True
+) -> None:
+    """Give a cell its number format; a text is marked as text, whatever it begins with."""
+    if isinstance(cell.value, str):
+        cell.data_type = "s"  # openpyxl takes a leading "=" for a formula
+        cell.quotePrefix = cell.value.startswith(("=", "+", "-", "@"))
+        align = align or ("right" if cell.value == UNDEFINED else None)
+    elif isinstance(cell.value, bool):
+        cell.number_format = BOOLEAN
+    elif number_format is not None:
+        cell.number_format = number_format
+    cell.alignment = Alignment(horizontal=align, vertical="center", wrap_text=wrap and isinstance(cell.value, str))
+
+
+def clean_text(text: str) -> str:
+    """``text`` with a replacement character wherever XML, and so Excel, allows none."""
+    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]", "\ufffd", text)

@@ -1,0 +1,196 @@
+"""The common style of all figures: colours, heading, fonts, and how a figure is saved.
+
+A figure depends on neither a display, nor pyplot, nor the user's settings: the same values give the same bytes with the
+same versions. Right and wrong are blue and orange, tick and cross, solid and dashed: never red and green alone.
+"""
+
+from __future__ import annotations
+
+import io
+import re
+import textwrap
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib import font_manager, style
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
+
+from scripts.core.files import write_bytes
+
+DPI, MARGIN = 150, 0.32  # pixels per inch; inches
+INK, MUTED, FAINT = "#1f2933", "#5f6b7a", "#c3cad3"
+RIGHT_COLOUR, WRONG_COLOUR, NOTE_COLOUR = "#0a5fa4", "#c8500a", "#fff1e0"
+DASHES = (0, (3, 1.6))
+FONT = "DejaVu Sans"  # comes with matplotlib
+STYLE: list[Any] = [
+    "default",
+    {"font.family": FONT, "font.size": 9, "text.color": INK, "text.parse_math": False, "axes.edgecolor": FAINT}
+    | {f"{part}.color": MUTED for part in ("xtick", "ytick")}
+    | {"axes.labelcolor": MUTED, "axes.spines.top": False, "axes.spines.right": False, "grid.color": FAINT}
+    | {"grid.linewidth": 0.6, "grid.alpha": 0.7, "axes.axisbelow": True},
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Caption:
+    """The origin of a figure or a sheet."""
+
+    dataset: str
+    model: str
+    note: str | None  # such as that the data are synthetic
+
+    @property
+    def origin(self) -> str:
+        """The data set and the model, in one line."""
+        return f"{self.dataset} · {self.model}"
+
+
+def new_figure(
+    title: str, detail: str, caption: Caption, *, width: float, height: float, layout: str | None = "constrained"
+) -> Figure:
+    """Make a figure with a heading above the area of its plots.
+
+    Args:
+        title: Stands on top, in bold.
+        detail: One line below the origin.
+        caption: The origin, and a note that is shown in a box.
+        width: Width of the plots' area in inches; ``save_figure`` adds the heading and a margin.
+        height: Its height in inches.
+        layout: Name of matplotlib's layout engine; None for axes that are placed explicitly.
+    """
+    figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout=layout)  # type: ignore[arg-type]
+    box = {"facecolor": NOTE_COLOUR, "edgecolor": WRONG_COLOUR, "boxstyle": "round,pad=0.35", "linewidth": 0.8}
+    lines: list[tuple[str, float, dict[str, Any]]] = [
+        (title, 0.23, {"size": 14, "weight": "bold", "color": INK}),
+        (caption.origin, 0.19, {"color": MUTED}),
+        (detail, 0.26, {"color": MUTED}),
+    ]
+    if caption.note:
+        lines.append((caption.note, 0.28, {"size": 8.5, "color": WRONG_COLOUR, "bbox": box}))
+    room, rise = max(100, int(14 * width)), 0.05
+    for text, step, look in reversed(lines):
+        rise += step
+        short = textwrap.shorten(one_line(text), room, placeholder=" …")
+        figure.text(0.05 / width if "bbox" in look else 0, 1 + rise / height, short, va="center", **look)
+        rise += 0.02
+    return figure
+
+
+def set_panel_title(axes: Axes, title: str, detail: str = "") -> None:
+    """Write a bold title and a smaller second line above axes, from their left edge."""
+    axes.set_title(title, loc="left", fontsize=10.5, fontweight="bold", color=INK, pad=20 if detail else 8)
+    if detail:
+        axes.annotate(detail, (0, 1), (0, 7), xycoords="axes fraction", textcoords="offset points", color=MUTED, size=8)
+
+
+@style.context(STYLE)
+def save_figure(figure: Figure, path: Path) -> set[str]:
+    """Write a figure and its heading as PNG, cropped to its content; the same figure gives the same bytes.
+
+    Returns:
+        The characters that no installed font has; they are written as escape sequences.
+
+    Raises:
+        StorageError: The file cannot be written.
+    """
+    missing = set[str]()
+    for text in figure.findobj(Text):
+        missing |= _use_fonts_with_all_characters(text)  # type: ignore[arg-type]
+    figure.draw_without_rendering()
+    edges = figure.get_tightbbox().padded(MARGIN).get_points() * DPI  # type: ignore[call-arg]
+    box = Bbox(np.array([np.floor(edges[0]), np.ceil(edges[1])]) / DPI)  # whole pixels, so that images stay sharp
+    content = io.BytesIO()
+    figure.savefig(content, format="png", dpi=DPI, bbox_inches=box, metadata={"Software": None})
+    write_bytes(path, content.getvalue())
+    return missing
+
+
+def _use_fonts_with_all_characters(text: Text) -> set[str]:
+    """Let a text fall back to other installed fonts; return the characters that none of them has."""
+    content = text.get_text()
+    fonts = {character: font_with(character) for character in sorted(set(content)) if not character.isspace()}
+    missing = {character for character, font in fonts.items() if font is None}
+    if missing:
+        text.set_text("".join(escaped(character) if character in missing else character for character in content))
+    if fallbacks := sorted({font for font in fonts.values() if font not in (None, FONT)}):
+        text.set(fontfamily=[FONT, *fallbacks], fontweight="normal")  # which every one of them has
+    return missing
+
+
+@cache
+def font_with(character: str) -> str | None:
+    """The family of an installed font that has the character; None if there is none."""
+    return next((family for family, path in _fonts() if ord(character) in _characters(path)), None)
+
+
+@cache
+def _fonts() -> list[tuple[str, str]]:
+    """Families and paths of the installed fonts of normal weight, matplotlib's own first."""
+    installed = {
+        (entry.name, entry.fname)
+        for entry in font_manager.fontManager.ttflist
+        if entry.weight == 400 and entry.style == "normal" and "resort" not in entry.name.lower()  # boxes for all
+    }
+    return sorted(installed, key=lambda font: (font[0] != FONT, font))
+
+
+@cache
+def _characters(path: str) -> frozenset[int]:
+    """Code points of the glyphs in a font file; none where matplotlib cannot draw them."""
+    try:
+        font = FT2Font(path)
+    except (OSError, RuntimeError):
+        return frozenset()
+    return frozenset(font.get_charmap()) if font.scalable else frozenset()
+
+
+def escaped(character: str) -> str:
+    r"""Write a character as its escape sequence in ASCII, such as ``\u65e5``."""
+    return character.encode("ascii", "backslashreplace").decode()
+
+
+def short_names(names: Sequence[str], *, width: int, lines: int) -> list[str]:
+    """The names in at most ``lines`` lines of about ``width`` characters; numbered where that makes two the same."""
+    return number_duplicates(shortened(names, width=width, lines=lines))[0]
+
+
+def number_duplicates(*ways: list[str]) -> list[list[str]]:
+    """Labels of the same classes in several ways; all with the class's number if any way has two that are the same."""
+    if all(len(set(labels)) == len(labels) for labels in ways):
+        return list(ways)
+    return [[f"{index}: {label}" for index, label in enumerate(labels)] for labels in ways]
+
+
+def shortened(names: Sequence[str], *, width: int, lines: int) -> list[str]:
+    """The names in at most ``lines`` lines of about ``width`` characters, perhaps equal ones.
+
+    A name with a character that no installed font has is replaced by the number of its class.
+    """
+    shown = []
+    for index, name in enumerate(map(one_line, names)):
+        is_displayable = all(character == " " or font_with(character) for character in name)
+        shown.append(_shorten(name, width, lines) if is_displayable else f"class {index}")
+    return shown
+
+
+def _shorten(name: str, width: int, lines: int) -> str:
+    wrapped = textwrap.wrap(name, width, max_lines=lines, placeholder="…")
+    before_bracket = name.split("(")[0].strip()
+    if wrapped and wrapped[-1].endswith("…") and "(" in name and len(before_bracket) < width:
+        return f"{before_bracket}…"
+    if lines == 1 and len(name) > width:  # within a word: more of the name than a whole number of words
+        return f"{name[: width - 1].rstrip()}…"
+    return "\n".join(wrapped) or "?"
+
+
+def one_line(text: str) -> str:
+    """``text`` without line breaks and control characters."""
+    return re.sub(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff]+", " ", text).strip()

@@ -73,7 +73,7 @@ def test_all_problems_are_reported_at_once_and_nothing_is_begun(tmp_path):
         "--seeds must be whole numbers, got 'one'.",
         "--beside pbc28=bloodmnist: pbc28 is none of the own files here (no).",
         "Unknown flag '--epohcs'. Did you mean --epochs?",
-        "--seed belongs to the suite, which gives it to each training: not after the --.",
+        "--seed belongs to the suite, which passes it to each training: not after the --.",
         "--output_dir belongs to the suite",
         "--lr must be above 0, got -1.",
         "--device must be auto, cpu, cuda, cuda:N or mps, got 'gpu'.",
@@ -118,7 +118,9 @@ def test_what_own_data_stand_beside_is_checked(tmp_path, text, problem):
     data.touch()
     (found,) = problems("--datasets", str(data), "--beside", text)
     assert found.startswith(problem)
-    assert parse_suite(["--datasets", str(data), "--beside", "cells.npz=bloodmnist"]).beside == {"cells": "bloodmnist"}
+    assert parse_suite(["--datasets", str(data), "--beside", "cells.npz=bloodmnist"]).references == {
+        "cells": "bloodmnist"
+    }
 
 
 def test_help_and_a_wrong_flag_import_nothing_slow():
@@ -176,7 +178,7 @@ class Toy:
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
     monkeypatch.setattr(benchmark_suite, "TRAINING_PROGRAM", PROJECT_ROOT / "tests" / "tools" / "fake_training.py")
-    monkeypatch.setattr(benchmark_suite, "SHORTEST_PAUSE_S", 0.2)
+    monkeypatch.setattr(benchmark_suite, "MIN_PAUSE_S", 0.2)
     monkeypatch.delenv("DOCKER_REPRODUCIBILITY_MODE", raising=False)
     return Toy(tmp_path)
 
@@ -212,7 +214,7 @@ def test_another_seed_is_added_to_what_is_there(toy: Toy):
     ("order", "reason"),
     [
         *((f"exit {code}", f"exit code {code}: error: This is why it ends with {code}.") for code in (1, 2, 3, 5, 143)),
-        ("killed", "killed by SIGKILL (the system's memory may have been used up): epoch 1/1  val_acc 0.9"),
+        ("killed", "killed by SIGKILL (the system may have run out of memory): epoch 1/1  val_acc 0.9"),
     ],
 )
 def test_a_cell_that_fails_takes_no_other_along_and_is_tried_again(toy: Toy, capsys, order, reason):
@@ -245,7 +247,7 @@ def test_a_damaged_result_takes_no_other_along_and_says_which_folder_to_remove(t
     assert toy.calls() == ["cats 1"]
     *_, named, advice = capsys.readouterr().err.splitlines()
     assert named.startswith(f"warning: ants_seed1 failed, {damaged} is damaged (")
-    assert named.endswith("Remove its folder, and the cell is trained anew.")
+    assert named.endswith("Remove its folder to train the cell again.")
     assert "1 of 3 cells failed. Try them again with: " in advice
     assert toy.states() == {"ants 1": "unfinished", "bees 1": "finished", "cats 1": "finished"}
 
@@ -261,7 +263,7 @@ def test_a_full_disk_ends_the_suite(toy: Toy, capsys):
     assert toy.calls() == ["ants 1"]
     said = capsys.readouterr().err
     assert "The suite stops at ants_seed1, which ended with exit code 6: error: This is why it ends with 6." in said
-    assert "Go on with: " in said
+    assert "Continue with: " in said
 
 
 def test_the_lock_of_another_training_is_waited_for(toy: Toy, capsys):
@@ -286,7 +288,7 @@ def test_other_settings_than_those_of_the_finished_cells_are_refused(toy: Toy, c
 
     assert toy.run(sets) == 2
     assert toy.calls() == []
-    assert "were trained with --epochs 3, and now --epochs 60 is asked for" in capsys.readouterr().err
+    assert "were trained with --epochs 3, but --epochs 60 is requested" in capsys.readouterr().err
     (toy.folder / "ants.npz").write_text("other data")
     assert toy.run(sets, "--epochs", "3") == 2
     assert "on data with the MD5" in capsys.readouterr().err
@@ -341,5 +343,5 @@ def test_a_signal_stops_the_cell_and_then_the_suite(toy: Toy):
         rest = suite.stdout.read()
 
     assert suite.returncode == 143
-    assert rest.splitlines()[-1].startswith("error: Stopped by SIGTERM. Go on with: ")
+    assert rest.splitlines()[-1].startswith("error: Stopped by SIGTERM. Continue with: ")
     assert "failed" not in rest

@@ -218,10 +218,16 @@ def test_whole_numbers_keep_their_order_and_other_names_the_alphabets(tmp_path, 
         ("path,label,label\na,b,c\n", "it has the column label more than once"),
         ("path,label\n", "it needs images of 2 to 1000 classes, found: none"),
         ("path,label\na,x\na,y\n,x\nb,\n", "row 3 names a again; row 4 has no path; row 5 has no label"),
-        ("path,label\na,b,x.png\n", "it is not a valid CSV: Expected 2 fields in line 2, saw 3 (write a path with a comma in quotes)"),
+        (
+            "path,label\na,b,x.png\n",
+            "it is not a valid CSV: Expected 2 fields in line 2, saw 3 (write a path with a comma in quotes)",
+        ),
         ("path,label,split\na,x,trian\nb,y,val\n", "row 2 has the split 'trian'; allowed are train, val, test"),
         ("path,label,split\na,x,train\nb,y,\n", "1 of 2 rows have no split; give one in all rows or in none"),
-        ('path,label\n"a"b,x\n', "it is not a valid CSV: ',' expected after '\"' (write a path with a comma in quotes)"),
+        (
+            'path,label\n"a"b,x\n',
+            "it is not a valid CSV: ',' expected after '\"' (write a path with a comma in quotes)",
+        ),
         ("path,label\na\0b,x\nb,x\n", "row 2 has no path"),
         ('path,label\n"a,x\n', "it is not a valid CSV: unexpected end of data (write a path with a comma in quotes)"),
     ],
@@ -263,7 +269,11 @@ def test_of_many_problems_ten_are_told_and_the_rest_counted(tmp_path):
 
 
 def test_one_is_spoken_of_as_one():
-    assert (count_of(1, "image"), count_of(2000, "image"), count_are(1, "group")) == ("1 image", "2,000 images", "1 group is")
+    assert (count_of(1, "image"), count_of(2000, "image"), count_are(1, "group")) == (
+        "1 image",
+        "2,000 images",
+        "1 group is",
+    )
 
 
 def test_a_folder_that_cannot_be_read_is_told(tmp_path, draw: Draw, monkeypatch):

@@ -133,7 +133,7 @@ def test_ctrl_c_saves_the_training_and_the_suite_goes_on_from_there(make_npz: Np
 
     suite.finish(process, 130)
     last = suite.said().splitlines()[-1]
-    assert last.startswith("error: Stopped by SIGINT. Go on with: ")
+    assert last.startswith("error: Stopped by SIGINT. Continue with: ")
     assert str(PROGRAM) in last
     assert "error: Stopped by SIGINT. Everything up to " in suite.said()  # the training's own words
     (checkpoint,) = suite.folder.glob("squares_seed1/*/models/last_checkpoint.pth")

@@ -39,8 +39,8 @@ from tools.dataset_builder.duplicates import (
     units,
 )
 from tools.dataset_builder.listing import Entry, Listing
-from tools.dataset_builder.splitting import NUM_SPLITS, assign, shortages, shuffling_key
 from tools.dataset_builder.messages import count_are, count_of, join_names, join_some, printable
+from tools.dataset_builder.splitting import NUM_SPLITS, assign, shortages, shuffling_key
 
 MAX_FILE_BYTES = 1 << 30  # of an image file: it is read whole
 AHEAD_PER_WORKER = 4  # pictures that may be ready before their turn

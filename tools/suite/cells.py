@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -149,7 +149,7 @@ def setting_conflicts(cells: Mapping[Cell, Config], suite_dir: Path) -> Iterator
         )
 
 
-def _differences(stored: Mapping[str, Any], config: Config, md5_of: Any) -> Iterator[str]:
+def _differences(stored: Mapping[str, Any], config: Config, md5_of: Callable[[str], str]) -> Iterator[str]:
     """Yield each setting or file that has changed, as the rest of a sentence that begins "was trained"."""
     settings, requested = stored["settings"], config.as_dict()
     both_are_files = config.is_dataset_path and Config(dataset=settings["dataset"]).is_dataset_path

@@ -1,11 +1,11 @@
-"""Become another program that is asked to stop (SIGTERM) when the process that started it ends, however that ends.
+"""Replace this process by another program that gets SIGTERM when the process that started it ends, for any reason.
 
-python tied.py PARENT_PID COMMAND [ARGUMENT ...]
+python parent_death_signal.py PARENT_PID COMMAND [ARGUMENT ...]
 
-A suite that is killed with SIGKILL can forward nothing, and its training would go on unseen. Linux sends the signal by
-itself to whoever asked for it; the request outlives ``exec``, so it is made here, in a process that is small and has no
-threads, and then the program takes this process's place. Elsewhere there is no such request: the training goes on, and
-a suite that is started again waits for its lock.
+A suite that is killed with SIGKILL cannot forward a signal, and its training would continue unnoticed. Linux sends a
+"parent death signal" to a process that has requested it. The request survives ``exec``, so it is made here, in a small
+process without threads, which the program then replaces. On other systems there is no such request: the training
+continues, and a suite that is started again waits for its lock.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ PR_SET_PDEATHSIG = 1  # <linux/prctl.h>
 
 
 def main() -> None:
-    """Make the request, and become the command."""
+    """Make the request, then execute the command."""
     parent, command = int(sys.argv[1]), sys.argv[2:]
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)

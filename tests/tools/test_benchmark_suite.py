@@ -1,4 +1,4 @@
-"""The suite as a user meets it: its command line, and its loop around a program that only pretends to train."""
+"""The suite from its command line: the checks, and the loop around a program that does not really train."""
 
 from __future__ import annotations
 
@@ -16,10 +16,14 @@ from scripts.core.errors import ConfigError
 from scripts.core.system import ensure_single_instance
 from scripts.data_handler.registry import DATASET_REGISTRY
 from tests.conftest import PROJECT_ROOT
+from tests.tools import fake_training
 from tools import benchmark_suite
 from tools.benchmark_suite import main, parse_suite
+from tools.suite import reports
+from tools.suite.running import run_process
 
 PROGRAM = PROJECT_ROOT / "tools" / "benchmark_suite.py"
+FAKE_TRAINING = Path(fake_training.__file__)
 
 
 def problems(*words: str) -> list[str]:
@@ -126,7 +130,8 @@ def test_what_own_data_stand_beside_is_checked(tmp_path, text, problem):
 def test_help_and_a_wrong_flag_import_nothing_slow():
     program = (
         "import sys; from tools import benchmark_suite as suite; suite.parse_suite(['--datasets', 'bloodmnist']);"
-        "print(*sorted({'torch', 'numpy', 'matplotlib', 'openpyxl', 'sklearn', 'psutil'} & set(sys.modules)))"
+        "slow = {'torch', 'numpy', 'pandas', 'seaborn', 'matplotlib', 'openpyxl', 'sklearn', 'psutil'};"
+        "print(*sorted(slow & set(sys.modules)))"
     )
     found = subprocess.run(
         [sys.executable, "-c", program], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True
@@ -143,7 +148,7 @@ def test_it_runs_from_any_folder(tmp_path):
 
 
 class Toy:
-    """Suites of trainings that only pretend, in a folder of their own."""
+    """Suites of fake trainings, in a folder of their own."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.suite = folder, folder / "suite"
@@ -177,10 +182,23 @@ class Toy:
 
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
-    monkeypatch.setattr(benchmark_suite, "TRAINING_PROGRAM", PROJECT_ROOT / "tests" / "tools" / "fake_training.py")
-    monkeypatch.setattr(benchmark_suite, "MIN_PAUSE_S", 0.2)
+    monkeypatch.setattr(benchmark_suite, "run_process", fake_training.run_in_process)
+    # figures are the subject of test_suite_results.py, and take longer than all the rest
+    monkeypatch.setattr(reports, "draw_results", lambda *_: None)
+    monkeypatch.setattr(reports, "save_figure", lambda _, path: path.touch())
     monkeypatch.delenv("DOCKER_REPRODUCIBILITY_MODE", raising=False)
     return Toy(tmp_path)
+
+
+def test_a_cell_runs_in_a_process_of_its_own(toy: Toy, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark_suite, "run_process", run_process)
+    monkeypatch.setattr(benchmark_suite, "TRAINING_PROGRAM", FAKE_TRAINING)
+
+    assert toy.run([toy.order("ants", "fine")], seeds=("1",)) == 0
+    assert toy.calls() == ["ants 1"]
+    assert "    epoch 1/1  val_acc 0.9" in capsys.readouterr().out
+    assert toy.run([toy.order("ants", "killed")], seeds=("1", "2")) == 1
+    assert "ants_seed2 failed, killed by SIGKILL" in capsys.readouterr().err
 
 
 def test_every_cell_is_run_once_and_what_is_finished_stays(toy: Toy, capsys):
@@ -266,18 +284,41 @@ def test_a_full_disk_ends_the_suite(toy: Toy, capsys):
     assert "Continue with: " in said
 
 
-def test_the_lock_of_another_training_is_waited_for(toy: Toy, capsys):
-    holder = toy.folder / "holder"
+def test_the_lock_of_another_training_is_waited_for(toy: Toy, capsys, monkeypatch):
+    holder, pauses = toy.folder / "holder", list[float]()
     holder.touch()
-    data = toy.order("ants", "locked")
-    quick = subprocess.Popen([sys.executable, "-c", f"import time, os; time.sleep(3); os.unlink({str(holder)!r})"])
 
-    assert toy.run([data], seeds=("1",)) == 0
-    quick.wait()
-    assert len(toy.calls()) >= 2
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 6:
+            holder.unlink()
+
+    monkeypatch.setattr(benchmark_suite.time, "sleep", sleep)
+    assert toy.run([toy.order("ants", "locked")], seeds=("1",)) == 0
+    assert pauses == [2, 4, 8, 16, 30, 30]
+    assert toy.calls() == 7 * ["ants 1"]
     screen = capsys.readouterr().out
-    assert screen.count("waiting: error: Another training holds the lock") == 1  # said once, however often it looked
+    assert screen.count("waiting: error: Another training holds the lock") == 1  # logged once, whatever the attempts
     assert screen.count("Another training holds the lock") == 1
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"settings": 1}'])
+def test_a_run_with_a_damaged_config_is_named_and_the_cell_trained_again(toy: Toy, capsys, content):
+    sets = [toy.order("ants", "fine"), toy.order("bees", "fine")]
+    assert toy.run(sets, seeds=("1",)) == 0
+    (damaged,) = toy.suite.glob("ants_seed1/*/config.json")
+    moved = damaged.parent.rename(damaged.parent.with_name("20250101_000000_toy_resnet18"))
+    (moved / "config.json").write_text(content)
+    toy.calls()
+    capsys.readouterr()
+
+    assert toy.run(sets, seeds=("1",)) == 0
+    assert toy.calls() == ["ants 1"]
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.startswith(f"warning: {moved / 'config.json'} is damaged (")
+    assert warning.endswith("), so its run is ignored.")
+    assert set(toy.states().values()) == {"finished"}
+    assert moved.exists()
 
 
 def test_other_settings_than_those_of_the_finished_cells_are_refused(toy: Toy, capsys):
@@ -317,24 +358,20 @@ def test_the_tables_are_there_after_every_cell(toy: Toy):
     assert toy.states() == {"ants 1": "finished", "bees 1": "unfinished"}
 
 
-def started_in_the_background(toy: Toy, data: str) -> subprocess.Popen[str]:
+@pytest.mark.slow
+def test_a_signal_stops_the_cell_and_then_the_suite(toy: Toy):
     program = (
         "import sys; from pathlib import Path; from tools import benchmark_suite as suite;"
-        f"suite.TRAINING_PROGRAM = Path({str(PROJECT_ROOT / 'tests/tools/fake_training.py')!r});"
-        "sys.exit(suite.main())"
+        f"suite.TRAINING_PROGRAM = Path({str(FAKE_TRAINING)!r}); sys.exit(suite.main())"
     )
-    words = ["--datasets", data, "--seeds", "1", "--suite_dir", str(toy.suite)]
-    return subprocess.Popen(
-        [sys.executable, "-c", program, *words],
+    argv = ["--datasets", toy.order("ants", "patient"), "--seeds", "1", "--suite_dir", str(toy.suite)]
+    with subprocess.Popen(
+        [sys.executable, "-c", program, *argv],
         cwd=PROJECT_ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def test_a_signal_stops_the_cell_and_then_the_suite(toy: Toy):
-    with started_in_the_background(toy, toy.order("ants", "patient")) as suite:
+        encoding="utf-8",
+    ) as suite:
         assert suite.stdout is not None
         for line in suite.stdout:
             if "waiting for a signal" in line:

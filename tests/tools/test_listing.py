@@ -1,4 +1,4 @@
-"""Which files are found, in which order, and what is said of those that are not."""
+"""Which files are listed, in which order, and which are skipped or refused."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def test_the_order_is_that_of_the_names_whatever_the_file_systems_is(tmp_path, m
     assert found.notes == ("skipped hidden files and folders: .x, .y",)
 
 
-def test_the_folder_below_a_class_is_a_group_when_asked(tmp_path):
+def test_the_folder_below_a_class_is_a_group_on_request(tmp_path):
     touch(tmp_path, "a/p1/1.png", "a/p1/eye/2.png", "b/p1/3.png", "b/4.png")
     found = list_folder(tmp_path, group_by_folder=True)
 
@@ -71,7 +71,7 @@ def test_the_folder_below_a_class_is_a_group_when_asked(tmp_path):
     assert found.warnings == ()
 
 
-def test_what_is_no_image_of_a_class_is_left_out_and_said(tmp_path):
+def test_what_is_not_an_image_of_a_class_is_skipped_and_named(tmp_path):
     touch(tmp_path, "a/1.png", "b/1.png", "a/.hidden.png", ".cache/2.png", "a/notes.txt", "a/scan.dcm", "Thumbs.db")
     touch(tmp_path, "stray.png", "empty/readme")
     found = list_folder(tmp_path)
@@ -167,7 +167,7 @@ def write_csv(folder: Path, text: str, encoding: str = "utf-8") -> Path:
     return path
 
 
-def test_a_csv_says_path_label_split_and_group_in_any_order_of_columns(tmp_path):
+def test_a_csv_gives_path_label_split_and_group_in_any_order_of_columns(tmp_path):
     path = write_csv(tmp_path, 'Group,label,age,path,split\np1,old,71,"a, b.png",train\n,young,,/c.png, TEST \n\n')
     found = list_csv(path)
 
@@ -259,7 +259,7 @@ def test_another_encoding_is_refused(tmp_path):
         list_csv(write_csv(tmp_path, "path,label\na,bé\n", "latin-1"))
 
 
-def test_of_many_problems_ten_are_told_and_the_rest_counted(tmp_path):
+def test_of_many_problems_ten_are_named_and_the_rest_counted(tmp_path):
     text = "path,label\n" + "".join(f"{number}.png,\n" for number in range(13))
     with pytest.raises(DataError) as caught:
         list_csv(write_csv(tmp_path, text))
@@ -268,7 +268,7 @@ def test_of_many_problems_ten_are_told_and_the_rest_counted(tmp_path):
     assert join_some(["a", "b"]) == "a, b"
 
 
-def test_one_is_spoken_of_as_one():
+def test_one_is_singular():
     assert (count_of(1, "image"), count_of(2000, "image"), count_are(1, "group")) == (
         "1 image",
         "2,000 images",
@@ -276,7 +276,7 @@ def test_one_is_spoken_of_as_one():
     )
 
 
-def test_a_folder_that_cannot_be_read_is_told(tmp_path, draw: Draw, monkeypatch):
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, draw: Draw, monkeypatch):
     draw("a/1.png")
     draw("b/1.png")
 

@@ -1,4 +1,4 @@
-"""Who goes to train, val and test: every class in the asked proportions, and what belongs together never parted."""
+"""Assign units of images to train, val and test: each class in the requested proportions, no unit divided."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from dataclasses import dataclass
 from scripts.data_handler.npz import SPLITS
 
 NUM_SPLITS = len(SPLITS)
-SEEDING_ORDER = (0, 2, 1)  # a class too small for three splits is in train first, then in test
+SEEDING_ORDER = (0, 2, 1)  # a class with too few units for three splits is in train first, then in test
 MAX_ATTEMPTS = 16
-MAX_ROUNDS = 20  # of improving an assignment; each makes it better, and three or four are usual
+MAX_ROUNDS = 20  # of improvement; each makes the assignment better, and three or four are typical
 NONE = -1
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Images that must stay together: one image, or those of a patient, or equal ones."""
+    """Images that must stay together: one image, or those of a patient, or equal images."""
 
-    name: str  # of its first image; with the seed it decides the order, whatever the file system's is
+    name: str  # of its first image; decides the order together with the seed, so the file system's order has no effect
     counts: Mapping[int, int]  # number of its images by class index
 
     @property
@@ -38,17 +38,17 @@ class Shortage:
 
 
 def assign(units: Sequence[Unit], proportions: Sequence[float], *, seed: int) -> list[int]:
-    """The split of every unit: 0, 1 or 2 for train, val and test.
+    """Assign every unit to a split: 0, 1 or 2 for train, val and test.
 
-    Every split first gets a unit of every class, where the class has three; then the larger units go first, each to
-    the split that lacks most of its classes; then single units move as long as that brings the classes' shares nearer
-    to ``proportions``. Units of one image each end less than one image from them, wherever each share is one at least.
-    Of several such attempts in different orders the best is taken.
+    Every split first gets a unit of every class that has three; then the other units, larger ones first, each go to the
+    split that lacks most of its classes; then single units move as long as that brings the classes' shares nearer to
+    ``proportions``. With units of one image each, every class ends less than one image from them, wherever each share
+    is at least one image. The best of several such attempts in different orders is used.
 
     Args:
         units: At least one; the result does not depend on their order as long as their names differ.
         proportions: Of train, val and test: above 0, with sum 1.
-        seed: Decides between what is equally good.
+        seed: Decides between equally good assignments.
     """
     best: _Assignment | None = None
     for attempt in range(MAX_ATTEMPTS):
@@ -60,15 +60,15 @@ def assign(units: Sequence[Unit], proportions: Sequence[float], *, seed: int) ->
         found.seed_every_class(order, widest_first=attempt % 2 == 1)
         found.distribute(order)
         found.improve(order)
-        if best is None or found.badness() < best.badness():
+        if best is None or found.error() < best.error():
             best = found
-        if best.is_as_near_as_whole_images_allow():
+        if best.is_optimal():
             break
     return best.split_of if best else []
 
 
 def shuffling_key(seed: object, name: str) -> bytes:
-    """A place in a random order that depends on nothing but the seed and the name."""
+    """A sort key for a random order that depends only on the seed and the name."""
     return hashlib.sha256(f"{seed}/{name}".encode("utf-8", "surrogatepass")).digest()
 
 
@@ -88,7 +88,7 @@ def shortages(units: Sequence[Unit], split_of: Sequence[int]) -> list[Shortage]:
 
 
 class _Assignment:
-    """A split for each unit, and how far the classes are from their proportions."""
+    """A split for each unit, and the distance of the classes from their proportions."""
 
     def __init__(self, units: Sequence[Unit], proportions: Sequence[float]) -> None:
         self.units = units
@@ -121,26 +121,26 @@ class _Assignment:
         self.split_of[index] = split
 
     def gain(self, unit: Unit, split: int) -> float:
-        """How much nearer the split comes to its shares by this unit: the fall of the squared relative distances."""
+        """The decrease of the squared relative distances from the shares if the unit goes to the split."""
         return sum(
             count * (2 * self.need[label][split] - count) / self.total[label] ** 2
             for label, count in unit.counts.items()
         )
 
     def fits(self, label: int) -> bool:
-        """Whether a class has a unit for each split."""
+        """Whether a class has at least one unit per split."""
         return self.num_units[label] >= NUM_SPLITS
 
     def spare(self, label: int) -> int:
-        """Free units of a class beyond one for each split that lacks it; below 0 where they are too few."""
+        """Free units of a class minus the splits that lack it; negative if they are too few."""
         return self.free[label] - self.units_in[label].count(0)
 
     def seed_every_class(self, order: Sequence[int], *, widest_first: bool) -> None:
-        """Give each split a unit of each class, those that have the least to spare first.
+        """Give each split a unit of each class, starting with the classes that have the fewest spare units.
 
         Args:
             order: Of the units.
-            widest_first: Prefer units that bring a split several classes at once, over those of a fitting size.
+            widest_first: Prefer units with several missing classes to units of a fitting size.
         """
         having: dict[int, list[int]] = {}
         for index in order:
@@ -156,30 +156,30 @@ class _Assignment:
         def fitness(index: int) -> tuple[float, ...]:
             unit = self.units[index]
             new_classes = sum(not self.units_in[label][split] for label in unit.counts)
-            # classes that this split has already, and that would then lack a unit for another
-            robbed = sum(
+            # classes that this split has already, and that would then lack a unit for another split
+            harmed = sum(
                 self.fits(label) and self.units_in[label][split] > 0 and self.spare(label) <= 0 for label in unit.counts
             )
             gain = self.gain(unit, split)
-            return (-robbed, new_classes, gain) if widest_first else (-robbed, gain, new_classes)
+            return (-harmed, new_classes, gain) if widest_first else (-harmed, gain, new_classes)
 
         return max(free, key=fitness)
 
     def distribute(self, order: Sequence[int]) -> None:
-        """Put every other unit where most of it is lacking."""
+        """Put every other unit into the split that lacks most of it."""
         for index in order:
             if self.split_of[index] == NONE:
                 unit = self.units[index]
                 self.put(index, max(range(NUM_SPLITS), key=lambda split: self._lack(unit, split)))
 
     def _lack(self, unit: Unit, split: int) -> tuple[float, float]:
-        # rounded, so that equal lacks are equal, and the split that lacks most in all is taken
+        # rounded, so that equal values are equal, and the split that lacks most in all is chosen
         return round(self.gain(unit, split), 12), self.need_in_all[split]
 
     def improve(self, order: Sequence[int]) -> None:
-        """Move single units as long as that helps, and costs no split a class."""
+        """Move single units as long as that helps and removes no class from a split."""
         for _ in range(MAX_ROUNDS):
-            if self.is_as_near_as_whole_images_allow():
+            if self.is_optimal():
                 return
             moved = [self._move_if_better(index) for index in order]
             if not any(moved):
@@ -189,7 +189,7 @@ class _Assignment:
         unit, here = self.units[index], self.split_of[index]
         if any(self.units_in[label][here] == 1 for label in unit.counts):
             return False
-        # what staying is worth: the gain of coming back, after which the split would lack what it lacks now
+        # the gain of staying is that of coming back to the split after the unit has left it
         staying = self.gain(unit, here) + 2 * sum(
             (count / self.total[label]) ** 2 for label, count in unit.counts.items()
         )
@@ -200,15 +200,15 @@ class _Assignment:
         return True
 
     def num_missing(self) -> int:
-        """How often a split lacks a class that has units for all."""
+        """How often a split lacks a class that has units for all splits."""
         return sum(not number for label, numbers in self.units_in.items() if self.fits(label) for number in numbers)
 
-    def badness(self) -> tuple[int, int, float]:
-        """Missing classes first, then those without training, then the squared relative distances from the shares."""
+    def error(self) -> tuple[int, int, float]:
+        """Missing classes, then classes without training images, then squared relative distances from the shares."""
         untrained = sum(not numbers[0] for numbers in self.units_in.values())
         distance = sum((need / self.total[label]) ** 2 for label, needs in self.need.items() for need in needs)
         return self.num_missing(), untrained, round(distance, 12)
 
-    def is_as_near_as_whole_images_allow(self) -> bool:
-        """Whether every class is in every split where it can be, and less than one image from its share."""
+    def is_optimal(self) -> bool:
+        """Whether no class is missing, and all are less than one image from their shares."""
         return not self.num_missing() and all(abs(need) < 1 for needs in self.need.values() for need in needs)

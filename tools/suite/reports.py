@@ -86,8 +86,8 @@ def results_markdown(tables: Tables, settings: str) -> str:
     table = readable(tables)
     about = f"Settings other than the defaults: `{settings}`." if settings else "All settings are the defaults."
     lines = [f"# {TITLE}", "", about, ""]
-    lines += [_markdown_line(table.columns), _markdown_line(["---", *["---:"] * (table.shape[1] - 1)])]
-    lines += map(_markdown_line, table.to_numpy())
+    lines += [_markdown_line([*table.columns]), _markdown_line(["---", *["---:"] * (table.shape[1] - 1)])]
+    lines += map(_markdown_line, table.to_numpy().tolist())
     missing = tables.cells["name"][tables.cells["state"] == "unfinished"]
     if not missing.empty:
         lines += ["", f"Not finished: {', '.join(missing)}."]
@@ -172,7 +172,7 @@ def _draw_panel(axes: Axes, tables: Tables, metric: str) -> None:
             heights = seeds["row"].map(places) + offset + SEED_DISTANCE
             axes.plot(seeds[f"{metric}_{variant}"], heights, "|", color=MUTED, markersize=4, label=SEED)
         if means.notna().any():
-            bars = {"xerr": deviations.fillna(0), "capsize": 3, "elinewidth": 1.2}
+            bars: dict[str, Any] = {"xerr": deviations.fillna(0), "capsize": 3, "elinewidth": 1.2}
             axes.errorbar(means, places + offset, fmt="o", markersize=6, label=label, **bars, **look)
     for side, label, offset, look in OFFICIAL_MARKS:
         values = rows[f"official_{metric}_{side}"].astype(float)

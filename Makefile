@@ -5,13 +5,20 @@ VENV := .venv
 RUN_READY := $(VENV)/.run-ready
 DEV_READY := $(VENV)/.dev-ready
 
-.PHONY: demo test lint bench clean
+# a process per core, four at most; each computes in one thread (tests/conftest.py)
+PYTEST := $(VENV)/bin/pytest --numprocesses=logical --maxprocesses=4 --dist=worksteal --cov --cov-report=term
+
+.PHONY: demo test test-all lint bench clean
 
 demo: $(RUN_READY)
 	$(VENV)/bin/python main.py --dataset synthblood --weights none --epochs 4 --batch_size 64
 
 test: lint
-	$(VENV)/bin/pytest --cov --cov-report=term
+	$(PYTEST)
+
+# with the slow ones: real processes that are killed, README's commands
+test-all: lint
+	$(PYTEST) -m ""
 
 lint: $(DEV_READY)
 	$(VENV)/bin/ruff format --check .

@@ -1,15 +1,16 @@
-"""Does the whole chain work on this machine? A yes or a no in under 30 seconds, offline.
+"""Check that the whole pipeline works on this machine, in under 30 seconds and offline.
 
 python smoke_test.py
 
-Trains for two short epochs on a handful of drawn cells in a temporary folder, starting from a 7×7 state dict as
-torchvision writes it, opens everything that was written and checks it. Prints one line per check; the first that fails
-is named and ends the test with exit code 1. Leaves nothing behind.
+Trains two short epochs on a few synthetic cells in a temporary folder, starting from a 7×7 state dict as torchvision
+writes it, then opens and checks every file. Prints one line per check. The first check that fails is named and ends the
+test with exit code 1. The temporary folder is removed.
 """
 
 from __future__ import annotations
 
 import csv
+import io
 import json
 import sys
 import tempfile
@@ -41,12 +42,12 @@ from scripts.models.stem import transfer_stem
 NUM_IMAGES = {"train": 128, "val": 32, "test": 48}
 EPOCHS = 2
 SHEETS = ["Summary", "History", "Per class", "Confusion matrix", "Configuration", "Environment"]
-PICTURES = ["confusion_matrix", "dataset_samples", "sample_predictions", "training_curves"]
+FIGURES = ["confusion_matrix", "dataset_samples", "sample_predictions", "training_curves"]
 
 
 @dataclass
 class Trial:
-    """What the checks hand to each other."""
+    """Values that the checks share."""
 
     folder: Path
     config: Config
@@ -55,16 +56,16 @@ class Trial:
 
     @property
     def dataset(self) -> Dataset:
-        """The handful of cells."""
+        """The synthetic cells."""
         return open_dataset(self.config.dataset, self.config.data_dir)
 
 
 class CheckError(Exception):
-    """A check found something other than it should be."""
+    """A check failed; the message says what was found."""
 
 
 def expect(condition: bool, found: str) -> None:
-    """Fail the check at hand with what was found unless the condition holds."""
+    """Fail the current check with what was found, unless the condition holds."""
     if not condition:
         raise CheckError(found)
 
@@ -118,7 +119,9 @@ def check_weight_transfer(trial: Trial) -> None:
     torch.manual_seed(0)
     source = resnet18(weights=None).state_dict()
     torch.save(source, trial.config.weights)
-    model = build_model(num_classes=8, weights=trial.config.weights, data_dir=trial.config.data_dir, seed=0)
+    model = build_model(
+        class_names=list("abcdefgh"), weights=trial.config.weights, data_dir=trial.config.data_dir, seed=0
+    )
     state = model.state_dict()
     expect(
         torch.equal(state["conv1.weight"], transfer_stem(source["conv1.weight"])), "conv1 is not the transferred stem"
@@ -131,26 +134,26 @@ def check_training(trial: Trial) -> None:
     """Run: two epochs, evaluation with TTA and all reports."""
     with stop_request() as stop:
         trial.paths = run(trial.config, stop)
-    history = [json.loads(line) for line in trial.paths.history.read_text().splitlines()]
+    history = [json.loads(line) for line in trial.paths.history.read_text(encoding="utf-8").splitlines()]
     expect([record["epoch"] for record in history] == [1, 2], f"the history holds {history}")
     losses = [record["train_loss"] for record in history]
     expect(losses[1] < losses[0], f"the training loss went from {losses[0]:.3f} to {losses[1]:.3f}")
 
 
 def check_weights(trial: Trial) -> None:
-    """Weights: best_model.pth loads into the model and is no longer what training began with."""
+    """Weights: best_model.pth loads into the model, and training has changed it."""
     model = adapted_resnet18(8, seed=0)
     model.load_state_dict(torch.load(trial.paths.best_model, weights_only=True))
     expect(not torch.equal(model.conv1.weight, transfer_stem(trial.large_stem)), "training did not change the stem")
-    card = json.loads(trial.paths.best_model_card.read_text())
+    card = json.loads(trial.paths.best_model_card.read_text(encoding="utf-8"))
     expect(card["class_names"] == list(trial.dataset.class_names), f"the card names the classes {card['class_names']}")
     state = torch.load(trial.paths.last_checkpoint, weights_only=True)
     expect(len(state["history"]) == EPOCHS, f"the checkpoint is of epoch {len(state['history'])}")
 
 
 def check_summary(trial: Trial) -> None:
-    """Summary: every file it names exists, its figures are figures."""
-    summary = json.loads(trial.paths.summary.read_text())
+    """Summary: every file it names exists, its accuracies lie in their intervals."""
+    summary = json.loads(trial.paths.summary.read_text(encoding="utf-8"))
     missing = [name for name in summary["files"] if not (trial.paths.root / name).is_file()]
     expect(not missing, f"files named and not there: {missing}")
     for variant in ("plain", "tta"):
@@ -159,7 +162,7 @@ def check_summary(trial: Trial) -> None:
 
 
 def check_workbook(trial: Trial) -> None:
-    """Workbook: its sheets, a row per epoch and per class, its pictures."""
+    """Workbook: its sheets, a row per epoch and per class, its figures."""
     workbook = load_workbook(trial.paths.workbook)
     expect(set(SHEETS) <= set(workbook.sheetnames), f"the sheets are {workbook.sheetnames}")
     first_cells = {name: [str(row[0].value) for row in workbook[name].iter_rows()] for name in SHEETS}
@@ -167,28 +170,28 @@ def check_workbook(trial: Trial) -> None:
     expect(epochs == ["1", "2"], f"the History sheet has the epochs {epochs}")
     missing = set(trial.dataset.class_names) - set(first_cells["Per class"])
     expect(not missing, f"the Per class sheet lacks {missing}")
-    with zipfile.ZipFile(trial.paths.workbook) as archive:  # openpyxl keeps what it finds of pictures to itself
+    with zipfile.ZipFile(trial.paths.workbook) as archive:  # openpyxl does not list embedded images
         embedded = [name for name in archive.namelist() if name.startswith("xl/media/")]
-    expect(len(embedded) == len(PICTURES), f"the embedded pictures are {embedded}")
+    expect(len(embedded) == len(FIGURES), f"the embedded figures are {embedded}")
 
 
-def check_pictures(trial: Trial) -> None:
-    """Pictures: none is missing or blank."""
-    for name in PICTURES:
-        with Image.open(trial.paths.figures / f"{name}.png") as picture:
-            pixels = np.asarray(picture.convert("L"), dtype=np.float64)
+def check_figures(trial: Trial) -> None:
+    """Figures: none is missing or blank."""
+    for name in FIGURES:
+        with Image.open(trial.paths.figures / f"{name}.png") as image:
+            pixels = np.asarray(image.convert("L"), dtype=np.float64)
         expect(min(pixels.shape) >= 300, f"{name} has only {pixels.shape[1]} × {pixels.shape[0]} pixels")
         expect(pixels.std() > 5, f"{name} is blank")
 
 
 def check_predictions(trial: Trial) -> None:
-    """Predictions: scored again from the CSV, they give the accuracy of the summary."""
+    """Predictions: their CSV files give the accuracies of the summary."""
     labels = trial.dataset.load("test").labels
-    summary = json.loads(trial.paths.summary.read_text())
+    summary = json.loads(trial.paths.summary.read_text(encoding="utf-8"))
     wanted = sorted(summary["test"][variant]["accuracy"]["value"] for variant in ("plain", "tta"))
     found = []
     for path in trial.paths.reports.glob("*.csv"):
-        with path.open(newline="") as stream:
+        with path.open(newline="", encoding="utf-8") as stream:
             scores = np.array([row[1:] for row in csv.reader(stream)], dtype=np.float64)
         expect(scores.shape == (NUM_IMAGES["test"], 8), f"{path.name} holds scores of shape {scores.shape}")
         found.append(float((scores.argmax(axis=1) == labels).mean()))
@@ -204,13 +207,15 @@ CHECKS: tuple[Callable[[Trial], None], ...] = (
     check_weights,
     check_summary,
     check_workbook,
-    check_pictures,
+    check_figures,
     check_predictions,
 )
 
 
 def main() -> int:
-    """Run the checks one after the other; 0 if all of them pass, 1 at the first that fails."""
+    """Run the checks in order; 0 if all pass, 1 at the first that fails."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal may not have every character
     started = time.perf_counter()
     with tempfile.TemporaryDirectory(prefix="smoke_test_") as name:
         folder = Path(name)
@@ -232,7 +237,7 @@ def main() -> int:
             except Interrupted as stopped:
                 print(f"STOPPED {title}", flush=True)
                 return stopped.exit_code
-            except Exception as error:  # whatever it is, the check has failed
+            except Exception as error:  # of any kind: the check has failed
                 print(f"FAILED  {title}\n        {type(error).__name__}: {error}", flush=True)
                 return 1
             print(f"ok      {title}", flush=True)

@@ -1,10 +1,10 @@
-"""The conventional way to train on small pictures, written plainly: what the pipeline is compared with.
+"""The conventional way to train on small images: the baseline that the pipeline is compared with.
 
-Pictures are augmented one by one with torchvision's transforms on PIL images, brought by a DataLoader with worker
-processes, and computed on in NCHW and fp32; the loss is read after every step. Model, optimiser, batch size, views and
-reports are the pipeline's own, so that only the way differs.
+torchvision's transforms augment PIL images one by one in the worker processes of a DataLoader; the network computes in
+NCHW and fp32, and the loss is read after every step. Model, optimiser, batch size, views and reports are the same as
+the pipeline's, so that only the way differs.
 
-python -m benchmarks.conventional DATA.npz --epochs 1      the whole of it as a program, from start to last report
+python -m benchmarks.conventional DATA.npz --epochs 1      a whole run, from start to last report
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
-from torchvision.transforms import functional as pictures
+from torchvision.transforms import functional as pil
 
 from scripts.data_handler.augmentation import MEAN, STD
 from scripts.models.resnet import adapted_resnet18
@@ -45,19 +45,19 @@ TRAINING = transforms.Compose(
 
 
 def view_transform(flip: bool, angle: float) -> transforms.Compose:
-    """The test pictures in one view."""
-    turned = partial(turn, flip=flip, angle=angle)
-    steps = [transforms.ToPILImage(), turned, transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
+    """Transforms of the test images for one view."""
+    view = partial(apply_view, flip=flip, angle=angle)
+    steps = [transforms.ToPILImage(), view, transforms.ToTensor(), transforms.Normalize(MEAN, STD)]
     return transforms.Compose(steps)
 
 
-def turn(picture: Any, *, flip: bool, angle: float) -> Any:
-    """One view of one PIL image, which torchvision annotates as if it were a tensor."""
-    picture = pictures.hflip(picture) if flip else picture
-    return pictures.rotate(picture, angle, pictures.InterpolationMode.BILINEAR) if angle else picture
+def apply_view(image: Any, *, flip: bool, angle: float) -> Any:
+    """Mirror and rotate one PIL image; torchvision's annotations say that it is a tensor."""
+    image = pil.hflip(image) if flip else image
+    return pil.rotate(image, angle, pil.InterpolationMode.BILINEAR) if angle else image
 
 
-class Pictures(Dataset[tuple[Tensor, int]]):
+class ImageDataset(Dataset[tuple[Tensor, int]]):
     """Images and labels, transformed one at a time."""
 
     def __init__(self, images: NDArray[np.uint8], labels: NDArray[np.integer], transform: transforms.Compose) -> None:
@@ -73,14 +73,18 @@ class Pictures(Dataset[tuple[Tensor, int]]):
 def loader(
     images: NDArray[np.uint8], labels: NDArray[np.integer], transform: transforms.Compose = TRAINING, **options: object
 ) -> DataLoader[tuple[Tensor, int]]:
-    """A DataLoader with worker processes, as tutorials have it."""
-    usual = {"num_workers": NUM_WORKERS, "persistent_workers": True, "pin_memory": torch.cuda.is_available()}
-    settings = {"batch_size": BATCH_SIZE} | usual | options
-    return DataLoader(Pictures(images, labels, transform), **settings)  # type: ignore[arg-type]
+    """Make a DataLoader with worker processes, as tutorials do."""
+    settings = {
+        "batch_size": BATCH_SIZE,
+        "num_workers": NUM_WORKERS,
+        "persistent_workers": NUM_WORKERS > 0,
+        "pin_memory": torch.cuda.is_available(),
+    } | options
+    return DataLoader(ImageDataset(images, labels, transform), **settings)  # type: ignore[arg-type]
 
 
 def new_training(num_classes: int, device: torch.device) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """The pipeline's network, and the optimiser as PyTorch gives it."""
+    """Build the pipeline's network and PyTorch's SGD with default options."""
     model = adapted_resnet18(num_classes, seed=42).to(device)
     return model, torch.optim.SGD(model.parameters(), lr=0.008, momentum=0.9, weight_decay=5e-4)
 
@@ -93,7 +97,7 @@ def train_epoch(
     *,
     alpha: float = 0.002,
 ) -> float:
-    """One pass in fp32, reading the loss after every step."""
+    """Train one epoch in fp32, reading the loss after every step; return the mean loss."""
     model.train()
     total = 0.0
     for stored_images, stored_labels in batches:
@@ -111,14 +115,14 @@ def train_epoch(
 
 @torch.no_grad()
 def predict(model: nn.Module, loaders: Sequence[DataLoader[tuple[Tensor, int]]], device: torch.device) -> Tensor:
-    """Mean class probabilities over the views, one loader for each."""
+    """Average class probabilities over the views; each has a loader."""
     model.eval()
     views = [torch.cat([model(images.to(device)).softmax(1).cpu() for images, _ in view]) for view in loaders]
     return torch.stack(views).mean(0)
 
 
 def main() -> None:
-    """Train, evaluate with TTA and report, as a script of this kind does."""
+    """Train, evaluate with TTA and report, as a typical training script does."""
     parser = argparse.ArgumentParser()
     parser.add_argument("data", type=Path)
     parser.add_argument("--epochs", type=int, default=1)

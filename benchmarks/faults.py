@@ -45,6 +45,8 @@ FEEDS: tuple[tuple[str, ...], ...] = (
     ("--feed", "streamed", "--num_workers", "0"),
 )
 
+CHECKPOINTS = tuple(("--checkpoint_every", seconds) for seconds in ("0", "0", "1", "30"))
+
 Notes = dict[str, Any]
 Try = Callable[[Laboratory, int, random.Random], Notes]
 
@@ -94,7 +96,7 @@ def kill(laboratory: Laboratory, number: int, chance: random.Random) -> Notes:
     training = laboratory.training(f"kill_{number}")
     kills = 0
     while True:
-        process = training.go_on(*FEEDS[number % 2])
+        process = training.go_on(*FEEDS[number % 2], *CHECKPOINTS[number % 4])
         if kills == MAX_KILLS or ends_within(process, chance.uniform(0, laboratory.seconds)):
             break
         process.kill()
@@ -120,7 +122,7 @@ def interrupt(laboratory: Laboratory, number: int, chance: random.Random) -> Not
 
 def _stop(laboratory: Laboratory, number: int, chance: random.Random, wanted: signal.Signals) -> Notes:
     for moment in range(MAX_MOMENTS):
-        training = laboratory.training(f"{wanted.name}_{number}_{moment}", *FEEDS[number % 2])
+        training = laboratory.training(f"{wanted.name}_{number}_{moment}", *FEEDS[number % 2], *CHECKPOINTS[number % 4])
         process = training.start()
         if ends_within(process, chance.uniform(0, laboratory.seconds)):
             training.remove()
@@ -181,10 +183,13 @@ def damage(laboratory: Laboratory, number: int, chance: random.Random) -> Notes:
 def _stop_in_epoch(training: Training, epoch: int, chance: random.Random) -> None:
     """Leave a run that SIGTERM stopped while it trained a certain epoch, or soon after."""
     process = training.start()
-    begun = f"epoch {epoch - 1}/" if epoch > 1 else "feed "
-    wait_until(lambda: begun in training.said() or process.poll() is not None, f"epoch {epoch} has begun")
-    if epoch == 1:  # its first step is still to come, and with it the first checkpoint
-        wait_until(lambda: "weights" in training.said() or process.poll() is not None, "the model is built")
+
+    def has_begun() -> bool:
+        if epoch == 1:  # with the first checkpoint
+            return any(paths.last_checkpoint.exists() for paths in training.runs())
+        return f"epoch {epoch - 1}/" in training.said()
+
+    wait_until(lambda: has_begun() or process.poll() is not None, f"epoch {epoch} has begun")
     ends_within(process, chance.uniform(0.1, 0.4))
     process.send_signal(signal.SIGTERM)
     end_of(process)
@@ -196,7 +201,7 @@ def fill_disk(laboratory: Laboratory, number: int, chance: random.Random) -> Not
     for moment in range(MAX_MOMENTS):
         folder = laboratory.folder / f"disk_{number}_{moment}"
         with _small_disk(folder, wanted=number % 2 == 0) as is_small_disk:
-            training = laboratory.training(folder.name, folder=folder / "run")
+            training = laboratory.training(folder.name, *CHECKPOINTS[number % 4], folder=folder / "run")
             if _run_until_full(training, chance.uniform(0, laboratory.seconds), is_small_disk, chance):
                 if is_small_disk:
                     _resize(folder, DISK_BYTES)

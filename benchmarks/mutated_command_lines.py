@@ -1,4 +1,4 @@
-"""Mutated command lines: every one is a valid ``Config``, or refused with every wrong value named."""
+"""Mutated command lines: each gives a valid ``Config``, or a refusal that names every wrong value."""
 
 from __future__ import annotations
 
@@ -17,84 +17,84 @@ from scripts.data_handler.registry import DATASET_REGISTRY
 
 
 def prepare(_folder: Path) -> None:
-    """Load what asking for a GPU loads."""
+    """Import what a requested GPU imports."""
     with contextlib.suppress(ConfigError):
         parse_command_line(["--device", "cuda:99"], {}, checks=[device_problems])
 
 
-def judge_command_line(chance: random.Random, _folder: Path) -> str:
-    """Parse a mutated command line; where its parts are known, hold the answer against them."""
+def fuzz_command_line(chance: random.Random, _folder: Path) -> str:
+    """Parse a mutated command line; where the validity of its parts is known, check the result against it."""
     if chance.random() < 0.5:
-        return _judge_known(chance)
-    words = _wild_words(chance)
+        return _fuzz_known(chance)
+    argv = _wild_argv(chance)
     environment = {"DOCKER_REPRODUCIBILITY_MODE": chance.choice(_WILD_VALUES)} if chance.random() < 0.1 else {}
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            config = parse_command_line(words, environment, checks=[dataset_problems, device_problems])
+            config = parse_command_line(argv, environment, checks=[dataset_problems, device_problems])
     except ConfigError as error:
-        _require_sentences(error, words)
+        _require_sentences(error, argv)
         return "refused"
     except SystemExit as leaving:
-        if leaving.code != 0 or not any(word.startswith("-h") or word == "--help" for word in words):
+        if leaving.code != 0 or not any(argument.startswith("-h") or argument == "--help" for argument in argv):
             raise
         return "helped"
     if config != Config(**{name: getattr(config, name) for name in SETTINGS}):
-        raise AssertionError(f"{words} gave a Config that cannot be made")
+        raise AssertionError(f"{argv} gave a Config that cannot be made")
     return "valid"
 
 
-def _judge_known(chance: random.Random) -> str:
-    """A line of settings that are each known to be right or wrong."""
+def _fuzz_known(chance: random.Random) -> str:
+    """Parse a line of settings that are each known to be valid or not."""
     names = chance.sample(sorted(set(SETTINGS) - {"resume"}), chance.randrange(0, 9))
-    words, expected, wrong = list[str](), dict[str, Any](), list[str]()
+    argv, expected, wrong = list[str](), dict[str, Any](), list[str]()
     if chance.random() < 0.2:
-        words.append(chance.choice(["stray", "5", "-e"]))
-        wrong.append(repr(words[0]))
+        argv.append(chance.choice(["stray", "5", "-e"]))
+        wrong.append(repr(argv[0]))
     for name in names:
         known = SETTINGS[name]
         if chance.random() < 0.7:
-            text, expected[name] = _right_value(known, chance)
+            text, expected[name] = _valid_value(known, chance)
         else:
-            text = _wrong_value(known, chance)
+            text = _invalid_value(known, chance)
             wrong.append(known.flag)
         if known.kind is bool:
-            words.append(known.flag + (f"={text}" if text else ""))
+            argv.append(known.flag + (f"={text}" if text else ""))
         elif chance.random() < 0.5:
-            words += [known.flag, text]
+            argv += [known.flag, text]
         else:
-            words.append(f"{known.flag}={text}")
+            argv.append(f"{known.flag}={text}")
     if chance.random() < 0.2:
-        words.append(chance.choice(["--epohcs=5", "--oops", "--batch-size=3", "--no_tt"]))
-        wrong.append(repr(words[-1].partition("=")[0]))
+        argv.append(chance.choice(["--epohcs=5", "--oops", "--batch-size=3", "--no_tt"]))
+        wrong.append(repr(argv[-1].partition("=")[0]))
     if expected.get("precision") == "bf16" and expected.get("reproducible"):
         wrong.append("--precision")
     if expected.get("resolution", 28) != 28 and expected.get("dataset") in ("synthblood", "own/cells.npz"):
         wrong.append("--resolution")  # of sets that have one size
-    return _compare(words, expected, wrong)
+    return _compare(argv, expected, wrong)
 
 
-def _compare(words: list[str], expected: dict[str, Any], wrong: list[str]) -> str:
+def _compare(argv: list[str], expected: dict[str, Any], wrong: list[str]) -> str:
     try:
-        config = parse_command_line(words, {}, checks=[dataset_problems, device_problems])
+        config = parse_command_line(argv, {}, checks=[dataset_problems, device_problems])
     except ConfigError as error:
-        _require_sentences(error, words)
+        _require_sentences(error, argv)
         missing = [thing for thing in wrong if not any(thing in problem for problem in error.problems)]
         if missing or not wrong:
-            raise AssertionError(f"{words}: {missing} not named in {error.problems}") from error
+            raise AssertionError(f"{argv}: {missing} not named in {error.problems}") from error
         return "refused"
     found = {name: getattr(config, name) for name in expected}
     if wrong or found != expected:
-        raise AssertionError(f"{words} gave {found}, expected {expected} and complaints about {wrong}")
+        raise AssertionError(f"{argv} gave {found}, expected {expected} and complaints about {wrong}")
     return "valid"
 
 
-def _require_sentences(error: ConfigError, words: list[str]) -> None:
+def _require_sentences(error: ConfigError, argv: list[str]) -> None:
     if not error.problems or not all(problem.endswith((".", "?")) for problem in error.problems):
-        raise AssertionError(f"{words} gave {error.problems}")
+        raise AssertionError(f"{argv} gave {error.problems}")
 
 
-def _right_value(known: Setting, chance: random.Random) -> tuple[str, Any]:
-    """A text that the setting accepts, and the value that it stands for."""
+def _valid_value(known: Setting, chance: random.Random) -> tuple[str, Any]:
+    """A text that the setting accepts, and its value."""
     limits = known.metadata
     if known.kind is bool:
         return "", True
@@ -121,7 +121,7 @@ def _right_value(known: Setting, chance: random.Random) -> tuple[str, Any]:
     return text, text
 
 
-def _wrong_value(known: Setting, chance: random.Random) -> str:
+def _invalid_value(known: Setting, chance: random.Random) -> str:
     """A text that the setting refuses."""
     limits = known.metadata
     if known.kind is bool:
@@ -147,57 +147,25 @@ def _wrong_value(known: Setting, chance: random.Random) -> str:
 
 
 _WILD_VALUES = (
-    *(
-        "",
-        "0",
-        "-1",
-        "1",
-        "3.5",
-        "-0.5",
-        "nan",
-        "-inf",
-        "1e400",
-        "9" * 5000,
-        "True",
-        "auto",
-        "cuda:0",
-        "cuda:99",
-        "mps",
-    ),
-    *(
-        "synthblood",
-        "chestmnist",
-        "x.npz",
-        "/",
-        ".",
-        "~",
-        "~nobody_of_that_name",
-        "a\0b",
-        "\udcff",
-        "é\u202e",
-        "%s",
-        "{}",
-    ),
-    *("--", "-", "-h", "-5", "=", "--=", "x" * 5000, "../" * 2000, "\n", "bf16", "none"),
+    *("", "0", "-1", "1", "3.5", "-0.5", "nan", "-inf", "1e400", "9" * 5000),
+    *("True", "auto", "cuda:0", "cuda:99", "mps", "bf16", "none", "synthblood", "chestmnist", "x.npz"),
+    *("/", ".", "~", "~nobody_of_that_name", "../" * 2000, "x" * 5000, "\n", "a\0b", "\udcff", "é\u202e"),
+    *("%s", "{}", "--", "-", "-h", "-5", "=", "--="),
 )
 
 
-def _wild_words(chance: random.Random) -> list[str]:
-    """Flags, halves of flags and values in any order and form."""
+def _wild_argv(chance: random.Random) -> list[str]:
+    """Flags, parts of flags and values in any order and form."""
     flags = [known.flag for known in SETTINGS.values()]
-    words = []
+    argv = []
     for _ in range(chance.randrange(0, 9)):
         flag, value = chance.choice(flags), chance.choice(_WILD_VALUES)
         kind = chance.random()
         if kind < 0.1:
             flag = flag[: chance.randrange(len(flag) + 1)]
         elif kind < 0.2:
-            at = chance.randrange(len(flag))
-            flag = (
-                flag[:at] + chr(chance.choice([45, 61, 95, 0, 233, 0xDCFF, chance.randrange(32, 127)])) + flag[at + 1 :]
-            )
-        words += chance.choice(
-            [[flag], [value], [flag, value], [flag, value], [f"{flag}={value}"], [f"{flag}={value}"]]
-        )
-    chance.shuffle(words)
-    return words
+            at, other = chance.randrange(len(flag)), [45, 61, 95, 0, 233, 0xDCFF, chance.randrange(32, 127)]
+            flag = flag[:at] + chr(chance.choice(other)) + flag[at + 1 :]
+        argv += chance.choice([[flag], [value], [flag, value], [flag, value], [f"{flag}={value}"], [f"{flag}={value}"]])
+    chance.shuffle(argv)
+    return argv

@@ -1,10 +1,10 @@
-"""Does bf16 train as well as fp32? The same trainings in both precisions, seed by seed, on data of your own.
+"""Does bf16 train as well as fp32? Run the same trainings in both precisions, seed by seed, on your own data.
 
 python -m benchmarks.precision --data PATH.npz --images 4000 --epochs 8 --seeds 1 2 3
 
 Each training is a whole run of ``main.py``. Weights, data order and augmentation of a seed are the same in both
-precisions, so what remains between them is rounding; it is compared with what another seed changes. Writes a table to
-the screen, the figures to the file of --json and both curves to the file of --figure.
+precisions, so only rounding differs; the difference is compared with that between seeds. Prints a table, writes the
+numbers to the file of --json and the curves to the file of --figure.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from matplotlib.ticker import MaxNLocator
 
 from scripts.core.environment import PROJECT_ROOT, describe_environment
 from scripts.core.files import write_bytes, write_json
+from scripts.core.paths import RunPaths
 from scripts.data_handler.npz import CLASS_NAMES, KEYS
 
 PRECISIONS = ("bf16", "fp32")
@@ -37,7 +38,7 @@ COLOURS = {"bf16": "#c8500a", "fp32": "#0a5fa4"}
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """What one run gave."""
+    """Results of one run."""
 
     precision: str
     seed: int
@@ -48,12 +49,12 @@ class Training:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """The same figure in both precisions, over the seeds."""
+    """Test accuracy in both precisions, over the seeds."""
 
     means: Mapping[str, float]
     deviations: Mapping[str, float]  # over the seeds, with n - 1
     difference: float  # bf16 minus fp32, mean over the seeds
-    noise: float  # two standard errors of a difference of means between trainings that share no seed
+    noise: float  # two standard errors of the difference of two means with independent seeds
 
     @property
     def is_within_noise(self) -> bool:
@@ -79,22 +80,22 @@ def compare(trainings: Sequence[Training]) -> Comparison:
 
 
 def every_nth(data: Path, num_images: int) -> dict[str, Any]:
-    """About ``num_images`` training images of a data set, evenly spread, and the same share of its other splits."""
+    """Take about ``num_images`` evenly spread training images, and the same share of the other splits."""
     with np.load(data) as content:
         stride = max(1, round(len(content["train_labels"]) / num_images))
         splits = {name: content[name][::stride] for name in KEYS}
         return splits | {name: content[name] for name in content.files if name == CLASS_NAMES}
 
 
-def train(data: Path, folder: Path, precision: str, seed: int, words: Sequence[str]) -> Training:
-    """One run of ``main.py``; its epochs are seen on the screen."""
+def train(data: Path, folder: Path, precision: str, seed: int, flags: Sequence[str]) -> Training:
+    """Run ``main.py`` once; its epochs are shown on the screen."""
     outputs = folder / f"{precision}_{seed}"
     own = ("--lock_file", str(folder / "lock"), "--no_process_guard", "--output_dir", str(outputs))
     chosen = ("--dataset", str(data), "--weights", "none", "--precision", precision, "--seed", str(seed))
-    subprocess.run([sys.executable, "main.py", *chosen, *own, *words], cwd=PROJECT_ROOT, check=True)
-    (run_folder,) = outputs.iterdir()
-    history = [json.loads(line) for line in (run_folder / "history.jsonl").read_text().splitlines()]
-    test = json.loads((run_folder / "summary.json").read_text())["test"]
+    subprocess.run([sys.executable, "main.py", *chosen, *own, *flags], cwd=PROJECT_ROOT, check=True)
+    (paths,) = map(RunPaths, outputs.iterdir())
+    history = [json.loads(line) for line in paths.history.read_text(encoding="utf-8").splitlines()]
+    test = json.loads(paths.summary.read_text(encoding="utf-8"))["test"]
     return Training(
         precision=precision,
         seed=seed,
@@ -105,7 +106,7 @@ def train(data: Path, folder: Path, precision: str, seed: int, words: Sequence[s
 
 
 def draw(trainings: Sequence[Training], title: str) -> bytes:
-    """Validation accuracy of every training by epoch, as a PNG."""
+    """Draw the validation accuracy of every training by epoch; return a PNG."""
     figure = Figure(figsize=(7, 4.2), dpi=150, layout="constrained")
     axes = figure.add_subplot(xlabel="Epoch", ylabel="Validation accuracy", title=title)
     for training in trainings:
@@ -126,7 +127,7 @@ def draw(trainings: Sequence[Training], title: str) -> bytes:
 
 
 def table(trainings: Sequence[Training], comparison: Comparison) -> Iterator[str]:
-    """The figures for a reader, as a Markdown table and two sentences."""
+    """Format the results as a Markdown table and two sentences."""
     yield "| seed | bf16 | fp32 | bf16, TTA | fp32, TTA |"
     yield "|---:|---:|---:|---:|---:|"
     found = {(each.precision, each.seed): each for each in trainings}
@@ -143,25 +144,25 @@ def table(trainings: Sequence[Training], comparison: Comparison) -> Iterator[str
 
 
 def main() -> int:
-    """Train, compare, draw; 1 if the difference is beyond the noise of the seeds."""
+    """Train, compare, draw; return 1 if the difference exceeds the noise between seeds."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", type=Path, required=True, help="an .npz in MedMNIST's schema")
     parser.add_argument("--images", type=int, default=4000, help="about how many training images (default: 4000)")
     parser.add_argument("--epochs", type=int, default=8)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="two at least")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3], help="at least two")
     parser.add_argument("--json", type=Path, default=Path("outputs/benchmark_precision.json"))
     parser.add_argument("--figure", type=Path, default=Path("outputs/benchmark_precision.png"))
     given = parser.parse_args()
     if len(given.seeds) < 2:
         parser.error("--seeds needs at least two: with one there is no noise to compare with")
 
-    words = ("--epochs", str(given.epochs), "--patience", str(given.epochs))
+    flags = ("--epochs", str(given.epochs), "--patience", str(given.epochs))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         part = folder / given.data.name
         arrays = every_nth(given.data, given.images)
         np.savez(part, **arrays)
-        trainings = [train(part, folder, precision, seed, words) for seed in given.seeds for precision in PRECISIONS]
+        trainings = [train(part, folder, precision, seed, flags) for seed in given.seeds for precision in PRECISIONS]
     comparison = compare(trainings)
     print("\n".join(table(trainings, comparison)))
     count = len(arrays["train_labels"])
@@ -175,7 +176,7 @@ def main() -> int:
         "environment": describe_environment("cpu"),
         "data": given.data.name,
         "images": {name: len(values) for name, values in arrays.items() if name.endswith("_labels")},
-        "words": list(words),
+        "flags": list(flags),
         "trainings": [asdict(each) for each in trainings],
         "comparison": asdict(comparison) | {"is_within_noise": comparison.is_within_noise},
     }

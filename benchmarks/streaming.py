@@ -186,7 +186,6 @@ def throughput(given: argparse.Namespace, folder: Path) -> Iterator[Figure]:
     path = folder / "subset.npz"
     write_set(path, num_train=given.images, side=given.side)
     in_memory = open_dataset(str(path), folder)
-    assert in_memory.unpack is not None
     on_disk = in_memory.unpack(folder)
     device = select_device(given.device)
     epoch_of = _epochs(given, device)

@@ -24,7 +24,7 @@ from typing import Any
 
 from benchmarks import faults, mutated_command_lines, mutated_files
 from benchmarks.faults import Result, make_tries
-from benchmarks.judging import Judge, judge_many
+from benchmarks.fuzzing import FuzzTarget, fuzz
 from benchmarks.trainings import SMALL, TINY, Laboratory, NotSurvivedError, restore_interrupts
 from scripts.core.environment import describe_environment
 from scripts.core.files import write_json
@@ -69,12 +69,12 @@ def _tries(name: str, attempt: faults.Try, *, at_once: int = 2) -> Callable[[Lab
     return lambda laboratory, tries: make_tries(laboratory, name, attempt, tries, at_once=at_once)
 
 
-def _judged(judge: Judge) -> Callable[[Laboratory, int], Result]:
-    return lambda laboratory, tries: judge_many(judge, laboratory.seed, tries)
+def _fuzz(target: FuzzTarget) -> Callable[[Laboratory, int], Result]:
+    return lambda laboratory, tries: fuzz(target, laboratory.seed, tries)
 
 
-NPZ = Judge("npz", mutated_files.judge_file, mutated_files.prepare)
-COMMAND_LINES = Judge("command_line", mutated_command_lines.judge_command_line, mutated_command_lines.prepare)
+NPZ = FuzzTarget("npz", mutated_files.judge_file, mutated_files.prepare)
+COMMAND_LINES = FuzzTarget("command_line", mutated_command_lines.fuzz_command_line, mutated_command_lines.prepare)
 THE_SAME = "the same result"
 
 FAULTS = (
@@ -101,14 +101,14 @@ FAULTS = (
         _tries("starts", faults.start_together, at_once=1),
         needs_reference=False,
     ),
-    Fault("npz", "mutated NPZ files", "valid or DataError", 10_000, 200, _judged(NPZ), needs_reference=False),
+    Fault("npz", "mutated NPZ files", "valid or DataError", 10_000, 200, _fuzz(NPZ), needs_reference=False),
     Fault(
         "command_line",
         "mutated command lines",
         "Config or ConfigError",
         5_000,
         300,
-        _judged(COMMAND_LINES),
+        _fuzz(COMMAND_LINES),
         needs_reference=False,
     ),
     Fault(

@@ -35,15 +35,16 @@ from scripts.data_handler.views import tta_views
 from scripts.evaluation.inference import predict
 from scripts.models.resnet import adapted_resnet18
 from scripts.trainer import step as training
-from scripts.trainer.checkpoint import save_checkpoint
-from scripts.trainer.fit import begin_training, epoch_line, write_results
+from scripts.trainer.fit import begin_training, epoch_line
 from scripts.trainer.state import TrainingState
+from scripts.trainer.writer import TrainingWriter
 
 NUM_CLASSES = 8
 PIPELINE, CONVENTIONAL = "pipeline", "conventional"
 REPRODUCIBLE = "reproducible"  # in the place of a precision: fp32 on deterministic kernels
 PEAK_MEMORY = "peak memory"  # asked instead of a task: bytes that were allocated on the device at most
 LONGEST_GOODBYE_S = 30.0
+BOOKKEEPING, SYNCHRONOUS_BOOKKEEPING = "bookkeeping", "synchronous bookkeeping"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -104,6 +105,7 @@ class Bench:
         )
 
 
+# what is timed; a function that it returns is called after the clock is read
 Work = Callable[[], object]
 
 
@@ -167,12 +169,18 @@ def train_epoch_without_steps(bench: Bench, task: Task) -> Work:
     return work
 
 
-def keep_books(bench: Bench, _task: Task) -> Work:
-    """What a run does after an epoch that was the best so far: checkpoint, best weights, history and log line."""
+def keep_books(bench: Bench, task: Task) -> Work:
+    """What a run does after an epoch that is the best so far: checkpoint, best weights, history and log line.
+
+    The files are written in the background, as a run does, after the clock is read. ``SYNCHRONOUS_BOOKKEEPING`` waits
+    for them instead.
+    """
     state, folder = bench.state(), tempfile.TemporaryDirectory()
     paths = RunPaths(Path(folder.name))
     for part in paths.folders:
         part.mkdir()
+    config = replace(bench.config, checkpoint_every=0.0)
+    writer = TrainingWriter(state, paths, config, provenance={}, model_card={})
     record = EpochRecord(
         epoch=1,
         train_loss=1.0,
@@ -181,20 +189,22 @@ def keep_books(bench: Bench, _task: Task) -> Work:
         learning_rate=0.008,
         images_per_second=1.0,
         seconds=1.0,
-        is_best=state.stopping.update(1, accuracy=0.5, loss=1.0),
+        is_best=state.stopping.update(1, figure=0.5, loss=1.0),
     )
     state.optimizer.zero_grad()
-    for parameter in state.model.parameters():  # the optimiser's momentum is the half of what a checkpoint holds
+    for parameter in state.model.parameters():  # the optimiser's momentum is half of what a checkpoint holds
         parameter.grad = torch.zeros_like(parameter)
     state.optimizer.step()
 
-    def work() -> None:
+    def work() -> Callable[[], None] | None:
         assert folder.name  # keeps the folder
         state.history.clear()
-        state.finish_epoch(record)
-        save_checkpoint(paths, state.as_dict() | {"provenance": {}})
-        write_results(state, paths, {})
-        log.debug(epoch_line(record, bench.config.epochs, 1.0))
+        writer.finish_epoch(record)
+        log.debug(epoch_line(record, config.epochs, 1.0))
+        if task.kind == SYNCHRONOUS_BOOKKEEPING:
+            writer.join()
+            return None
+        return writer.join
 
     return work
 
@@ -264,7 +274,8 @@ PIPELINE_WORK: dict[str, Callable[[Bench, Task], Work]] = {
     "training step": train_steps,
     "training epoch": train_epoch,
     "epoch without its steps": train_epoch_without_steps,
-    "bookkeeping": keep_books,
+    BOOKKEEPING: keep_books,
+    SYNCHRONOUS_BOOKKEEPING: keep_books,
     "evaluation with TTA": evaluate,
 }
 CONVENTIONAL_WORK: dict[str, Callable[[Bench, Task], Work]] = {
@@ -348,7 +359,7 @@ def _seconds(
         (use_deterministic_kernels if task.precision == REPRODUCIBLE else use_fast_kernels)()
     if task not in works:
         works[task] = table[task.kind](bench, task)
-        works[task]()
+        _timed(works[task], torch.device(bench.device))
     return _timed(works[task], torch.device(bench.device))
 
 
@@ -361,6 +372,9 @@ def _timed(work: Work, device: torch.device) -> float:
 
     wait()
     started = time.perf_counter()
-    work()
+    rest = work()
     wait()
-    return time.perf_counter() - started
+    seconds = time.perf_counter() - started
+    if callable(rest):
+        rest()
+    return seconds

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
 
 from scripts.core.config import Config
-from scripts.core.errors import PipelineError
 from scripts.core.paths import RunPaths
 from scripts.core.records import TrainingResult
-from scripts.core.system import StopRequest, prepare_machine
-from scripts.data_handler.dataset import Dataset, Split
+from scripts.core.system import StopRequest, memory_advice, prepare_machine
+from scripts.data_handler.dataset import Split
 from scripts.data_handler.opening import open_dataset
 from scripts.data_handler.sources import DeviceSplit, make_device_split
 from scripts.models.factory import build_model
@@ -35,55 +33,44 @@ def train_and_report(config: Config, paths: RunPaths, stop: StopRequest) -> None
     """Prepare, train, evaluate and report one run.
 
     Raises:
-        PipelineError: Any step failed; the message says what to do.
-        Interrupted: A signal asked to stop; the state is saved.
+        PipelineError: A step failed; the message says what to do.
+        Interrupted: A signal requested a stop; the state is saved.
     """
     config, device = prepare_machine(config)
     dataset = open_dataset(config.dataset, config.data_dir, config.resolution)
     config = resolve_settings(config, dataset, device)
-    provenance = record_provenance(config, dataset, paths, stop)
-    dataset = unpack_if_streamed(dataset, config)
+    provenance = record_provenance(config, dataset, paths)
+    if config.feed == "streamed":
+        dataset = dataset.unpack(config.data_dir)
     run = Run(config=config, dataset=dataset, device=device, paths=paths, provenance=provenance, stop=stop)
     with memory_advice(config):
         train, val = dataset.load("train"), dataset.load("val")
         state = begin_or_resume(run)
         training = train_model(run, state, train, val)
-        test = dataset.load("test")  # not before: nothing about it may reach the training
+        test = dataset.load("test")  # not earlier: the training must not depend on it
         evaluation = evaluate_best(run, state.model, test)
-        stop.raise_if_received()  # in case a library swallowed it
+        stop.raise_if_received()  # in case a library caught the exception
         report(run, training, evaluation, train, test)
 
 
-def unpack_if_streamed(dataset: Dataset, config: Config) -> Dataset:
-    """Make the uncompressed files that streaming reads, unless they are there; a resident set stays as it is.
-
-    Raises:
-        DataError: The data are damaged, or have changed.
-        StorageError: The uncompressed images cannot be written.
-    """
-    if config.feed == "resident" or dataset.unpack is None:
-        return dataset
-    return dataset.unpack(config.data_dir)
-
-
 def begin_or_resume(run: Run) -> TrainingState:
-    """The state of the training: before its first step, or where the newest valid checkpoint left it.
+    """The state of the training: before its first step, or as the newest valid checkpoint left it.
 
     Raises:
-        DataError: The starting weights cannot be had, or the checkpoint does not fit the model.
-        StorageError: The disk has too little space for what the run will write.
+        DataError: The starting weights are not available, or the checkpoint does not fit the model.
+        StorageError: The disk has too little space for the files of the run.
     """
     config = run.config
     saved = load_checkpoint(run.paths) if config.resume else None
     model = build_model(
-        num_classes=len(run.dataset.class_names),
-        weights="none" if saved else config.weights,  # a checkpoint replaces whatever the run was started from
+        class_names=run.dataset.class_names,
+        weights="none" if saved else config.weights,  # a checkpoint replaces the weights that the run began with
         data_dir=config.data_dir,
         seed=config.seed,
         stem=config.stem,
     )
     require_space(run.paths.root, sum(tensor.nbytes for tensor in model.state_dict().values()))
-    # the memory layout that convolutions are fastest in
+    # the memory layout in which convolutions are fastest
     model.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     state = begin_training(model, config, run.device)
     if config.resume:
@@ -93,6 +80,8 @@ def begin_or_resume(run: Run) -> TrainingState:
 
 def train_model(run: Run, state: TrainingState, train: Split, val: Split) -> TrainingResult:
     """Fit; the best weights are in the run folder afterwards."""
+    from scripts.evaluation.metrics import mean_auc  # here rather than above: see evaluate_best
+
     with run.stop.deferred():
         return fit(
             state,
@@ -103,6 +92,7 @@ def train_model(run: Run, state: TrainingState, train: Split, val: Split) -> Tra
             provenance=run.provenance,
             model_card=describe_model(run.config, run.dataset),
             stop=run.stop,
+            auc=partial(mean_auc, task=run.dataset.task),
         )
 
 
@@ -112,20 +102,19 @@ def evaluate_best(run: Run, model: nn.Module, test: Split) -> EvaluationResult:
     from scripts.evaluation.inference import evaluate
 
     load_best_weights(model, run.paths.best_model)
-    views = () if run.config.no_tta else applied_views(run.config)
     return evaluate(
         model,
         _on_device(run, test),
         test.labels,
         run.dataset,
-        views,
+        applied_views(run.config),
         precision=run.config.precision,
         seed=run.config.seed,
     )
 
 
 def report(run: Run, training: TrainingResult, evaluation: EvaluationResult, train: Split, test: Split) -> None:
-    """Write every report; the checkpoint before the last one is then no longer needed."""
+    """Write every report; the previous checkpoint is then no longer needed."""
     from scripts.evaluation.reports import RunReport, write_reports
 
     write_reports(
@@ -144,23 +133,6 @@ def report(run: Run, training: TrainingResult, evaluation: EvaluationResult, tra
     delete_previous_checkpoint(run.paths)
 
 
-@contextmanager
-def memory_advice(config: Config) -> Iterator[None]:
-    """Say what to do when the device's memory does not suffice."""
-    try:
-        yield
-    except torch.OutOfMemoryError as error:
-        raise PipelineError(
-            f"The memory of {config.device} is used up with --batch_size {config.batch_size} and --feed {config.feed}. "
-            "Take a smaller --batch_size, --feed streamed, or a device that no other program uses."
-        ) from error
-
-
 def _on_device(run: Run, split: Split) -> DeviceSplit:
-    return make_device_split(
-        split,
-        len(run.dataset.class_names),
-        feed=run.config.feed,
-        device=run.device,
-        num_workers=run.config.num_workers,
-    )
+    config, num_classes = run.config, len(run.dataset.class_names)
+    return make_device_split(split, num_classes, feed=config.feed, device=run.device, num_workers=config.num_workers)

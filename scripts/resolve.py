@@ -17,11 +17,11 @@ from scripts.models.stem import STEMS, choose_stem
 
 
 def resolve_settings(config: Config, dataset: Dataset, device: torch.device) -> Config:
-    """The settings as applied to this data set; the log says what was chosen, and why.
+    """The settings as applied to this data set; each choice is logged with its reason.
 
     Raises:
         ConfigError: A batch would hold a single value per channel, which batch normalisation cannot train on.
-        DataError: All images were asked to be in memory, which cannot hold them.
+        DataError: All images were requested to be in memory, which cannot hold them.
     """
     config = _resolve_feed(config, dataset, device)
     config = _resolve_stem(config, dataset)
@@ -31,45 +31,20 @@ def resolve_settings(config: Config, dataset: Dataset, device: torch.device) -> 
     if smallest_batch == 1 and max(dataset.height, dataset.width) <= STEMS[config.stem].reduction:
         raise ConfigError(
             f"--batch_size {config.batch_size} leaves one of the {dataset.num_samples['train']} training images in a "
-            f"batch of its own, which batch normalisation cannot train on with pictures of {dataset.width} × "
+            f"batch of its own, which batch normalisation cannot train on with images of {dataset.width} × "
             f"{dataset.height} pixels and the {config.stem} stem. Take another --batch_size."
         )
     return config
 
 
-def _resolve_stem(config: Config, dataset: Dataset) -> Config:
-    """The stem that serves the pictures, and a model name that does not say otherwise."""
-    stem, reason = choose_stem(config.stem, dataset.height, dataset.width)
-    if config.resume:
-        reason = "as the run began"
-    log.info("stem %s (%s): %s", stem, STEMS[stem].layers, reason)
-    model_name = config.model_name
-    if stem == "stock" and model_name == DEFAULT_MODEL_NAME:
-        model_name = STOCK_MODEL_NAME
-        log.info("the model is called %s, since nothing of it is adapted", model_name)
-    return replace(config, stem=stem, model_name=model_name)
-
-
-def _resolve_views(config: Config, dataset: Dataset) -> Config:
-    """The views that make sense for the pictures, in training and so in TTA."""
-    if not dataset.orientation_free:
-        log.info(
-            "no picture is mirrored, whatever --hflip says: left and right are not interchangeable in %s (given by its "
-            "path, %s is taken as a file of your own, for which --hflip alone decides)",
-            dataset.title,
-            dataset.source,
-        )
-        config = replace(config, hflip=0.0)
-    if not config.no_tta and len(applied_views(config)) == 1:
-        log.info("no test-time augmentation: training shows every picture in one view only")
-        config = replace(config, no_tta=True)
-    return config
+def applied_views(config: Config) -> tuple[View, ...]:
+    """The views of test-time augmentation that follow from the settings; none without it."""
+    return () if config.no_tta else tta_views(hflip=config.hflip, rotation_angle=config.rotation_angle)
 
 
 def _resolve_feed(config: Config, dataset: Dataset, device: torch.device) -> Config:
-    """The feed and the number of worker processes as applied, by what memory is needed and what is free."""
-    images = dataset.image_sizes
-    plan = plan_memory(config.feed, images, device)
+    """The feed and the number of worker processes, by the memory that is needed and free."""
+    plan = plan_memory(config.feed, dataset, device)
     log.info("memory: %s", plan.figures)
     if plan.feed == "resident":
         num_workers, consequence = 0, "--num_workers has no effect"
@@ -77,7 +52,7 @@ def _resolve_feed(config: Config, dataset: Dataset, device: torch.device) -> Con
         num_workers, consequence = 0, "no worker processes in reproducibility mode"
     else:
         num_workers, why_fewer = workers_that_fit(
-            config.num_workers, images, batch_size=config.batch_size, shared=free_shared_memory()
+            config.num_workers, dataset, batch_size=config.batch_size, shared=free_shared_memory()
         )
         if why_fewer:
             log.warning(why_fewer)
@@ -86,15 +61,44 @@ def _resolve_feed(config: Config, dataset: Dataset, device: torch.device) -> Con
     return replace(config, feed=plan.feed, num_workers=num_workers)
 
 
+def _resolve_stem(config: Config, dataset: Dataset) -> Config:
+    """The stem that suits the image size, and a model name that agrees with it."""
+    stem, reason = choose_stem(config.stem, dataset.height, dataset.width)
+    log.info("stem %s (%s): %s", stem, STEMS[stem].layers, _reason(config, config.stem, reason))
+    model_name = config.model_name
+    if stem == "stock" and model_name == DEFAULT_MODEL_NAME:
+        model_name = STOCK_MODEL_NAME
+        log.info("the model is named %s, since nothing in it is adapted", model_name)
+    return replace(config, stem=stem, model_name=model_name)
+
+
+def _resolve_views(config: Config, dataset: Dataset) -> Config:
+    """The views that make sense for the images, in training and so in TTA."""
+    if not dataset.orientation_free:
+        log.info(
+            "no image is mirrored, whatever --hflip is: left and right are not interchangeable in %s (given by its "
+            "path, %s is taken as a file of your own, for which --hflip alone decides)",
+            dataset.title,
+            dataset.source,
+        )
+        config = replace(config, hflip=0.0)
+    if len(applied_views(config)) == 1:
+        log.info("no test-time augmentation: training shows every image in one view only")
+        config = replace(config, no_tta=True)
+    return config
+
+
 def _resolve_monitor(config: Config, dataset: Dataset) -> Config:
     """The validation figure that selects the best epoch."""
-    if config.monitor != "auto":
-        return config
-    monitor = "auc" if dataset.task == MULTI_LABEL else "accuracy"
-    log.info("the best epoch is selected by validation %s: the default for %s sets", monitor, dataset.task)
+    suitable = "auc" if dataset.task == MULTI_LABEL else "accuracy"
+    monitor = suitable if config.monitor == "auto" else config.monitor
+    reason = _reason(config, config.monitor, f"the default for {dataset.task} sets")
+    log.info("monitor %s, which selects the best epoch: %s", monitor, reason)
     return replace(config, monitor=monitor)
 
 
-def applied_views(config: Config) -> tuple[View, ...]:
-    """The views of test-time augmentation that follow from the settings."""
-    return tta_views(hflip=config.hflip, rotation_angle=config.rotation_angle)
+def _reason(config: Config, requested: str, choice: str) -> str:
+    """Why a setting has its value: ``choice`` where the program chose it."""
+    if requested == "auto":
+        return choice
+    return "as the run began" if config.resume else "as requested"

@@ -1,4 +1,4 @@
-"""What the Dockerfile and .dockerignore promise, as far as it shows without an engine: see docs/docker.md."""
+"""What the Dockerfile and .dockerignore promise, as far as it can be checked without Docker: see docs/docker.md."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ from pathlib import PurePosixPath
 import pytest
 
 from scripts.core import Config
-from tests.conftest import PROJECT_ROOT
+from tests.conftest import PROJECT_ROOT, tracked_files
 
 FOLDERS = ("dataset", "outputs")
 
 
 def instructions() -> list[tuple[str, str]]:
-    """The Dockerfile as (instruction, rest of its line), continued lines joined, comments left out."""
-    text = (PROJECT_ROOT / "Dockerfile").read_text()
+    """Return the Dockerfile as (instruction, rest of its line), without comments, continued lines joined."""
+    text = (PROJECT_ROOT / "Dockerfile").read_text(encoding="utf-8")
     lines = [line for line in text.splitlines() if not line.lstrip().startswith("#")]
     joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
-    return [(words[0], words[1]) for line in joined.splitlines() if (words := line.split(maxsplit=1))]
+    return [(name, rest) for line in joined.splitlines() if line for name, rest in [line.split(maxsplit=1)]]
 
 
 def arguments(instruction: str) -> list[str]:
@@ -29,12 +29,12 @@ def arguments(instruction: str) -> list[str]:
 
 
 def copied() -> list[str]:
-    """The sources of every COPY."""
+    """Return the sources of every COPY."""
     return [source for rest in arguments("COPY") for source in rest.split()[:-1]]
 
 
 def is_sent(path: str, patterns: list[str]) -> bool:
-    """Whether .dockerignore's ``patterns`` let ``path`` through: of those that match it or a folder above, the last."""
+    """Return whether Docker sends ``path`` to the builder: the last pattern that matches it or a parent decides."""
     parents = [str(folder) for folder in PurePosixPath(path).parents if folder.name]
     sent = True
     for pattern in patterns:
@@ -46,22 +46,13 @@ def is_sent(path: str, patterns: list[str]) -> bool:
 
 @pytest.fixture
 def ignore_patterns() -> list[str]:
-    lines = (PROJECT_ROOT / ".dockerignore").read_text().splitlines()
+    lines = (PROJECT_ROOT / ".dockerignore").read_text(encoding="utf-8").splitlines()
     return [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-
-
-def tracked_files() -> list[str]:
-    if not (PROJECT_ROOT / ".git").exists():
-        pytest.skip("not a git checkout")
-    listed = subprocess.run(
-        ["git", "-C", str(PROJECT_ROOT), "ls-files"], capture_output=True, text=True, check=True, timeout=30
-    )
-    return listed.stdout.splitlines()
 
 
 def test_the_base_image_is_a_slim_python_that_the_project_supports():
     (base,) = arguments("FROM")
-    oldest = re.search(r'requires-python = ">=3\.(\d+)"', (PROJECT_ROOT / "pyproject.toml").read_text())
+    oldest = re.search(r'requires-python = ">=3\.(\d+)"', (PROJECT_ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 
     version = re.fullmatch(r"python:3\.(\d+)-slim", base)
 
@@ -70,10 +61,10 @@ def test_the_base_image_is_a_slim_python_that_the_project_supports():
     assert int(version[1]) >= int(oldest[1])
 
 
-def test_the_entry_point_is_main_itself_so_that_arguments_and_signals_reach_it():
+def test_the_entry_point_is_main_so_that_arguments_and_signals_reach_it():
     (entry_point,) = arguments("ENTRYPOINT")
 
-    # a string instead of a list would put a shell in between, which keeps arguments and SIGTERM to itself
+    # a string instead of a list would start a shell, which does not pass on arguments and SIGTERM
     assert json.loads(entry_point) == ["python", "main.py"]
     assert not arguments("CMD")
 
@@ -131,11 +122,13 @@ def test_any_user_may_read_the_code_and_write_data_and_results(tmp_path):
     assert {stat.S_IMODE((tmp_path / folder).stat().st_mode) for folder in FOLDERS} == {0o1777}
 
 
-def test_the_defaults_lead_to_the_folders_that_are_mounted():
+def test_the_default_folders_are_the_mounted_ones():
     (workdir,) = arguments("WORKDIR")
-    text = (PROJECT_ROOT / "README.md").read_text() + (PROJECT_ROOT / "docs" / "docker.md").read_text()
+    text = (PROJECT_ROOT / "README.md").read_text(encoding="utf-8") + (PROJECT_ROOT / "docs" / "docker.md").read_text(
+        encoding="utf-8"
+    )
 
-    places = {str(PurePosixPath(workdir) / folder) for folder in (Config().data_dir, Config().output_dir)}
+    folders = {str(PurePosixPath(workdir) / folder) for folder in (Config().data_dir, Config().output_dir)}
 
-    assert places == {"/app/dataset", "/app/outputs"} == {f"/app/{folder}" for folder in FOLDERS}
-    assert set(re.findall(r'--volume "\$PWD/[^:]*:(/[^":]*)"', text)) == places
+    assert folders == {"/app/dataset", "/app/outputs"} == {f"/app/{folder}" for folder in FOLDERS}
+    assert set(re.findall(r'--volume "\$PWD/[^:]*:(/[^":]*)"', text)) == folders

@@ -6,11 +6,18 @@ import dataclasses
 import functools
 import hashlib
 import json
+import locale
 import os
+import pty
+import shlex
+import shutil
 import signal
 import socket
 import subprocess
+import sys
 import time
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -21,12 +28,12 @@ from openpyxl import load_workbook
 import main
 from scripts.core.config import Config
 from scripts.core.download import fetch
-from scripts.core.errors import LockHeldError
+from scripts.core.errors import LockHeldError, ResourceError, StorageError
 from scripts.core.paths import RunPaths
 from scripts.core.system import StopRequest, ensure_single_instance
 from scripts.data_handler.registry import DATASET_REGISTRY
 from scripts.models.resnet import adapted_resnet18
-from tests.conftest import CommandLine, Npz
+from tests.conftest import CommandLine, FinishedRun, InProcess, Launcher, Npz, tiny_backbone, write_npz
 
 QUICK = ("--weights", "none", "--epochs", "1", "--batch_size", "16")
 
@@ -38,12 +45,8 @@ def digests(run_folder: Path) -> dict[str, str]:
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def test_a_run_leaves_a_folder_that_explains_itself(command_line: CommandLine, make_npz: Npz):
-    done = command_line("--dataset", make_npz(classes=3), "--weights", "none", "--epochs", "2", "--batch_size", "16")
-
-    assert done.returncode == 0, done.stderr
-    assert done.stderr == ""
-    folder = command_line.run_folder()
+def test_a_run_leaves_a_folder_that_explains_itself(finished_resnet_run: FinishedRun):
+    folder = finished_resnet_run.paths.root
     assert folder.name.endswith("_squares_resnet18")
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     csv_files = {name for name in files if name.endswith(".csv")}
@@ -63,13 +66,13 @@ def test_a_run_leaves_a_folder_that_explains_itself(command_line: CommandLine, m
         "figures/sample_predictions.png",
         "reports/training_summary.xlsx",
     }
-    named = json.loads((folder / "summary.json").read_text())["files"]
+    named = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["files"]
     assert set(named) == files - {"summary.json", "logs/.lock"}
     model = adapted_resnet18(3, seed=0)
     model.load_state_dict(torch.load(folder / "models/best_model.pth", weights_only=True))
-    epochs = [line for line in done.stdout.splitlines() if line.startswith("epoch ")]
+    epochs = [line for line in finished_resnet_run.stdout.splitlines() if line.startswith("epoch ")]
     assert len(epochs) == 2
-    log = (folder / "logs/run.log").read_text()
+    log = (folder / "logs/run.log").read_text(encoding="utf-8")
     assert all(line in log for line in epochs)
     assert load_workbook(folder / "reports/training_summary.xlsx").sheetnames[:6] == [
         "Summary",
@@ -81,12 +84,13 @@ def test_a_run_leaves_a_folder_that_explains_itself(command_line: CommandLine, m
     ]
 
 
-def test_the_recorded_settings_are_the_applied_ones(command_line: CommandLine, make_npz: Npz):
+@pytest.mark.usefixtures("tiny_network", "no_reports")
+def test_the_recorded_settings_are_the_applied_ones(in_process: InProcess, make_npz: Npz):
     path = make_npz(class_names=np.array(["dark", "bright"]))
-    done = command_line("--dataset", path, *QUICK, "--num_workers", "3", "--device", "auto", "--model_name", "My net!")
+    done = in_process("--dataset", path, *QUICK, "--num_workers", "3", "--device", "auto", "--model_name", "My net!")
 
     assert done.returncode == 0, done.stderr
-    folder = command_line.run_folder()
+    folder = in_process.run_folder()
     assert folder.name.endswith("_squares_my_net")
     recorded = json.loads((folder / "config.json").read_text())
     assert recorded["settings"]["num_workers"] == 0  # the images were resident
@@ -102,6 +106,7 @@ def test_the_recorded_settings_are_the_applied_ones(command_line: CommandLine, m
     assert "--num_workers has no effect" in done.stdout
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_bits_in_reproducibility_mode(make_npz: Npz, tmp_path: Path):
     path, found = make_npz(), []
     switches: list[tuple[tuple[str, ...], dict[str, str]]] = [
@@ -121,22 +126,30 @@ def test_the_same_command_gives_the_same_bits_in_reproducibility_mode(make_npz: 
     assert found[0] == found[1]
 
 
-@pytest.mark.parametrize("channels", [1, 3])
-def test_feeds_and_workers_change_no_bit_of_weights_and_predictions(run_in_process, make_npz: Npz, tmp_path, channels):
-    path, found = make_npz(channels=channels), []
-    for feed in (("resident", "0"), ("streamed", "0"), ("streamed", "1"), ("streamed", "4")):
-        outputs = tmp_path / "-".join(feed)
-        words = ("--feed", feed[0], "--num_workers", feed[1], "--output_dir", str(outputs))
-        code, complaint = run_in_process("--dataset", str(path), *QUICK, "--precision", "fp32", *words)
-        assert (code, complaint) == (0, "")
-        (folder,) = outputs.iterdir()
-        assert json.loads((folder / "config.json").read_text())["settings"]["num_workers"] == int(feed[1])
-        found.append(digests(folder))
+@pytest.mark.parametrize(("channels", "workers"), [(1, ("0", "1")), (3, ("0", "1", "4"))])
+def test_feeds_and_workers_change_no_bit_of_weights_and_scores(
+    run_in_process, make_npz: Npz, tmp_path, monkeypatch, channels, workers
+):
+    found = []
 
-    assert found[0] == found[1] == found[2] == found[3]
+    def keep(run, training, evaluation, *_):
+        losses = [(record.train_loss, record.val_loss) for record in training.history]
+        weights = run.paths.best_model.read_bytes()
+        found.append((losses, weights, evaluation.plain_scores.tobytes(), evaluation.tta_scores.tobytes()))
+        assert json.loads(run.paths.config.read_text())["settings"]["num_workers"] == run.config.num_workers
+
+    monkeypatch.setattr("scripts.pipeline.report", keep)
+    path = make_npz(channels=channels)
+    for feed, number in [("resident", "0"), *(("streamed", number) for number in workers)]:
+        code, complaint = run_in_process("--dataset", str(path), *QUICK, "--feed", feed, "--num_workers", number)
+        assert (code, complaint) == (0, "")
+
+    assert len(found) == 1 + len(workers)
+    assert all(other == found[0] for other in found)
     assert len(list((tmp_path / "dataset/uncompressed").iterdir())) == 3
 
 
+@pytest.mark.usefixtures("no_reports")
 def test_what_does_not_fit_into_half_of_the_memory_is_streamed(run_in_process, make_npz: Npz, tmp_path, monkeypatch):
     needed = (48 + 16 + 24) * 12 * 12 * 3
     monkeypatch.setattr("scripts.data_handler.memory.free_on_host", lambda: (2 * needed - 1, "on this machine"))
@@ -163,7 +176,7 @@ def test_resident_images_that_cannot_fit_end_with_3_before_they_are_read(run_in_
 
     assert code == 3
     assert complaint == (
-        "error: --feed resident was asked for, but the images need 38,016 bytes of memory, and 38,015 are free on this "
+        "error: --feed resident was requested, but the images need 38,016 bytes of memory, and 38,015 are free on this "
         "machine. Use --feed streamed, which reads them from the disk batch by batch.\n"
     )
 
@@ -174,15 +187,16 @@ def test_a_disk_without_room_for_the_images_ends_with_6_before_training(run_in_p
 
     assert code == 6
     assert complaint.startswith("error: The images need 38,400 bytes of disk space to be streamed, and 38,399 are free")
-    assert "Go on with: " in complaint
+    assert "Start again with: " in complaint
 
 
-def test_an_earlier_runs_weights_are_taken_as_they_are(command_line: CommandLine, make_npz: Npz):
-    torch.save(adapted_resnet18(2, seed=5).state_dict(), command_line.folder / "earlier.pth")
-    done = command_line("--dataset", make_npz(), "--weights", "earlier.pth", "--epochs", "1", "--batch_size", "48")
+@pytest.mark.usefixtures("no_reports")
+def test_an_earlier_runs_weights_are_taken_as_they_are(in_process: InProcess, make_npz: Npz):
+    torch.save(adapted_resnet18(2, seed=5).state_dict(), in_process.folder / "earlier.pth")
+    done = in_process("--dataset", make_npz(), "--weights", "earlier.pth", "--epochs", "1", "--batch_size", "48")
 
     assert done.returncode == 0, done.stderr
-    assert "weights earlier.pth (3×3 stem taken as it is, fc kept)" in done.stdout
+    assert "weights earlier.pth (3×3 stem taken as it is, fc kept (class names unknown))" in done.stdout
 
 
 def broken(make_npz: Npz, kind: str) -> Path:
@@ -230,6 +244,7 @@ def test_bad_data_ends_with_3_and_one_message(run_in_process, make_npz: Npz, kin
     assert complaint.startswith("error: ")
     assert complaint.count("\n") == 1
     assert str(path) in complaint
+    assert list((path.parent / "outputs").iterdir()) == []
 
 
 @pytest.mark.parametrize(
@@ -245,7 +260,7 @@ def test_bad_data_ends_with_3_and_one_message(run_in_process, make_npz: Npz, kin
         (("--epochs", "0"), 2, "--epochs must be at least 1, got 0."),
         (("--hflip", "1.5"), 2, "--hflip must be at most 1, got 1.5."),
         (("--epoch", "3"), 2, "Did you mean --epochs?"),
-        (("--device", "cuda:99"), 2, "--device cuda:99 was asked for, but"),
+        (("--device", "cuda:99"), 2, "--device cuda:99 was requested, but"),
         (("--dataset", "nowhere/missing.npz"), 3, "missing.npz"),
         (("--dataset", "synthblood", "--weights", "missing.pth"), 3, "--weights missing.pth must be the file"),
     ],
@@ -260,10 +275,9 @@ def test_bad_command_lines_end_with_their_code_and_message(run_in_process, words
 
 
 @pytest.fixture
-def run_in_process(tmp_path, monkeypatch, capsys):
-    """Calls ``main.main`` in an empty folder; returns the exit code and what stood on standard error."""
+def run_in_process(tmp_path, monkeypatch, capsys, tiny_network):
+    """Call ``main.main`` in an empty folder, with a tiny network; returns the exit code and standard error."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("DOCKER_REPRODUCIBILITY_MODE", raising=False)
 
     def run(*words: str) -> tuple[int, str]:
         code = main.main([*words, "--lock_file", str(tmp_path / "lock"), "--no_process_guard"])
@@ -322,6 +336,7 @@ def test_a_loss_that_is_no_number_ends_with_5(run_in_process, make_npz: Npz):
 
     assert code == 5
     assert complaint.startswith("error: Training diverged in epoch 1")
+    assert "--resume" not in complaint
 
 
 def test_an_unexpected_error_leaves_its_traceback_in_the_log(run_in_process, make_npz: Npz, monkeypatch, tmp_path):
@@ -373,52 +388,97 @@ def test_the_lock_comes_before_the_guard_and_the_guard_before_the_folder(tmp_pat
     assert paths.log.exists()
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_signal_during_training_ends_the_run_cleanly(command_line: CommandLine, make_npz: Npz, number, code):
-    words = ("--dataset", make_npz(sizes=(2000, 16, 24)), "--weights", "none", "--patience", "60")
+def start(command_line: CommandLine, *argv: str | Path, until: str, **options) -> subprocess.Popen[str]:
+    """Start a run in a process of its own and wait until a file of its run folder exists."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
     process = subprocess.Popen(
-        command_line.command(*words),
-        cwd=command_line.folder,
-        env=command_line.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+        command_line.command(*argv), cwd=command_line.folder, env=command_line.environment, text=True, **pipes
     )
     deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not list(command_line.outputs.glob("*/config.json")):
-        time.sleep(0.05)
-    time.sleep(0.5)
+    while time.monotonic() < deadline and not list(command_line.outputs.glob(f"*/{until}")):
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.02)
+    return process
+
+
+LONG = ("--weights", "none", "--epochs", "1000", "--patience", "1000", "--batch_size", "16")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("number", "code"),
+    [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)],
+    ids=lambda value: str(value),
+)
+def test_a_signal_during_training_saves_the_step_and_prints_the_resume_command(
+    command_line: CommandLine, make_npz: Npz, number, code
+):
+    process = start(command_line, "--dataset", make_npz(), *LONG, until="history.jsonl")
     process.send_signal(number)
     _, complaint = process.communicate(timeout=60)
 
     assert process.returncode == code
-    assert complaint.startswith(f"error: Stopped by {signal.Signals(number).name}.")
+    assert complaint.startswith(f"error: Stopped by {signal.Signals(number).name}. Everything up to epoch ")
+    assert "Go on with: " in complaint
     assert "Traceback" not in complaint
 
 
+@pytest.mark.slow
+def test_a_closed_terminal_ends_the_run_with_129_and_its_state_saved(command_line: CommandLine, make_npz: Npz):
+    ours, theirs = pty.openpty()
+    own_terminal = [sys.executable, "-c", OWN_TERMINAL, *command_line.command("--dataset", make_npz(), *LONG)]
+    process = subprocess.Popen(
+        own_terminal, cwd=command_line.folder, env=command_line.environment, stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    os.set_blocking(ours, False)
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline and not list(command_line.outputs.glob("*/history.jsonl")):
+        with suppress(BlockingIOError):
+            os.read(ours, 1 << 16)
+        time.sleep(0.02)
+    os.close(ours)
+
+    assert process.wait(60) == 129
+    log = (command_line.run_folder() / "logs/run.log").read_text(encoding="utf-8")
+    assert "Stopped by SIGHUP. Everything up to" in log.splitlines()[-1]
+
+
+OWN_TERMINAL = """
+import fcntl, os, sys, termios
+os.setsid()
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+@pytest.mark.slow
+def test_a_run_that_was_started_by_nohup_outlives_the_terminal(command_line: CommandLine, make_npz: Npz):
+    def ignore() -> None:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
+
+    words = ("--dataset", make_npz(), "--weights", "none", "--epochs", "4", "--batch_size", "16")
+    process = start(command_line, *words, until="history.jsonl", preexec_fn=ignore)
+    process.send_signal(signal.SIGHUP)
+    shown, complaint = process.communicate(timeout=120)
+
+    assert (process.returncode, complaint) == (0, "")
+    assert "epoch 4/4" in shown
+
+
+@pytest.mark.slow
 def test_a_stopped_run_is_resumed_by_the_command_it_prints(command_line: CommandLine, make_npz: Npz, tmp_path: Path):
-    words = ("--dataset", make_npz(sizes=(400, 16, 24)), "--weights", "none", "--epochs", "3", "--batch_size", "16")
+    words = ("--dataset", make_npz(sizes=(96, 16, 24)), "--weights", "none", "--epochs", "3", "--batch_size", "16")
     (tmp_path / "straight").mkdir()
     straight = CommandLine(tmp_path / "straight")
     assert straight(*words).returncode == 0
 
-    process = subprocess.Popen(
-        command_line.command(*words),
-        cwd=command_line.folder,
-        env=command_line.environment,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline and not list(command_line.outputs.glob("*/history.jsonl")):
-        time.sleep(0.02)
+    process = start(command_line, *words, until="history.jsonl")
     process.terminate()
     _, complaint = process.communicate(timeout=60)
     assert process.returncode == 143
-    resume = complaint.split("Go on with: ")[1].strip()
     done = subprocess.run(
-        ["bash", "-c", resume],
+        ["bash", "-c", complaint.split("Go on with: ")[1].strip()],
         cwd=command_line.folder,
         env=command_line.environment,
         capture_output=True,
@@ -430,9 +490,12 @@ def test_a_stopped_run_is_resumed_by_the_command_it_prints(command_line: Command
     assert done.returncode == 0, done.stderr
     assert "resumed at epoch" in done.stdout
     assert digests(command_line.run_folder()) == digests(straight.run_folder())
-    again = command_line("--resume", command_line.run_folder())
-    assert again.returncode == 0
-    assert "is finished: its results are in" in again.stdout
+
+
+def test_a_finished_run_is_not_trained_again(in_process: InProcess, finished_run: FinishedRun):
+    done = in_process("--resume", finished_run.copy_to(in_process.folder).root)
+    assert done.returncode == 0
+    assert "is finished: its results are in" in done.stdout
 
 
 def test_views_that_training_does_not_show_are_off_and_recorded_as_off(run_in_process, make_npz: Npz, tmp_path):
@@ -452,18 +515,16 @@ def test_a_batch_that_cannot_be_normalised_is_refused_before_training(run_in_pro
     assert code == 2
     assert complaint == (
         "error: --batch_size 16 leaves one of the 33 training images in a batch of its own, which batch normalisation "
-        "cannot train on with pictures of 8 × 8 pixels and the adapted stem. Take another --batch_size.\n"
+        "cannot train on with images of 8 × 8 pixels and the adapted stem. Take another --batch_size.\n"
     )
     assert run_in_process("--dataset", tiny, *QUICK, "--batch_size", "11")[0] == 0
 
 
-def test_the_card_is_enough_to_use_the_weights(run_in_process, make_npz: Npz, tmp_path):
-    path = make_npz(sizes=(96, 16, 40))
-    assert run_in_process("--dataset", str(path), *QUICK, "--precision", "fp32")[0] == 0
-    (folder,) = (tmp_path / "outputs").iterdir()
-    card = json.loads((folder / "models/best_model.json").read_text())
+def test_the_card_is_enough_to_use_the_weights(finished_resnet_run: FinishedRun):
+    folder = finished_resnet_run.paths.root
+    card = json.loads((folder / "models/best_model.json").read_text(encoding="utf-8"))
 
-    with np.load(path) as data:
+    with np.load(finished_resnet_run.dataset) as data:
         images, labels = data["test_images"], data["test_labels"][:, 0]
     mean, std = (torch.tensor(card["normalisation"][name]) for name in ("mean", "std"))
     inputs = ((torch.from_numpy(images) / 255 - mean) / std).permute(0, 3, 1, 2)
@@ -472,22 +533,212 @@ def test_the_card_is_enough_to_use_the_weights(run_in_process, make_npz: Npz, tm
     with torch.inference_mode():
         probabilities = model(inputs).softmax(1).numpy()
 
-    assert card["decision"] == "p[1] > 0.5"
-    assert ((probabilities[:, 1] > 0.5) == labels).mean() == card["test"]["without TTA"]["accuracy"]
+    assert card["decision"] == "argmax of softmax"
+    assert (probabilities.argmax(1) == labels).mean() == card["test"]["without TTA"]["accuracy"]
     assert card["precision"] == "fp32"
 
 
-def test_used_up_memory_gives_advice(run_in_process, make_npz: Npz, monkeypatch):
-    from scripts import pipeline
+def out_of_memory(*_: object, **__: object) -> None:
+    raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
-    def fit(*_: object, **__: object) -> None:
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB.")
 
-    monkeypatch.setattr(pipeline, "fit", fit)
+OUT_OF_MEMORY = "error: The memory of cpu is used up with --batch_size 16 and --feed resident. Take"
+
+
+def test_a_model_that_does_not_fit_into_memory_gives_advice_and_leaves_no_folder(
+    run_in_process, make_npz: Npz, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(torch.nn.Module, "to", out_of_memory)
     code, complaint = run_in_process("--dataset", str(make_npz()), *QUICK)
 
     assert code == 1
-    assert complaint.startswith("error: The memory of cpu is used up with --batch_size 16 and --feed resident. Take")
+    assert complaint.startswith(OUT_OF_MEMORY)
+    assert "Start again with: " in complaint
+    assert list((tmp_path / "outputs").iterdir()) == []
+
+
+def test_test_images_that_do_not_fit_into_memory_give_advice_and_the_resume_command(
+    run_in_process, make_npz: Npz, monkeypatch, tmp_path
+):
+    from scripts.data_handler.sources import make_device_split
+
+    def make(split, *words, **options):
+        return out_of_memory() if len(split.labels) == 24 else make_device_split(split, *words, **options)
+
+    monkeypatch.setattr("scripts.pipeline.make_device_split", make)
+    code, complaint = run_in_process("--dataset", str(make_npz()), *QUICK)
+
+    assert code == 1
+    assert complaint.startswith(OUT_OF_MEMORY)
+    (folder,) = (tmp_path / "outputs").iterdir()
+    assert f"Go on with: {shlex.join([sys.orig_argv[0], sys.argv[0]])} --resume outputs/{folder.name}" in complaint
+
+
+def test_a_lost_worker_process_gives_the_resume_command(run_in_process, make_npz: Npz, monkeypatch):
+    class LostWorkerError(ResourceError):
+        pass
+
+    def fit(_state, _train, _val, _config, *, paths, **_):
+        paths.last_checkpoint.write_bytes(b"a checkpoint")
+        raise LostWorkerError("A worker process was killed.")
+
+    monkeypatch.setattr("scripts.pipeline.fit", fit)
+    code, complaint = run_in_process("--dataset", str(make_npz()), *QUICK)
+
+    assert code == 1
+    assert complaint.startswith("error: A worker process was killed. Go on with: ")
+
+
+def test_best_weights_that_are_not_those_of_the_model_end_with_3(run_in_process, make_npz: Npz, monkeypatch):
+    from scripts.trainer.fit import fit
+
+    def tamper(*words, paths, **options):
+        training = fit(*words, paths=paths, **options)
+        state = torch.load(paths.best_model, weights_only=True)
+        torch.save(state | {"fc.weight": state["fc.weight"][:1], "fc.bias": state["fc.bias"][:1]}, paths.best_model)
+        return training
+
+    monkeypatch.setattr("scripts.pipeline.fit", tamper)
+    code, complaint = run_in_process("--dataset", str(make_npz()), *QUICK)
+
+    assert code == 3
+    assert "are not of this run's model" in complaint
+
+
+def test_the_report_names_the_commit_that_trained(run_in_process, make_npz: Npz, tmp_path, monkeypatch):
+    from scripts import pipeline
+
+    train_model = pipeline.train_model
+    monkeypatch.setenv("MEDMNIST_COMMIT", "of-the-evening")
+
+    def train_all_night(*words):
+        monkeypatch.setenv("MEDMNIST_COMMIT", "of-the-morning")
+        return train_model(*words)
+
+    monkeypatch.setattr(pipeline, "train_model", train_all_night)
+    assert run_in_process("--dataset", str(make_npz()), *QUICK)[0] == 0
+
+    (folder,) = (tmp_path / "outputs").iterdir()
+    for name in ("config.json", "summary.json"):
+        assert json.loads((folder / name).read_text(encoding="utf-8"))["environment"]["commit"] == "of-the-evening"
+
+
+@pytest.fixture
+def ascii_locale():
+    """Let files that are opened without an encoding be read and written as ASCII."""
+    earlier = locale.setlocale(locale.LC_CTYPE)
+    locale.setlocale(locale.LC_CTYPE, "C")
+    with open(os.devnull) as stream:  # noqa: PTH123 (as the program would)
+        encoding = stream.encoding
+    yield encoding
+    locale.setlocale(locale.LC_CTYPE, earlier)
+
+
+@pytest.mark.usefixtures("tiny_network")
+def test_a_locale_without_umlauts_trains_reports_and_resumes_a_set_that_has_them(
+    in_process: InProcess, make_npz: Npz, ascii_locale
+):
+    if ascii_locale.lower().startswith("utf"):
+        pytest.skip("this Python uses UTF-8 whatever the locale")
+    dataset = make_npz(class_names=np.array(["Blüte", "日本"]))
+    done = in_process("--dataset", dataset, *QUICK)
+    assert done.returncode == 0, done.stderr
+    folder = in_process.run_folder()
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    assert summary["dataset"]["class_names"] == ["Blüte", "日本"]
+
+    (folder / "summary.json").unlink()
+    assert in_process("--resume", folder).returncode == 0
+    assert (folder / "summary.json").exists()
+
+
+@pytest.mark.slow
+def test_a_terminal_that_shows_ascii_only_gets_every_line_of_a_run(command_line: CommandLine, make_npz: Npz):
+    variables = {"PYTHONIOENCODING": "ascii", "LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}
+    words = ("--dataset", make_npz(class_names=np.array(["Blüte", "Blatt"])), *QUICK)
+    done = command_line(*words, environment=variables)
+
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "\\xd7" in done.stdout  # ×
+
+
+@pytest.mark.parametrize("kind", ["folder", "fifo", "device", "one class", "missing", "settings"])
+def test_a_start_that_is_refused_before_its_first_step_leaves_no_run_folder(
+    run_in_process, make_npz: Npz, tmp_path, kind
+):
+    path = make_npz(sizes=(33, 8, 8), side=8)  # with this batch size refused: one image would be alone
+    if kind == "one class":
+        make_npz(**{f"{name}_labels": np.zeros((count, 1), np.uint8) for name, count in SIZES.items()})
+    elif kind != "settings":
+        path.unlink()
+    if kind == "folder":
+        path.mkdir()
+    elif kind == "fifo":
+        os.mkfifo(path)
+    elif kind == "device":
+        path.symlink_to("/dev/zero")
+    code, complaint = run_in_process("--dataset", str(path), *QUICK)
+
+    assert code in (2, 3)
+    assert complaint.startswith("error: ")
+    assert list((tmp_path / "outputs").iterdir()) == []
+
+
+SIZES = {"train": 48, "val": 16, "test": 24}
+
+
+def test_a_file_that_the_start_did_not_write_is_not_removed(run_in_process, make_npz: Npz, monkeypatch, tmp_path):
+    def open_dataset(*_: object) -> None:
+        (folder,) = (tmp_path / "outputs").iterdir()
+        (folder / "figures" / "notes.txt").write_text("mine")
+        raise StorageError("The disk is full.")
+
+    monkeypatch.setattr("scripts.pipeline.open_dataset", open_dataset)
+    assert run_in_process("--dataset", str(make_npz()), *QUICK)[0] == 6
+    (notes,) = (tmp_path / "outputs").glob("*/figures/notes.txt")
+    assert notes.read_text() == "mine"
+
+
+def test_a_signal_before_the_first_step_leaves_nothing_and_says_to_start_again(
+    run_in_process, make_npz: Npz, monkeypatch, tmp_path
+):
+    monkeypatch.setattr("scripts.pipeline.build_model", lambda **_: os.kill(os.getpid(), signal.SIGTERM))
+    code, complaint = run_in_process("--dataset", str(make_npz()), *QUICK)
+
+    assert code == 143
+    assert complaint.startswith("error: Stopped by SIGTERM. Start again with: ")
+    assert list((tmp_path / "outputs").iterdir()) == []
+
+
+def test_a_run_that_is_resumed_keeps_its_folder_whatever_happens(run_in_process, stopped_run, monkeypatch):
+    paths = stopped_run()
+    for path in (paths.last_checkpoint, paths.previous_checkpoint, paths.history):
+        path.unlink(missing_ok=True)
+    monkeypatch.setattr("scripts.pipeline.build_model", lambda **_: os.kill(os.getpid(), signal.SIGTERM))
+    code, complaint = run_in_process("--resume", str(paths.root))
+
+    assert code == 143
+    assert f"Go on with: {shlex.join([sys.orig_argv[0], sys.argv[0]])} --resume {paths.root}" in complaint
+    assert paths.config.exists()
+
+
+def test_an_output_folder_that_is_a_loop_of_links_is_named_as_that(run_in_process, make_npz: Npz, tmp_path):
+    (tmp_path / "outputs").symlink_to(tmp_path / "other")
+    (tmp_path / "other").symlink_to(tmp_path / "outputs")
+    for folder in ("outputs", "outputs/below"):
+        code, complaint = run_in_process("--dataset", str(make_npz()), *QUICK, "--output_dir", folder)
+        assert code == 6
+        assert f"{folder}. The path is a loop of symbolic links: remove them, or choose another place." in complaint
+
+
+def test_settings_of_a_resumed_run_are_as_the_run_began(run_in_process, stopped_run):
+    paths = stopped_run()
+    assert run_in_process("--resume", str(paths.root), "--monitor", "auto", "--precision", "auto")[0] == 0
+    first, _, resumed = paths.log.read_text(encoding="utf-8").rpartition("as if the machine had failed")
+    for setting in ("precision ", "stem adapted (3x3, stride 1, no max-pool): ", "monitor accuracy, which selects"):
+        for log, is_resumed in ((first, False), (resumed, True)):
+            (line,) = (line for line in log.splitlines() if f"INFO    {setting}" in line)
+            assert (": as the run began" in line) is is_resumed
 
 
 def test_a_test_split_of_one_class_is_reported_with_an_undefined_auc(run_in_process, make_npz: Npz, tmp_path):
@@ -499,32 +750,46 @@ def test_a_test_split_of_one_class_is_reported_with_an_undefined_auc(run_in_proc
     assert json.loads((folder / "summary.json").read_text())["test"]["tta"]["auc"]["value"] is None
 
 
-def test_a_run_cannot_be_resumed_while_it_runs_under_another_lock_file(run_in_process, make_npz: Npz, tmp_path):
-    assert run_in_process("--dataset", str(make_npz()), *QUICK)[0] == 0
-    (folder,) = (tmp_path / "outputs").iterdir()
-    with ensure_single_instance(RunPaths(folder).lock):
-        code, complaint = run_in_process("--resume", str(folder))
+def test_a_run_cannot_be_resumed_while_it_runs_under_another_lock_file(run_in_process, stopped_run):
+    paths = stopped_run()
+    with ensure_single_instance(paths.lock):
+        code, complaint = run_in_process("--resume", str(paths.root))
 
     assert code == 4
     assert f"pid {os.getpid()}" in complaint
 
 
-def stopped_run(run_in_process, make_npz: Npz, tmp_path: Path, monkeypatch) -> RunPaths:
-    """A run of three epochs that ended after its second, as if the machine had gone."""
-    from scripts.trainer import fit as module
+@pytest.fixture(scope="module")
+def interrupted_run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Launcher, RunPaths]:
+    """A run of three epochs that ended after its second, as if the machine had failed."""
 
-    monkeypatch.setattr(module, "epoch_line", lambda record, *_: 1 / 0 if record.epoch == 2 else "")
-    words = ("--dataset", str(make_npz()), "--weights", "none", "--epochs", "3", "--batch_size", "16")
-    assert run_in_process(*words)[0] == 1
-    monkeypatch.undo()
-    monkeypatch.chdir(tmp_path)
-    (folder,) = (tmp_path / "outputs").iterdir()
-    return RunPaths(folder)
+    def fail_in_second_epoch(record, *_: object, **__: object) -> str:
+        if record.epoch == 2:
+            raise RuntimeError("as if the machine had failed")
+        return ""
+
+    run = InProcess(tmp_path_factory.mktemp("interrupted"))
+    dataset = write_npz(run.folder / "squares.npz")
+    with tiny_backbone(), pytest.MonkeyPatch.context() as patch:
+        patch.setattr("scripts.trainer.fit.epoch_line", fail_in_second_epoch)
+        words = ("--weights", "none", "--epochs", "3", "--batch_size", "16", "--checkpoint_every", "0")
+        assert run("--dataset", dataset, *words).returncode == 1
+    return run, RunPaths(run.run_folder())
 
 
-def test_resuming_under_changed_settings_is_refused(run_in_process, make_npz: Npz, tmp_path, monkeypatch):
-    paths = stopped_run(run_in_process, make_npz, tmp_path, monkeypatch)
-    paths.config.write_text(paths.config.read_text().replace('"lr": 0.008', '"lr": 0.5'))
+@pytest.fixture
+def stopped_run(interrupted_run, tmp_path) -> Callable[[], RunPaths]:
+    """Call it for a copy of ``interrupted_run`` that the test may change."""
+
+    def copy() -> RunPaths:
+        return RunPaths(shutil.copytree(interrupted_run[1].root, tmp_path / interrupted_run[1].root.name))
+
+    return copy
+
+
+def test_resuming_under_changed_settings_is_refused(run_in_process, stopped_run):
+    paths = stopped_run()
+    paths.config.write_text(paths.config.read_text(encoding="utf-8").replace('"lr": 0.008', '"lr": 0.5'))
 
     code, complaint = run_in_process("--resume", str(paths.root))
 
@@ -532,10 +797,8 @@ def test_resuming_under_changed_settings_is_refused(run_in_process, make_npz: Np
     assert "its config.json is not the one that its checkpoint was trained with" in complaint
 
 
-def test_without_a_sound_checkpoint_what_was_trained_is_left_alone(
-    run_in_process, make_npz: Npz, tmp_path, monkeypatch
-):
-    paths = stopped_run(run_in_process, make_npz, tmp_path, monkeypatch)
+def test_without_a_valid_checkpoint_what_was_trained_is_left_alone(run_in_process, stopped_run):
+    paths = stopped_run()
     weights = paths.best_model.read_bytes()
     for path in (paths.last_checkpoint, paths.previous_checkpoint):
         path.write_bytes(path.read_bytes()[:1000])

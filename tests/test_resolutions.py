@@ -91,7 +91,7 @@ def test_a_set_is_trained_on_at_another_resolution(run: Run, place: Place, tmp_p
     assert (recorded["dataset"]["height"], recorded["dataset"]["width"]) == (64, 64)
     card = read(folder / "models/best_model.json")
     assert (card["stem"], card["input"]["height"], card["tta_views"]) == ("adapted", 64, ["plain", "flipped"])
-    assert "stem adapted (3x3, stride 1, no max-pool): pictures of 64 × 64 pixels, which are small" in shown
+    assert "stem adapted (3x3, stride 1, no max-pool): images of 64 × 64 pixels, which are small" in shown
     predictions = [file.name for file in (folder / "reports").glob("*.csv")]
     assert len(predictions) == 2
     assert all(name.startswith("bloodmnist_64_test_[AUC]") for name in predictions)
@@ -112,21 +112,21 @@ def test_a_large_picture_gets_the_stock_stem_and_every_report_says_so(run: Run, 
     book = load_workbook(folder / "reports/training_summary.xlsx")
     rows = {row[0].value: row[1].value for row in book["Configuration"].iter_rows()}
     assert (rows["--stem"], rows["--model_name"]) == ("stock", "ResNet-18")
-    assert "stem stock (7x7, stride 2, max-pool 3x3, stride 2): pictures of 72 × 72 pixels" in shown
+    assert "stem stock (7x7, stride 2, max-pool 3x3, stride 2): images of 72 × 72 pixels" in shown
     assert "model resnet18: 11,178,051 parameters, stock stem, weights none" in shown
     stock_resnet18(3, seed=0).load_state_dict(torch.load(folder / "models/best_model.pth", weights_only=True))
 
     weights = str(folder / "models/best_model.pth")
     chosen = ("--dataset", str(path), "--weights", weights, "--epochs", "1", "--batch_size", "8", "--no_tta")
-    assert "(7×7 stem taken as it is, fc kept)" in run(*chosen, "--stem", "stock")[1]
-    assert "(7×7 stem transferred to 3×3, fc kept)" in run(*chosen, "--stem", "adapted")[1]
+    assert "(7×7 stem taken as it is, fc kept (same class names))" in run(*chosen, "--stem", "stock")[1]
+    assert "(7×7 stem transferred to 3×3, fc kept (same class names))" in run(*chosen, "--stem", "adapted")[1]
 
 
 def test_small_pictures_may_be_given_the_stock_stem(run: Run, make_npz: Npz, tmp_path: Path):
     code, shown, _ = run("--dataset", str(make_npz(channels=1)), *QUICK, "--stem", "stock")
 
     assert code == 0
-    assert "stem stock (7x7, stride 2, max-pool 3x3, stride 2): as asked" in shown
+    assert "stem stock (7x7, stride 2, max-pool 3x3, stride 2): as requested" in shown
     folder = only_folder(tmp_path)
     assert read(folder / "config.json")["settings"]["stem"] == "stock"
     stock_resnet18(2, seed=0).load_state_dict(torch.load(folder / "models/best_model.pth", weights_only=True))

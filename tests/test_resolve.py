@@ -1,4 +1,4 @@
-"""What a data set decides of the settings: the stem that serves it, the views that make sense, the smallest batch."""
+"""The settings that follow from a data set: stem, views, monitored figure, smallest batch."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from scripts.core.config import Config
 from scripts.core.errors import ConfigError
 from scripts.data_handler.dataset import Dataset, Split
 from scripts.data_handler.plan import draw_plan
+from scripts.data_handler.registry import BINARY, MULTI_CLASS, MULTI_LABEL, ORDINAL
 from scripts.data_handler.views import tta_views
 from scripts.evaluation.metrics import Estimate
 from scripts.evaluation.reports import _figure_in_words
@@ -22,12 +23,19 @@ from scripts.resolve import resolve_settings
 CPU = torch.device("cpu")
 
 
-def pictures_of(side: int, *, num_train: int = 33, width: int | None = None, orientation_free: bool = True) -> Dataset:
-    """What is known of a set of RGB pictures; nothing of it is read here."""
+def images_of(
+    side: int,
+    *,
+    num_train: int = 33,
+    width: int | None = None,
+    orientation_free: bool = True,
+    task: str = MULTI_CLASS,
+) -> Dataset:
+    """The description of a set of RGB images; none is read here."""
     return Dataset(
         key="toy",
         title="ToyMNIST",
-        task="multi-class",
+        task=task,
         class_names=("kidney-left", "kidney-right"),
         height=side,
         width=side if width is None else width,
@@ -62,7 +70,7 @@ def mirrored(config: Config) -> float:
 
 
 @pytest.mark.parametrize(
-    ("asked", "side", "applied"),
+    ("requested", "side", "applied"),
     [
         ("auto", 28, "adapted"),
         ("auto", 64, "adapted"),
@@ -73,9 +81,9 @@ def mirrored(config: Config) -> float:
         ("adapted", 224, "adapted"),
     ],
 )
-def test_the_stem_that_is_recorded_is_the_one_that_is_applied(asked, side, applied):
-    dataset = pictures_of(side)
-    config = resolve_settings(Config(stem=asked), dataset, CPU)
+def test_the_stem_that_is_recorded_is_the_one_that_is_applied(requested, side, applied):
+    dataset = images_of(side)
+    config = resolve_settings(Config(stem=requested), dataset, CPU)
 
     assert config.stem == applied
     assert describe_run(config, dataset)["settings"]["stem"] == applied
@@ -92,28 +100,50 @@ def test_the_stem_that_is_recorded_is_the_one_that_is_applied(asked, side, appli
 
 def test_the_choice_of_the_stem_is_logged_with_its_reason(caplog):
     with caplog.at_level("INFO"):
-        resolve_settings(Config(), pictures_of(72, width=60), CPU)
-        resolve_settings(Config(stem="stock"), pictures_of(28), CPU)
-        resolve_settings(Config(stem="adapted", resume="outputs/a_run"), pictures_of(28), CPU)
+        resolve_settings(Config(), images_of(72, width=60), CPU)
+        resolve_settings(Config(stem="stock"), images_of(28), CPU)
+        resolve_settings(Config(stem="adapted", resume="outputs/a_run"), images_of(28), CPU)
 
     assert [message for message in caplog.messages if message.startswith("stem ")] == [
-        "stem stock (7x7, stride 2, max-pool 3x3, stride 2): pictures of 72 × 60 pixels, which are large (above 64): a "
+        "stem stock (7x7, stride 2, max-pool 3x3, stride 2): images of 72 × 60 pixels, which are large (above 64): a "
         "quarter of each side is enough",
-        "stem stock (7x7, stride 2, max-pool 3x3, stride 2): as asked",
+        "stem stock (7x7, stride 2, max-pool 3x3, stride 2): as requested",
         "stem adapted (3x3, stride 1, no max-pool): as the run began",
     ]
 
 
-def test_nothing_is_called_adapted_that_is_not(caplog):
+def test_a_model_is_named_adapted_only_if_it_is(caplog):
     with caplog.at_level("INFO"):
-        assert resolve_settings(Config(), pictures_of(28), CPU).model_name == "ResNet-18 Adapted"
-        assert not [message for message in caplog.messages if "is called" in message]
-        assert resolve_settings(Config(), pictures_of(224), CPU).model_name == "ResNet-18"
-        assert resolve_settings(Config(model_name="Mine"), pictures_of(224), CPU).model_name == "Mine"
+        assert resolve_settings(Config(), images_of(28), CPU).model_name == "ResNet-18 Adapted"
+        assert not [message for message in caplog.messages if "is named" in message]
+        assert resolve_settings(Config(), images_of(224), CPU).model_name == "ResNet-18"
+        assert resolve_settings(Config(model_name="Mine"), images_of(224), CPU).model_name == "Mine"
 
-    assert [message for message in caplog.messages if "is called" in message] == [
-        "the model is called ResNet-18, since nothing of it is adapted"
+    assert [message for message in caplog.messages if "is named" in message] == [
+        "the model is named ResNet-18, since nothing in it is adapted"
     ]
+
+
+@pytest.mark.parametrize(
+    ("requested", "task", "applied", "reason"),
+    [
+        ("auto", MULTI_CLASS, "accuracy", f"the default for {MULTI_CLASS} sets"),
+        ("auto", BINARY, "accuracy", f"the default for {BINARY} sets"),
+        ("auto", ORDINAL, "accuracy", f"the default for {ORDINAL} sets"),
+        ("auto", MULTI_LABEL, "auc", f"the default for {MULTI_LABEL} sets"),
+        ("accuracy", MULTI_LABEL, "accuracy", "as requested"),
+        ("auc", MULTI_CLASS, "auc", "as requested"),
+        ("loss", BINARY, "loss", "as requested"),
+    ],
+)
+def test_the_monitored_figure_is_the_requested_one_or_suits_the_task(caplog, requested, task, applied, reason):
+    dataset = images_of(28, task=task)
+    with caplog.at_level("INFO"):
+        config = resolve_settings(Config(monitor=requested), dataset, CPU)
+
+    assert config.monitor == applied
+    assert describe_run(config, dataset)["settings"]["monitor"] == applied
+    assert caplog.messages[-1] == f"monitor {applied}, which selects the best epoch: {reason}"
 
 
 @pytest.mark.parametrize(("stem", "largest"), [("adapted", 8), ("stock", 32)])
@@ -121,22 +151,22 @@ def test_a_batch_of_one_image_is_refused_where_its_last_stage_is_a_single_point(
     config = Config(batch_size=16, stem=stem)  # 33 images: the last batch has one
 
     with pytest.raises(ConfigError) as caught:
-        resolve_settings(config, pictures_of(largest), CPU)
+        resolve_settings(config, images_of(largest), CPU)
     assert str(caught.value) == (
         "--batch_size 16 leaves one of the 33 training images in a batch of its own, which batch normalisation cannot "
-        f"train on with pictures of {largest} × {largest} pixels and the {stem} stem. Take another --batch_size."
+        f"train on with images of {largest} × {largest} pixels and the {stem} stem. Take another --batch_size."
     )
-    resolve_settings(config, pictures_of(largest + 1), CPU)
-    resolve_settings(config, pictures_of(1, width=largest + 1), CPU)
-    resolve_settings(replace(config, batch_size=11), pictures_of(largest), CPU)
+    resolve_settings(config, images_of(largest + 1), CPU)
+    resolve_settings(config, images_of(1, width=largest + 1), CPU)
+    resolve_settings(replace(config, batch_size=11), images_of(largest), CPU)
 
 
 @pytest.mark.parametrize("hflip", [0.5, 1.0])
-def test_where_left_and_right_differ_no_picture_is_mirrored_in_training_nor_in_tta(hflip, caplog):
-    asked, organs = Config(hflip=hflip), pictures_of(28, orientation_free=False)
-    assert mirrored(asked) > 0.4
+def test_where_left_and_right_differ_no_image_is_mirrored_in_training_nor_in_tta(hflip, caplog):
+    requested, organs = Config(hflip=hflip), images_of(28, orientation_free=False)
+    assert mirrored(requested) > 0.4
     with caplog.at_level("INFO"):
-        config = resolve_settings(asked, organs, CPU)
+        config = resolve_settings(requested, organs, CPU)
 
     assert config.hflip == 0
     assert mirrored(config) == 0
@@ -144,14 +174,14 @@ def test_where_left_and_right_differ_no_picture_is_mirrored_in_training_nor_in_t
     assert describe_run(config, organs)["settings"]["hflip"] == 0
     assert describe_model(config, organs)["tta_views"] == views(config)
     assert (
-        "no picture is mirrored, whatever --hflip says: left and right are not interchangeable in ToyMNIST (given by "
+        "no image is mirrored, whatever --hflip is: left and right are not interchangeable in ToyMNIST (given by "
         "its path, /data/toymnist.npz is taken as a file of your own, for which --hflip alone decides)"
     ) in caplog.messages
 
 
 def test_where_there_is_no_left_and_right_the_flag_decides(caplog):
     with caplog.at_level("INFO"):
-        config = resolve_settings(Config(hflip=0.25), pictures_of(28), CPU)
+        config = resolve_settings(Config(hflip=0.25), images_of(28), CPU)
 
     assert config.hflip == 0.25
     assert views(config) == ["plain", "flipped", "rotated +5°", "rotated -5°"]
@@ -160,13 +190,13 @@ def test_where_there_is_no_left_and_right_the_flag_decides(caplog):
 
 def test_without_mirrored_and_turned_views_there_is_no_tta():
     config = Config(rotation_angle=0)
-    assert resolve_settings(config, pictures_of(28), CPU).no_tta is False
-    assert resolve_settings(config, pictures_of(28, orientation_free=False), CPU).no_tta is True
-    assert resolve_settings(Config(no_tta=True), pictures_of(28), CPU).no_tta is True
+    assert resolve_settings(config, images_of(28), CPU).no_tta is False
+    assert resolve_settings(config, images_of(28, orientation_free=False), CPU).no_tta is True
+    assert resolve_settings(Config(no_tta=True), images_of(28), CPU).no_tta is True
 
 
-def test_what_was_settled_once_is_settled_the_same_again():
-    for dataset in (pictures_of(224, orientation_free=False), pictures_of(28)):
+def test_resolved_settings_are_resolved_to_themselves():
+    for dataset in (images_of(224, orientation_free=False), images_of(28)):
         once = resolve_settings(Config(), dataset, CPU)
         assert resolve_settings(once, dataset, CPU) == once
 

@@ -13,13 +13,14 @@ from pathlib import Path
 import pytest
 
 from benchmarks.faults import make_tries
-from benchmarks.judging import Judge, judge_many
+from benchmarks.fuzzing import FuzzTarget, fuzz
 from benchmarks.survival import FAULTS, Row, table
 from benchmarks.trainings import NotSurvivedError, Training, outcome_of, require_whole_files
 from scripts.core.environment import PROJECT_ROOT
 from scripts.core.paths import RunPaths
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)  # some 90 s on two quiet cores
 def test_every_fault_is_survived(tmp_path):
     command = [sys.executable, "-m", "benchmarks.survival", "--short", "--json", str(tmp_path / "figures.json")]
@@ -100,7 +101,7 @@ def prepare_nothing(_folder: Path) -> None:
 
 def test_a_crash_of_a_worker_is_a_failure_and_the_rest_is_still_judged():
     # two workers with five inputs each; a new one begins after each crash
-    result = judge_many(Judge("toy", judge_by_turns, prepare_nothing), seed=1, tries=10)
+    result = fuzz(FuzzTarget("toy", judge_by_turns, prepare_nothing), seed=1, tries=10)
 
     assert result.notes["valid"] == 6
     assert sorted(failure.split(":")[0] for failure in result.failures) == ["toy 1", "toy 3", "toy 6", "toy 8"]

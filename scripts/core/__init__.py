@@ -1,4 +1,4 @@
-"""What all packages share, and nothing that is slow to import: settings, paths, errors, the log, the system."""
+"""Settings, paths, errors, the log and the machine: shared by all packages, and quick to import."""
 
 from scripts.core.command_line import parse_command_line
 from scripts.core.config import Config

@@ -1,4 +1,4 @@
-"""From the words of a command line, and the environment, to a valid ``Config`` or every problem at once."""
+"""Turn a command line and the environment into a valid ``Config``, or report every problem at once."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class ArgumentParser(argparse.ArgumentParser):
     """A parser that raises ``ConfigError`` for a wrong command line, instead of exiting."""
 
     def error(self, message: str) -> NoReturn:
-        """Raise what argparse would print; it is reported together with the other problems."""
+        """Raise the message that argparse would print, as a sentence."""
         raise ConfigError(f"{message[:1].upper()}{message[1:]}.")
 
 
 class _HelpFormatter(argparse.HelpFormatter):
-    """Help that shows every value as the necessary one it is, although argparse was told that it is optional."""
+    """Show a value without the brackets of an optional one (``build_parser`` makes it optional only to argparse)."""
 
     def _format_args(self, action: argparse.Action, default_metavar: str) -> str:
         return default_metavar if action.metavar is None else str(action.metavar)
@@ -49,43 +49,38 @@ def build_parser() -> ArgumentParser:
     )
     groups: dict[str, argparse._ArgumentGroup] = {}
     for known in SETTINGS.values():
-        group_name = known.metadata["group"]
-        if group_name not in groups:
-            groups[group_name] = parser.add_argument_group(group_name)
-        about, kind_name = known.metadata["help"], known.kind.__name__.upper()
-        choices = "|".join(map(str, known.metadata.get("choices", ())))
+        name = known.metadata["group"]
+        group = groups.get(name) or groups.setdefault(name, parser.add_argument_group(name))
+        default = "" if known.kind is bool or known.default == "" else f" (default: {known.default})"
+        about = f"{known.metadata['help']}{default}".replace("%", "%%")
         if known.kind is bool:
-            groups[group_name].add_argument(known.flag, action="store_true", help=about.replace("%", "%%"))
-        else:
-            groups[group_name].add_argument(
-                known.flag,
-                # the value is optional to argparse alone: a missing one is then reported with the other problems
-                nargs="?",
-                const=_NO_VALUE,
-                metavar=known.metadata.get("metavar") or choices or kind_name,
-                help=(f"{about} (default: {known.default})" if known.default != "" else about).replace("%", "%%"),
-            )
+            group.add_argument(known.flag, action="store_true", help=about)
+            continue
+        choices = "|".join(map(str, known.metadata.get("choices", ())))
+        metavar = known.metadata.get("metavar") or choices or known.kind.__name__.upper()
+        # the value is optional to argparse only: a missing one is then reported with the other problems
+        group.add_argument(known.flag, nargs="?", const=_NO_VALUE, metavar=metavar, help=about)
     return parser
 
 
 def parse_command_line(
-    words: Sequence[str], environment: Mapping[str, str] = os.environ, *, checks: Iterable[Check] = ()
+    argv: Sequence[str], environment: Mapping[str, str] = os.environ, *, checks: Iterable[Check] = ()
 ) -> Config:
-    """The Config that a command line asks for.
+    """Parse a command line.
 
     Args:
-        words: The command line without the program's name.
-        environment: Where ``DOCKER_REPRODUCIBILITY_MODE`` is looked up.
-        checks: Questions that only other packages can answer, such as whether a data set is known; each takes a Config
-            and yields its problems. A setting that is already known to be wrong has its default there.
+        argv: The command line without the program's name.
+        environment: The variables, ``DOCKER_REPRODUCIBILITY_MODE`` among them.
+        checks: Checks of other packages, such as whether a data set is known; each takes a Config and yields its
+            problems. A setting that is already known to be wrong has its default there.
 
     Raises:
-        ConfigError: Every problem of the command line, one per line.
-        SystemExit: ``--help`` was asked for (code 0).
+        ConfigError: The command line is wrong; the message has one line per problem.
+        SystemExit: ``--help`` was given (code 0).
     """
-    kept, problems = _set_aside(words)
-    given, strays = build_parser().parse_known_args(kept)
-    problems.extend(_stray_problems(strays, kept))
+    kept, problems = _filter_for_argparse(argv)
+    given, unknown = build_parser().parse_known_args(kept)
+    problems.extend(_unknown_problems(unknown, kept))
     values: dict[str, Any] = {}
     for name, text in vars(given).items():
         try:
@@ -119,41 +114,40 @@ def _build(values: dict[str, Any]) -> tuple[Config, tuple[str, ...]]:
         return Config(**{name: value for name, value in values.items() if name not in wrong}), error.problems
 
 
-def _set_aside(words: Iterable[str]) -> tuple[list[str], list[str]]:
-    """The words that argparse judges well, and a problem for each of the others, at which it would stop."""
+def _filter_for_argparse(argv: Iterable[str]) -> tuple[list[str], list[str]]:
+    """The arguments that argparse can parse, and a problem for each of the others, at which it would stop."""
     switches = {"--help", *(known.flag for known in SETTINGS.values() if known.kind is bool)}
     kept, problems = [], []
-    for word in words:
-        flag, equals, value = word.partition("=")
-        if word == "--":
-            problems.append(_unexpected(word))
+    for argument in argv:
+        flag, equals, value = argument.partition("=")
+        if argument == "--":
+            problems.append(_unexpected(argument))
         elif equals and flag in switches:
             problems.append(f"{flag} takes no value, got {value!r}.")
         else:
-            kept.append(word)
+            kept.append(argument)
     return kept, problems
 
 
-def _stray_problems(strays: Sequence[str], words: Sequence[str]) -> Iterator[str]:
-    """One sentence for each stray word; in ``--epohcs 5`` the flag is unknown, and 5 is no problem of its own."""
-    neighbours = set(pairwise(words))
-    for before, word in zip(("", *strays), strays, strict=False):
-        if not word.startswith("--"):
-            is_value = before.startswith("--") and "=" not in before and (before, word) in neighbours
-            if not is_value or word.startswith("-"):
-                yield _unexpected(word)
-            continue
-        flag = word.partition("=")[0]
-        close = difflib.get_close_matches(flag, [known.flag for known in SETTINGS.values()], n=1)
-        yield f"Unknown flag {flag!r}. " + (f"Did you mean {close[0]}?" if close else "See --help.")
+def _unknown_problems(unknown: Sequence[str], argv: Sequence[str]) -> Iterator[str]:
+    """One sentence for each unknown argument; in ``--epohcs 5`` the flag is unknown, and 5 is not another problem."""
+    neighbours = set(pairwise(argv))
+    for before, argument in zip(("", *unknown), unknown, strict=False):
+        is_value = before.startswith("--") and "=" not in before and (before, argument) in neighbours
+        if argument.startswith("--"):
+            flag = argument.partition("=")[0]
+            close = difflib.get_close_matches(flag, [known.flag for known in SETTINGS.values()], n=1)
+            yield f"Unknown flag {flag!r}. " + (f"Did you mean {close[0]}?" if close else "See --help.")
+        elif argument.startswith("-") or not is_value:
+            yield _unexpected(argument)
 
 
-def _unexpected(word: str) -> str:
-    return f"Unexpected argument {word!r}: every setting is given as --name value."
+def _unexpected(argument: str) -> str:
+    return f"Unexpected argument {argument!r}: every setting is given as --name value."
 
 
 def _convert(known: Setting, text: Any) -> Any:
-    """The value that ``text`` stands for."""
+    """Convert the text of a value to its setting's type."""
     if text is _NO_VALUE:
         raise ConfigError(f"{known.flag} needs a value.")
     if known.kind is bool or known.kind is str:
@@ -174,10 +168,8 @@ def _convert(known: Setting, text: Any) -> Any:
 
 def _wants_reproducibility(environment: Mapping[str, str]) -> bool:
     text = environment.get(REPRODUCIBILITY_VARIABLE, "")
-    if text.strip().lower() in _TRUE:
-        return True
-    if text.strip().lower() in _FALSE:
-        return False
+    if (switch := text.strip().lower()) in (*_TRUE, *_FALSE):
+        return switch in _TRUE
     raise ConfigError(
         f"{REPRODUCIBILITY_VARIABLE} in the environment must be one of {', '.join(_TRUE)} (on) or "
         f"{', '.join(filter(None, _FALSE))} (off), got {text!r}."

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import getpass
+import operator
 import os
 import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -16,23 +18,28 @@ from scripts.core.errors import ConfigError
 
 BACKBONE = "resnet18"
 DEFAULT_MODEL_NAME = "ResNet-18 Adapted"
-STOCK_MODEL_NAME = "ResNet-18"  # in place of the default where the stem is not adapted after all
+STOCK_MODEL_NAME = "ResNet-18"  # replaces the default where the stem is not adapted
 RESOLUTIONS = (28, 64, 128, 224)  # that MedMNIST publishes its 2D sets in; pixels of a side
-STANDARD_RESOLUTION = 28  # the only one that is no part of a name
-MAX_COUNT = 1_000_000  # of anything counted: beyond it lies a typing mistake, and at last an overflow
-MAX_SEED = 2**32 - 1  # what PYTHONHASHSEED and NumPy accept
+STANDARD_RESOLUTION = 28  # not part of a run folder's name, as the others are
+MAX_COUNT = 1_000_000  # larger counts are typing mistakes
+MAX_SEED = 2**32 - 1  # the largest that PYTHONHASHSEED and NumPy accept
 
 
 def setting(default: Any, about: str, *, group: str, **limits: Any) -> Any:
     """A field of ``Config``; a callable default is called when the Config is made.
 
     ``limits`` are any of ``ge``, ``le`` (inclusive), ``gt``, ``lt`` (exclusive), ``choices``, ``pattern`` (a
-    regular expression that the whole value matches) with ``pattern_help`` (the same in words).
+    regular expression that matches the whole value) with ``pattern_help`` (the same in words).
     """
     metadata = {"help": about, "group": group, **limits}
-    if callable(default):
-        return field(default_factory=default, metadata=metadata)
-    return field(default=default, metadata=metadata)
+    return field(**{"default_factory" if callable(default) else "default": default}, metadata=metadata)
+
+
+_training = partial(setting, group="training")
+_augmentation = partial(setting, group="augmentation")
+_data_and_model = partial(setting, group="data and model")
+_hardware = partial(setting, group="hardware")
+_safety = partial(setting, group="safety")
 
 
 def default_lock_file() -> Path:
@@ -40,7 +47,7 @@ def default_lock_file() -> Path:
     user = str(os.getuid()) if hasattr(os, "getuid") else getpass.getuser()
     try:
         folder = tempfile.gettempdir()
-    except FileNotFoundError:  # every temp folder is read-only; home may not be, and if it is, the lock will say so
+    except FileNotFoundError:  # every temp folder is read-only; if home is too, locking reports it
         folder = os.path.expanduser("~")  # noqa: PTH111 (Path's own raises where there is no home)
     return Path(folder) / f"medmnist_training_{user}.lock"
 
@@ -50,116 +57,94 @@ class Config:
     """Everything a run depends on; change one with ``dataclasses.replace``.
 
     Raises:
-        ConfigError: At least one value is out of its limits; every such value has its line.
+        ConfigError: At least one value is outside its limits; the message has one line per value.
     """
 
-    epochs: int = setting(60, "Maximum number of passes over the training split.", group="training", ge=1, le=MAX_COUNT)
-    batch_size: int = setting(128, "Images per optimiser step.", group="training", ge=1, le=MAX_COUNT)
-    lr: float = setting(0.008, "Initial learning rate of SGD; a cosine takes it to 0.", group="training", gt=0)
-    momentum: float = setting(0.9, "Momentum of SGD.", group="training", ge=0, lt=1)
-    weight_decay: float = setting(5e-4, "L2 penalty of SGD.", group="training", ge=0)
-    patience: int = setting(
-        15, "Epochs without a better monitored figure before stopping.", group="training", ge=1, le=MAX_COUNT
-    )
-    monitor: str = setting(
+    epochs: int = _training(60, "Maximum number of passes over the training split.", ge=1, le=MAX_COUNT)
+    batch_size: int = _training(128, "Images per optimiser step.", ge=1, le=MAX_COUNT)
+    lr: float = _training(0.008, "Initial learning rate of SGD; a cosine takes it to 0.", gt=0)
+    momentum: float = _training(0.9, "Momentum of SGD.", ge=0, lt=1)
+    weight_decay: float = _training(5e-4, "L2 penalty of SGD.", ge=0)
+    patience: int = _training(15, "Epochs without a better monitored figure before stopping.", ge=1, le=MAX_COUNT)
+    monitor: str = _training(
         "auto",
         "Validation figure for selection and patience; auto is AUC for multi-label sets, accuracy for the others.",
-        group="training",
         choices=("auto", "accuracy", "auc", "loss"),
     )
-    mixup_alpha: float = setting(0.002, "Alpha of MixUp's Beta(alpha, alpha); 0 disables it.", group="training", ge=0)
-    seed: int = setting(42, "Seeds weights, data order, augmentation and MixUp.", group="training", ge=0, le=MAX_SEED)
+    mixup_alpha: float = _training(0.002, "Alpha of MixUp's Beta(alpha, alpha); 0 disables it.", ge=0)
+    seed: int = _training(42, "Seeds weights, data order, augmentation and MixUp.", ge=0, le=MAX_SEED)
 
-    hflip: float = setting(
-        0.5,
-        "Probability of a horizontal flip; 0 for the MedMNIST sets in which left and right differ.",
-        group="augmentation",
-        ge=0,
-        le=1,
+    hflip: float = _augmentation(
+        0.5, "Probability of a horizontal flip; 0 for the MedMNIST sets in which left and right differ.", ge=0, le=1
     )
-    rotation_angle: int = setting(10, "Largest random rotation, in degrees.", group="augmentation", ge=0, le=180)
-    jitter_val: float = setting(
-        0.2, "Strength of the brightness and contrast jitter.", group="augmentation", ge=0, le=1
-    )
-    no_tta: bool = setting(False, "No test-time augmentation in the final evaluation.", group="augmentation")
+    rotation_angle: int = _augmentation(10, "Largest random rotation, in degrees.", ge=0, le=180)
+    jitter_val: float = _augmentation(0.2, "Strength of the brightness and contrast jitter.", ge=0, le=1)
+    no_tta: bool = _augmentation(False, "No test-time augmentation in the final evaluation.")
 
-    dataset: str = setting(
-        "bloodmnist",
-        "MedMNIST set, 'synthblood' (drawn by the program, needs no network), or the path of an .npz.",
-        group="data and model",
+    dataset: str = _data_and_model(
+        "bloodmnist", "MedMNIST set, 'synthblood' (drawn by the program, needs no network), or the path of an .npz."
     )
-    resolution: int = setting(
+    resolution: int = _data_and_model(
         STANDARD_RESOLUTION,
         "Published size of a MedMNIST set's images, in pixels of a side; own files have a size of their own.",
-        group="data and model",
         choices=RESOLUTIONS,
     )
-    model_name: str = setting(
+    model_name: str = _data_and_model(
         DEFAULT_MODEL_NAME,
         "Identifier in logs, reports and the run folder's name; never selects an architecture.",
-        group="data and model",
-        pattern=r"(?=.*[A-Za-z0-9])[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,100}",  # no bytes that are no text, either
+        pattern=r"(?=.*[A-Za-z0-9])[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,100}",
         pattern_help="1 to 100 printable characters with a letter or a digit among them",
     )
-    weights: str = setting(
+    weights: str = _data_and_model(
         "imagenet",
         "Where training starts: 'imagenet', 'none', or the path of a ResNet-18 state dict.",
-        group="data and model",
         pattern=r".+",
         pattern_help="'imagenet', 'none', or a path",
     )
-    stem: str = setting(
+    stem: str = _data_and_model(
         "auto",
         "The network's first layers: 'adapted' (3x3, keeps every pixel), 'stock' (7x7 and max-pool, a quarter of the "
         "side), 'auto' (adapted up to 64 pixels).",
-        group="data and model",
         choices=("auto", "adapted", "stock"),
     )
-    data_dir: Path = setting(Path("dataset"), "Folder of the downloaded data and weights.", group="data and model")
-    output_dir: Path = setting(Path("outputs"), "Folder in which each run gets its own.", group="data and model")
+    data_dir: Path = _data_and_model(Path("dataset"), "Folder of the downloaded data and weights.")
+    output_dir: Path = _data_and_model(Path("outputs"), "Folder in which each run gets its own.")
 
-    device: str = setting(
+    device: str = _hardware(
         "auto",
         "'auto' (cuda, then mps, then cpu), 'cpu', 'cuda', 'cuda:N' or 'mps'.",
-        group="hardware",
         pattern=r"auto|cpu|cuda(:[0-9]{1,3})?|mps",
         pattern_help="auto, cpu, cuda, cuda:N or mps",
     )
-    precision: str = setting(
+    precision: str = _hardware(
         "auto",
         "Arithmetic of the network; auto takes bf16 where the hardware has it.",
-        group="hardware",
         choices=("auto", "fp32", "bf16"),
     )
-    feed: str = setting(
+    feed: str = _hardware(
         "auto",
         "'resident' (images on the device), 'streamed' (worker processes), 'auto' (resident where it fits).",
-        group="hardware",
         choices=("auto", "resident", "streamed"),
     )
-    num_workers: int = setting(4, "Worker processes when data are streamed.", group="hardware", ge=0, le=256)
+    num_workers: int = _hardware(4, "Worker processes when data are streamed.", ge=0, le=256)
 
-    resume: str = setting(
+    resume: str = _safety(
         "",
         "Continue an interrupted run to the same bits it would have had; its settings are taken over.",
-        group="safety",
         metavar="RUN_DIR",
     )
-    reproducible: bool = setting(False, "Same machine, same versions, same command: same bits. Slower.", group="safety")
-    lock_file: Path = setting(default_lock_file, "One training at a time per lock file.", group="safety")
-    checkpoint_every: float = setting(
-        30.0,
-        "Seconds between checkpoints, at least; the last epoch, a new best and a stop are always written.",
-        group="safety",
-        ge=0,
+    reproducible: bool = _safety(False, "Same machine, same versions, same command: same bits. Slower.")
+    lock_file: Path = _safety(default_lock_file, "One training at a time per lock file.")
+    checkpoint_every: float = _safety(
+        30.0, "Seconds between checkpoints, at least; the last epoch, a new best and a stop are always written.", ge=0
     )
-    no_process_guard: bool = setting(False, "Leave ghost processes of earlier runs alone.", group="safety")
+    no_process_guard: bool = _safety(False, "Leave ghost processes of earlier runs alone.")
 
     def __post_init__(self) -> None:
         problems = [problem for name in SETTINGS for problem in _problems(name, getattr(self, name))]
         if self.reproducible and self.precision == "bf16":
             problems.append("--precision bf16 cannot be used with --reproducible, which computes in fp32; drop one.")
-        if problems:  # all of them at once: nobody likes one error per launch
+        if problems:  # all of them at once, not one per start
             raise ConfigError(*problems)
 
     @property
@@ -169,7 +154,7 @@ class Config:
 
     @property
     def dataset_part(self) -> str:
-        """What the run folder's name says of the data: the registry's name, or an own file's without its ending.
+        """The data set's part of the run folder's name: its key, or the name of an own file.
 
         >>> Config(dataset="bloodmnist", resolution=64).dataset_part
         'bloodmnist_64'
@@ -180,18 +165,18 @@ class Config:
 
     @property
     def model_part(self) -> str:
-        """What the run folder's name says of the model: the user's name for it, or the backbone's key."""
+        """The model's part of the run folder's name: the user's name for it, or the backbone's key."""
         return BACKBONE if self.model_name == DEFAULT_MODEL_NAME else self.model_name
 
     def as_dict(self) -> dict[str, Any]:
-        """The settings as values that JSON knows, in the order of their declaration."""
+        """The settings as JSON values, in the order of their declaration."""
         values = {name: getattr(self, name) for name in SETTINGS}
         return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """What is known of one setting before any value is given."""
+    """The declaration of one setting."""
 
     name: str
     kind: type
@@ -200,8 +185,13 @@ class Setting:
 
     @property
     def flag(self) -> str:
-        """The name as it is typed."""
+        """The name on the command line."""
         return f"--{self.name}"
+
+    @property
+    def is_resolved(self) -> bool:
+        """Whether a run replaces the default by what suits the machine and the data."""
+        return bool(self.default == "auto")
 
 
 def _declared() -> Iterator[Setting]:
@@ -214,36 +204,36 @@ def _declared() -> Iterator[Setting]:
 SETTINGS: dict[str, Setting] = {declared.name: declared for declared in _declared()}
 
 _KIND_NAMES = {int: "a whole number", float: "a finite number", str: "text", bool: "True or False", Path: "a path"}
+_LIMITS = {
+    "ge": (operator.ge, "at least"),
+    "gt": (operator.gt, "above"),
+    "le": (operator.le, "at most"),
+    "lt": (operator.lt, "below"),
+}
 
 
 def _problems(name: str, value: Any) -> Iterator[str]:
-    """One sentence for each way in which ``value`` breaks what its setting declares."""
+    """One sentence for each way in which ``value`` breaks its setting's declaration."""
     known = SETTINGS[name]
     if not _is_of_kind(value, known.kind):
         yield f"{known.flag} must be {_KIND_NAMES[known.kind]}, got {value!r}."
         return
-    if known.kind is Path and ("\0" in str(value)):
+    if known.kind is Path and "\0" in str(value):
         yield f"{known.flag} must be a path without null characters, got {str(value)!r}."
     limits = known.metadata
-    number = f"{value:g}" if isinstance(value, float) else repr(value)
     if "choices" in limits and value not in limits["choices"]:
         yield f"{known.flag} must be one of {', '.join(map(str, limits['choices']))}, got {value!r}."
     if "pattern" in limits and not re.fullmatch(limits["pattern"], value):
         yield f"{known.flag} must be {limits['pattern_help']}, got {value!r}."
-    if "ge" in limits and value < limits["ge"]:
-        yield f"{known.flag} must be at least {limits['ge']}, got {number}."
-    if "gt" in limits and value <= limits["gt"]:
-        yield f"{known.flag} must be above {limits['gt']}, got {number}."
-    if "le" in limits and value > limits["le"]:
-        yield f"{known.flag} must be at most {limits['le']}, got {number}."
-    if "lt" in limits and value >= limits["lt"]:
-        yield f"{known.flag} must be below {limits['lt']}, got {number}."
+    for limit, (is_kept, words) in _LIMITS.items():
+        if limit in limits and not is_kept(value, limits[limit]):
+            number = f"{value:g}" if isinstance(value, float) else repr(value)
+            yield f"{known.flag} must be {words} {limits[limit]}, got {number}."
 
 
 def _is_of_kind(value: Any, kind: type) -> bool:
-    if kind is float:
-        # compared, since math.isfinite cannot take a whole number beyond the floats
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    if kind is int:  # True is an int to Python, never to a user
-        return isinstance(value, int) and not isinstance(value, bool)
+    if isinstance(value, bool):  # an int in Python, but not to a user
+        return kind is bool
+    if kind is float:  # compared, since math.isfinite cannot take a whole number beyond the floats
+        return isinstance(value, (int, float)) and abs(value) <= sys.float_info.max
     return isinstance(value, kind)

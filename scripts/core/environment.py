@@ -1,4 +1,4 @@
-"""What a run ran on: versions, hardware and the commit of the code."""
+"""The environment of a run: versions, hardware and the commit of the code."""
 
 from __future__ import annotations
 
@@ -10,26 +10,29 @@ from pathlib import Path
 from typing import Any
 
 PROJECT_ROOT = Path(__file__).resolve().parents[2]
-PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn", "matplotlib", "openpyxl", "psutil", "requests", "tqdm")
+PACKAGES = (
+    *("torch", "torchvision", "numpy", "pandas", "scikit-learn", "matplotlib", "seaborn", "openpyxl"),
+    *("psutil", "requests", "tqdm"),
+)
 
 
 def code_version() -> str:
     """The commit of the code, ``-dirty`` where tracked files differ from it; ``unknown`` outside a checkout.
 
-    The variable ``MEDMNIST_COMMIT`` stands in where the code travels without its history, as in a container.
+    The variable ``MEDMNIST_COMMIT`` names it where the code has no history, as in a container.
     """
     if commit := os.environ.get("MEDMNIST_COMMIT"):
         return commit
     command = ["git", "-C", str(PROJECT_ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
     try:
-        found = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+        found = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=10, check=True)
     except (OSError, subprocess.SubprocessError):
         return "unknown"
     return found.stdout.strip()
 
 
 def describe_environment(device: str) -> dict[str, Any]:
-    """Versions and hardware as values that JSON knows.
+    """Versions and hardware as JSON values.
 
     Args:
         device: The device that trains, such as ``"cuda:0"``.
@@ -54,7 +57,7 @@ def describe_environment(device: str) -> dict[str, Any]:
 
 
 def processor_name() -> str:
-    """The processor's name as the system gives it."""
+    """The processor's name as the system reports it."""
     for line in _cpu_info():
         if line.startswith("model name"):
             return line.split(":", 1)[1].strip()
@@ -62,7 +65,7 @@ def processor_name() -> str:
 
 
 def processor_flags() -> frozenset[str]:
-    """The processor's instruction sets as Linux names them; empty where it does not say."""
+    """The processor's instruction sets as Linux names them; empty where it does not report them."""
     for line in _cpu_info():
         if line.startswith(("flags", "Features")):
             return frozenset(line.split(":", 1)[1].split())
@@ -71,7 +74,7 @@ def processor_flags() -> frozenset[str]:
 
 def _cpu_info() -> list[str]:
     try:
-        return Path("/proc/cpuinfo").read_text().splitlines()
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:
         return []
 

@@ -1,8 +1,8 @@
-"""What can go wrong in a run, one class per exit code.
+"""The errors of a run, one class per exit code.
 
-A ``PipelineError`` is a letter to the user: what was asked, what is allowed, what to do next. ``main.py`` prints it
-without a traceback and leaves with its ``exit_code``. A programmer's mistake stays a ``ValueError`` or an assertion,
-keeps its traceback, and leaves with 1.
+The message of a ``PipelineError`` is written for the user: what was requested, what is allowed, what to do next.
+``main.py`` prints it without a traceback and exits with its ``exit_code``. A mistake in the program stays a
+``ValueError`` or an assertion, whose traceback is in the log, and exits with 1.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ class PipelineError(Exception):
 
 
 class UnexpectedError(PipelineError):
-    """A mistake of the program, not of its user; the cause carries the traceback."""
+    """A mistake in the program, not by its user; the cause carries the traceback."""
+
+
+class ResourceError(PipelineError):
+    """Memory ran out, or the system killed a process of the run; nothing is wrong with the run, so it can go on."""
 
 
 class ConfigError(PipelineError):
@@ -47,7 +51,7 @@ class LockHeldError(PipelineError):
 
 
 class DivergedError(PipelineError):
-    """The loss is no longer a finite number."""
+    """A loss is not finite."""
 
     exit_code = 5
 
@@ -59,11 +63,11 @@ class StorageError(PipelineError):
 
 
 class Interrupted(BaseException):
-    """SIGINT or SIGTERM asked the run to stop; like ``KeyboardInterrupt``, no ``except Exception`` may swallow it."""
+    """A signal requested a stop; like ``KeyboardInterrupt``, it is not caught by ``except Exception``."""
 
     def __init__(self, signal_number: int, message: str) -> None:
         super().__init__(message)
-        self.exit_code = 128 + signal_number  # the shell's convention: 130 for SIGINT, 143 for SIGTERM
+        self.exit_code = 128 + signal_number  # the shell's convention: 129 SIGHUP, 130 SIGINT, 143 SIGTERM
 
 
 REMEDIES = {
@@ -73,10 +77,9 @@ REMEDIES = {
     errno.EACCES: "Permission is denied: change the folder's permissions",
     errno.EPERM: "Permission is denied: change the folder's permissions",
     errno.EROFS: "The file system is read-only: mount it writable",
+    errno.ELOOP: "The path is a loop of symbolic links: remove them",
 }
-
-
-# of those, the ones that space would help against
+# those that more space solves
 SPACE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
@@ -87,7 +90,7 @@ def storage_errors(path: Path, purpose: str, *, needed_bytes: int | None = None)
     Args:
         path: The file or folder being written.
         purpose: What was being done, such as ``"write the checkpoint"``.
-        needed_bytes: Space that it takes; None where that is not known.
+        needed_bytes: Space that it takes; None if unknown.
 
     Raises:
         StorageError: Any ``OSError`` was raised inside.
@@ -95,13 +98,23 @@ def storage_errors(path: Path, purpose: str, *, needed_bytes: int | None = None)
     try:
         yield
     except OSError as error:
-        remedy = REMEDIES.get(error.errno or 0, f"{error.strerror or error}: check the path")
+        number = errno.ELOOP if error.errno == errno.EEXIST and _is_loop(path) else error.errno
+        remedy = REMEDIES.get(number or 0, f"{error.strerror or error}: check the path")
         space = _space(path, needed_bytes, error) if needed_bytes is not None else ""
         raise StorageError(f"Cannot {purpose} at {path}{space}. {remedy}, or choose another place.") from error
 
 
+def _is_loop(path: Path) -> bool:
+    """Whether ``path`` is a loop of symbolic links, which ``mkdir`` reports as an existing file."""
+    try:
+        path.stat()
+    except OSError as error:
+        return error.errno == errno.ELOOP
+    return False
+
+
 def _space(path: Path, needed_bytes: int, error: OSError) -> str:
-    """What is needed of the space whose lack was the error; nothing where it was something else."""
+    """How much space is needed and free, where too little space was the error; otherwise nothing."""
     needed = f": it needs {needed_bytes:,} bytes" if error.errno in SPACE_ERRORS else ""
     if error.errno != errno.ENOSPC:  # a quota or a limit leaves less than the disk has
         return needed

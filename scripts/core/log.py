@@ -13,26 +13,24 @@ from scripts.core.errors import Interrupted, PipelineError, StorageError, Unexpe
 log = logging.getLogger("medmnist")
 
 
-class _ScreenFormatter(logging.Formatter):
-    """Bare messages; a warning or an error says on each line that it is one."""
+class _ScreenHandler(logging.StreamHandler):  # type: ignore[type-arg]  # only Python 3.11 can name the stream
+    """Bare messages in any encoding; each line of a warning or an error begins with its level."""
 
     def format(self, record: logging.LogRecord) -> str:
         text = super().format(record)
-        if record.levelno <= logging.INFO:
-            return text
-        return "\n".join(f"{record.levelname.lower()}: {line}" for line in text.splitlines())
-
-
-class _ScreenHandler(logging.StreamHandler):  # type: ignore[type-arg]  # only Python 3.11 can name the stream
-    """A screen that is gone, or a full disk behind it, stops no run: the run's own log has every line too."""
+        if record.levelno > logging.INFO:
+            text = "\n".join(f"{record.levelname.lower()}: {line}" for line in text.splitlines())
+        encoding = getattr(self.stream, "encoding", None) or "utf-8"
+        return text.encode(encoding, errors="backslashreplace").decode(encoding)
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
+        # a closed terminal, or a full disk behind it, stops no run: the run's own log has every line too
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)
 
 
 class _RunLogHandler(logging.FileHandler):
-    """A log file whose failure to be written is a failure of the run, not a traceback on the screen."""
+    """A log file; if it cannot be written, the run fails with a ``StorageError``."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
         error = sys.exc_info()[1]
@@ -49,31 +47,30 @@ def screen_log() -> Iterator[None]:
     messages, complaints = _ScreenHandler(sys.stdout), _ScreenHandler(sys.stderr)
     messages.addFilter(lambda record: record.levelno <= logging.INFO)
     complaints.setLevel(logging.WARNING)
-    earlier_level, earlier_propagate = log.level, log.propagate
+    level, propagate = log.level, log.propagate
     log.setLevel(logging.INFO)
     log.propagate = False
-    for handler in (messages, complaints):
-        handler.setFormatter(_ScreenFormatter())
-        log.addHandler(handler)
+    log.addHandler(messages)
+    log.addHandler(complaints)
     try:
         yield
     finally:
         log.removeHandler(messages)
         log.removeHandler(complaints)
-        log.setLevel(earlier_level)
-        log.propagate = earlier_propagate
+        log.setLevel(level)
+        log.propagate = propagate
 
 
 @contextmanager
 def file_log(path: Path) -> Iterator[None]:
     """Write the log to ``path`` too while inside, with times and levels.
 
-    An exception that passes is written to the file before it goes on: a ``PipelineError`` as its message, any other
-    with its traceback.
+    An exception is logged before it goes on: a ``PipelineError`` or a signal as its message, any other with its
+    traceback.
 
     Raises:
-        UnexpectedError: Anything but a ``PipelineError`` was raised inside; it is the cause.
-        StorageError: The file cannot be made or written.
+        UnexpectedError: An exception other than ``PipelineError`` was raised inside; it is the cause.
+        StorageError: The file cannot be created or written.
     """
     with storage_errors(path, "open the log"):
         handler = _RunLogHandler(path, encoding="utf-8", errors="backslashreplace")
@@ -83,19 +80,9 @@ def file_log(path: Path) -> Iterator[None]:
         yield
     except BaseException as error:
         expected = isinstance(error, (PipelineError, Interrupted))
-        # a disk too full for it must not hide what went wrong
-        with suppress(StorageError):
-            handler.handle(
-                log.makeRecord(
-                    log.name,
-                    logging.ERROR,
-                    __file__,
-                    0,
-                    str(error) if expected else "Unexpected error",
-                    (),
-                    None if expected else (type(error), error, error.__traceback__),
-                )
-            )
+        message, traceback = (str(error), None) if expected else ("Unexpected error", sys.exc_info())
+        with suppress(StorageError):  # too full a disk must not hide the error itself
+            handler.handle(log.makeRecord(log.name, logging.ERROR, __file__, 0, message, (), traceback))
         with suppress(OSError):
             handler.close()
         if isinstance(error, Exception) and not expected:

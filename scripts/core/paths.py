@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import count
 from pathlib import Path
 
 from scripts.core.config import Config
-from scripts.core.errors import storage_errors
+from scripts.core.errors import Interrupted, PipelineError, UnexpectedError, storage_errors
 from scripts.core.files import remove_leftovers
 
 MAX_SLUG_LENGTH = 60
@@ -26,18 +28,43 @@ def slug(text: str) -> str:
     return re.sub(r"[^a-z0-9]+", "_", plain.lower()).strip("_")[:MAX_SLUG_LENGTH].strip("_") or "unnamed"
 
 
+class _Below:
+    """An attribute of ``RunPaths``: a path below its root."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, paths: RunPaths, owner: type) -> Path:
+        return paths.root / self._name
+
+
 @dataclass(frozen=True, slots=True)
 class RunPaths:
     """The files of one run, below its own folder ``root``."""
 
     root: Path
 
+    config = _Below("config.json")  # every setting as applied, versions, commit, data MD5, seeds
+    summary = _Below("summary.json")  # the result of the run for programs
+    history = _Below("history.jsonl")  # one JSON object per epoch and line
+    logs = _Below("logs")
+    log = _Below("logs/run.log")  # the lines of the screen, with times
+    lock = _Below("logs/.lock")  # held by the process that writes this folder
+    models = _Below("models")
+    best_model = _Below("models/best_model.pth")  # state dict of the best epoch, with torchvision's key names
+    best_model_card = _Below("models/best_model.json")  # what a user of the weights needs to know
+    last_checkpoint = _Below("models/last_checkpoint.pth")  # the whole training state, written last
+    previous_checkpoint = _Below("models/previous_checkpoint.pth")  # used if the last one is damaged
+    figures = _Below("figures")
+    reports = _Below("reports")
+    workbook = _Below("reports/training_summary.xlsx")
+
     @classmethod
     def create(cls, output_dir: Path, dataset: str, model: str, *, now: datetime) -> RunPaths:
         """Make the folder ``YYYYMMDD_HHMMSS_<dataset>_<model>`` with its subfolders.
 
         Args:
-            output_dir: Where runs live; made if it is not there.
+            output_dir: The folder of all runs; created if it does not exist.
             dataset: The data set's key or an own file's name; becomes a slug.
             model: The backbone's key or the name the user gave; becomes a slug.
             now: The start of the run in local time.
@@ -47,22 +74,21 @@ class RunPaths:
         """
         name = f"{now:%Y%m%d_%H%M%S}_{slug(dataset)}_{slug(model)}"
         with storage_errors(output_dir, "make the run folder"):
+            with suppress(FileNotFoundError):
+                output_dir.stat()  # names a loop of symbolic links, which mkdir reports as an existing file
             output_dir.mkdir(parents=True, exist_ok=True)
             for attempt in count(1):
-                root = output_dir / (name if attempt == 1 else f"{name}_{attempt}")
-                try:
-                    root.mkdir()  # atomic: of two runs in one second, exactly one gets the name
-                except FileExistsError:
-                    continue
-                break
-            paths = cls(root)
+                paths = cls(output_dir / (name if attempt == 1 else f"{name}_{attempt}"))
+                with suppress(FileExistsError):
+                    paths.root.mkdir()  # atomic: of two runs in one second, exactly one gets the name
+                    break
             for folder in paths.folders:
                 folder.mkdir()
         return paths
 
     @classmethod
     def reopen(cls, root: Path) -> RunPaths:
-        """Make the folder of an earlier run ready to go on in: whole, and without what a killed run left half written.
+        """Prepare the folder of an earlier run: complete its subfolders, remove the temporary files of a killed run.
 
         Raises:
             StorageError: A folder cannot be made.
@@ -77,86 +103,40 @@ class RunPaths:
 
     @property
     def folders(self) -> tuple[Path, ...]:
-        """The subfolders, which are there before anything is written."""
+        """The subfolders, which exist before anything is written."""
         return self.logs, self.models, self.figures, self.reports
 
     @property
-    def config(self) -> Path:
-        """Every setting as applied, versions, commit, data MD5, seeds."""
-        return self.root / "config.json"
+    def is_resumable(self) -> bool:
+        """Whether training has begun: the first checkpoint, written before the first step, is there."""
+        return any(path.exists() for path in (self.last_checkpoint, self.previous_checkpoint, self.history))
 
-    @property
-    def summary(self) -> Path:
-        """The result of the run for programs."""
-        return self.root / "summary.json"
-
-    @property
-    def history(self) -> Path:
-        """One JSON object per epoch and line."""
-        return self.root / "history.jsonl"
-
-    @property
-    def logs(self) -> Path:
-        """Folder of the log."""
-        return self.root / "logs"
-
-    @property
-    def log(self) -> Path:
-        """What the screen showed, with times."""
-        return self.logs / "run.log"
-
-    @property
-    def lock(self) -> Path:
-        """Held by whoever writes this folder."""
-        return self.logs / ".lock"
-
-    @property
-    def models(self) -> Path:
-        """Folder of the weights."""
-        return self.root / "models"
-
-    @property
-    def best_model(self) -> Path:
-        """State dict of the best epoch, with torchvision's key names."""
-        return self.models / "best_model.pth"
-
-    @property
-    def best_model_card(self) -> Path:
-        """What a user of the weights needs to know, as JSON."""
-        return self.models / "best_model.json"
-
-    @property
-    def last_checkpoint(self) -> Path:
-        """The whole training state after the last epoch, or after the step at which a signal stopped it."""
-        return self.models / "last_checkpoint.pth"
-
-    @property
-    def previous_checkpoint(self) -> Path:
-        """The checkpoint before the last one, for the case that the last one is damaged."""
-        return self.models / "previous_checkpoint.pth"
-
-    @property
-    def figures(self) -> Path:
-        """Folder of the pictures."""
-        return self.root / "figures"
-
-    @property
-    def reports(self) -> Path:
-        """Folder of the workbook and the predictions."""
-        return self.root / "reports"
-
-    @property
-    def workbook(self) -> Path:
-        """The Excel report."""
-        return self.reports / "training_summary.xlsx"
+    def remove_start(self) -> None:
+        """Remove the folder of a run that did not begin to train; files that the start did not write stay."""
+        with suppress(OSError):
+            for path in (self.config, self.log, self.lock):
+                path.unlink(missing_ok=True)
+            for folder in (*self.folders, self.root):
+                remove_leftovers(folder)
+                folder.rmdir()
 
 
-def open_run_folder(config: Config) -> RunPaths:
-    """The folder of a run: a new one, or with ``--resume`` that of the run to go on with.
+@contextmanager
+def run_folder(config: Config) -> Iterator[RunPaths]:
+    """The folder of a run while inside: a new one, or with ``--resume`` that of the run to resume.
+
+    A new folder is removed if the run ends before its training begins, unless its log holds an unexpected error.
 
     Raises:
         StorageError: A folder cannot be made.
     """
     if config.resume:
-        return RunPaths.reopen(Path(config.resume))
-    return RunPaths.create(config.output_dir, config.dataset_part, config.model_part, now=datetime.now())
+        yield RunPaths.reopen(Path(config.resume))
+        return
+    paths = RunPaths.create(config.output_dir, config.dataset_part, config.model_part, now=datetime.now())
+    try:
+        yield paths
+    except (PipelineError, Interrupted) as error:
+        if not isinstance(error, UnexpectedError) and not paths.is_resumable:
+            paths.remove_start()
+        raise

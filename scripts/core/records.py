@@ -1,4 +1,4 @@
-"""The values that one package hands to another."""
+"""Values that are passed between packages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EpochRecord:
-    """What one epoch gave."""
+    """The figures of one epoch."""
 
     epoch: int  # counted from 1
     train_loss: float  # mean over the images of the epoch, on mixed and augmented images
@@ -15,14 +15,14 @@ class EpochRecord:
     val_accuracy: float  # a fraction in [0, 1]
     val_auc: float | None = None  # as the evaluation computes it; None where it is undefined
     learning_rate: float  # at the first step of the epoch
-    images_per_second: float  # of training alone, without validation
+    images_per_second: float | None  # of training alone; None where a resumed run had only the validation left
     seconds: float  # training and validation
     is_best: bool  # whether its weights became best_model.pth
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TrainingResult:
-    """What a whole training gave; its weights are in the run folder's ``best_model.pth``."""
+    """The figures of a training; its weights are in the run folder's ``best_model.pth``."""
 
     history: tuple[EpochRecord, ...]
     best_epoch: int  # counted from 1

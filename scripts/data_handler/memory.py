@@ -1,13 +1,12 @@
-"""What a set's images need of memory, what is free, and which feed follows; known before an array is allocated.
+"""How much memory a set's images need, how much is free, and which image source follows from both.
 
-Nothing here reads an image, and torch is asked only where a GPU is: ``tools/check_memory.py`` answers by the same
-functions as a run.
+No image is read, and torch is imported for GPUs only: ``tools/check_memory.py`` uses the same functions as a run.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING
@@ -17,23 +16,21 @@ from scripts.core.errors import DataError
 if TYPE_CHECKING:
     import torch
 
-# of what is free, on the host and on a GPU alike: the rest is for the network, whose activations are the larger part
+# of free memory, on the host and on a GPU alike: the rest is for the network, whose activations need most of it
 RESIDENT_SHARE = 0.5
 
-# what a CPU judges fastest, by an eighth in fp32: the activations of more leave its caches; a GPU is done soon anyway
+# the fastest on a CPU, by an eighth in fp32: the activations of more images leave its caches; a GPU is fast anyway
 MAX_EVAL_BATCH_SIZE = 128
-MAX_EVAL_PIXELS = 64 * 224 * 224  # of larger images fewer at once, whose activations are bounded by this
+MAX_EVAL_PIXELS = 64 * 224 * 224  # bounds the activations of large images
 
 PREFETCH = 2  # batches that each worker process gathers ahead
-BATCHES_IN_HAND = 3  # on their way beside those: what is computed with, what comes next, and one to spare
-SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (where PyTorch hands tensors from process to process)
-
-_MILLION = 1e6
+BATCHES_IN_HAND = 3  # beside those: the batch in use, the next one, and one to spare
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (where PyTorch passes tensors from process to process)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSizes:
-    """How many images of which size a set has; one byte per pixel and channel."""
+    """How many images of which size a set has, and so what they need: one byte per pixel and channel."""
 
     num_samples: Mapping[str, int]  # images in "train", "val" and "test"
     height: int  # pixels
@@ -51,26 +48,26 @@ class ImageSizes:
         return sum(self.num_samples.values()) * self.image_bytes
 
     def in_flight_bytes(self, batch_size: int, num_workers: int) -> int:
-        """Size of the batches that worker processes have under way at once, in training or in judging."""
-        largest_judged = max(self.num_samples["val"], self.num_samples["test"])
-        largest_batch = max(
-            min(batch_size, self.num_samples["train"]), min(eval_batch_size(self.height, self.width), largest_judged)
+        """Size of the batches that worker processes hold at once, in training or evaluation."""
+        eval_images = min(
+            eval_batch_size(self.height, self.width), max(self.num_samples["val"], self.num_samples["test"])
         )
+        largest_batch = max(min(batch_size, self.num_samples["train"]), eval_images)
         return largest_batch * self.image_bytes * (PREFETCH * num_workers + BATCHES_IN_HAND) if num_workers else 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FreeMemory:
-    """Bytes that can be had now."""
+    """Free memory in bytes."""
 
     host: int
-    bound: str  # what sets the bound on the host, in words
+    bound: str  # what limits it on the host, in words
     device: int | None = None  # of a GPU with memory of its own; None where the network computes in the host's
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemoryPlan:
-    """Which feed brings the images, and the figures that it was chosen by."""
+    """The image source that was chosen, and the figures it was chosen by."""
 
     feed: str  # "resident" or "streamed"
     reason: str
@@ -88,61 +85,54 @@ class MemoryPlan:
 
 
 def eval_batch_size(height: int, width: int) -> int:
-    """Images in a batch of validation and test: fewer of large ones, so that their activations stay bounded.
+    """Images in a batch of validation and test: fewer if they are large, so that their activations stay bounded.
 
-    The same for every feed, because the size of a batch may change the last bits of a result.
+    It is the same for every image source, because the size of a batch may change the last bits of a result.
     """
     return max(1, min(MAX_EVAL_BATCH_SIZE, MAX_EVAL_PIXELS // (height * width)))
 
 
-def plan_memory(asked: str, images: ImageSizes, device: torch.device) -> MemoryPlan:
-    """Choose the feed by what is free now.
-
-    Raises:
-        DataError: ``"resident"`` was asked for, and the images cannot fit.
-    """
-    return choose_feed(asked, images, free_memory(device), shares_host_memory=device.type == "mps")
+def plan_memory(requested: str, images: ImageSizes, device: torch.device) -> MemoryPlan:
+    """Choose the image source by the memory that is free now; see ``choose_feed``."""
+    return choose_feed(requested, images, free_memory(device), shares_host_memory=device.type == "mps")
 
 
-def choose_feed(asked: str, images: ImageSizes, free: FreeMemory, *, shares_host_memory: bool = False) -> MemoryPlan:
-    """Choose the feed.
+def choose_feed(
+    requested: str, images: ImageSizes, free: FreeMemory, *, shares_host_memory: bool = False
+) -> MemoryPlan:
+    """Choose the image source.
 
     Args:
-        asked: ``"resident"``, ``"streamed"`` or ``"auto"``.
-        images: What is to be fed.
-        free: What can be had.
+        requested: ``"resident"``, ``"streamed"`` or ``"auto"``.
+        images: What it holds.
+        free: The memory that is free.
         shares_host_memory: Whether the device keeps a copy of its own in the host's memory, as Apple's GPUs do.
 
     Raises:
-        DataError: ``"resident"`` was asked for, and the images cannot fit.
+        DataError: ``"resident"`` was requested, and the images do not fit.
     """
     host_needed = images.total_bytes * (2 if shares_host_memory else 1)
     device_needed = 0 if free.device is None else images.total_bytes
-    places = [(host_needed, free.host, free.bound)]
-    if free.device is not None:
-        places.append((device_needed, free.device, "on the GPU"))
     size = f"{megabytes(images.total_bytes)} of images"
-
-    def plan(feed: str, reason: str) -> MemoryPlan:
-        return MemoryPlan(feed=feed, reason=reason, host_needed=host_needed, device_needed=device_needed, free=free)
-
-    if asked == "streamed":
-        return plan("streamed", f"{size}, as asked")
-    for needed, there, where in places:
-        if asked == "resident" and needed > there:
+    feed, reason = requested, f"{size}, as requested"
+    if requested == "auto":
+        feed, reason = "resident", f"{size} fit into half of the memory that is free"
+    for needed, available, where in ((host_needed, free.host, free.bound), (device_needed, free.device, "on the GPU")):
+        if available is None:
+            continue
+        if feed == "resident" == requested and needed > available:
             raise DataError(
-                f"--feed resident was asked for, but the images need {needed:,} bytes of memory, and {there:,} are "
+                f"--feed resident was requested, but the images need {needed:,} bytes of memory, and {available:,} are "
                 f"free {where}. Use --feed streamed, which reads them from the disk batch by batch."
             )
-        if asked == "auto" and needed > RESIDENT_SHARE * there:
-            return plan("streamed", f"{size} do not fit into half of the {megabytes(there)} that are free {where}")
-    if asked == "resident":
-        return plan("resident", f"{size}, as asked")
-    return plan("resident", f"{size} fit into half of the memory that is free")
+        if feed == "resident" != requested and needed > RESIDENT_SHARE * available:
+            feed = "streamed"
+            reason = f"{size} do not fit into half of the {megabytes(available)} that are free {where}"
+    return MemoryPlan(feed=feed, reason=reason, host_needed=host_needed, device_needed=device_needed, free=free)
 
 
 def free_memory(device: torch.device) -> FreeMemory:
-    """What the host, and a GPU with memory of its own, can give now."""
+    """Measure the free memory of the host, and of a GPU with memory of its own."""
     host, bound = free_on_host()
     if device.type != "cuda":
         return FreeMemory(host=host, bound=bound)
@@ -152,7 +142,7 @@ def free_memory(device: torch.device) -> FreeMemory:
 
 
 def free_on_host() -> tuple[int, str]:
-    """Bytes that the host can give now, and what sets that bound, in words."""
+    """Free bytes of the host's memory, and what limits them, in words."""
     import psutil
 
     free = int(psutil.virtual_memory().available)
@@ -165,12 +155,12 @@ def free_on_host() -> tuple[int, str]:
 def free_in_control_group(
     membership: Path = Path("/proc/self/cgroup"), mount: Path = Path("/sys/fs/cgroup")
 ) -> int | None:
-    """Bytes that a container's or a job's limit leaves: the tightest of this process's group and those around it.
+    """Free bytes within a container's or a job's limit: the tightest of this process's group and its parents.
 
-    What a group holds of files counts as used, but is given back when it is needed, so it counts as free here.
+    Cached file content counts as used there, but is released when memory is needed, so it counts as free here.
 
     Args:
-        membership: Which groups the process is in, as Linux tells it.
+        membership: The list of the process's groups.
         mount: Where the groups are, of version 1 or 2.
 
     Returns:
@@ -179,54 +169,42 @@ def free_in_control_group(
     Reference: https://docs.kernel.org/admin-guide/cgroup-v2.html#memory-interface-files
     """
     try:
-        lines = membership.read_text().splitlines()
+        lines = membership.read_text(encoding="utf-8").splitlines()
     except OSError:
         return None
-    found = [free for folder, version in _group_folders(lines, mount) if (free := version.free(folder)) is not None]
+    found = []
+    for line in lines:
+        _, controllers, path = (*line.split(":", 2), "", "")[:3]
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        base, names = (mount / "memory", _V1) if controllers else (mount, _V2)
+        inner = PurePosixPath(path.lstrip("/"))
+        # inside a container the path may exist on the host only: the mount itself is the container's group
+        folders = [base / folder for folder in (inner, *inner.parents) if ".." not in folder.parts]
+        found += [free for folder in folders if (free := _free_in_group(folder, *names)) is not None]
     return min(found, default=None)
 
 
-@dataclass(frozen=True, slots=True)
-class _GroupVersion:
-    """The names that one version of control groups has for the same things."""
+# names of the limit and the usage, and a prefix of the statistics, in both versions of control groups
+_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+_V2 = ("memory.max", "memory.current", "")
 
-    limit: str
-    used: str
-    files: tuple[str, str]  # entries of memory.stat that are files' content
 
-    def free(self, folder: Path) -> int | None:
-        try:
-            limit = (folder / self.limit).read_text().strip()
-            if not limit.isdecimal():  # "max"
-                return None
-            used = int((folder / self.used).read_text())
-            stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
-        except (OSError, ValueError):
+def _free_in_group(folder: Path, limit_name: str, usage_name: str, prefix: str) -> int | None:
+    try:
+        limit = (folder / limit_name).read_text(encoding="utf-8").strip()
+        if not limit.isdecimal():  # "max"
             return None
-        return max(0, int(limit) - used + sum(int(stat.get(name, 0)) for name in self.files))
-
-
-_V1 = _GroupVersion("memory.limit_in_bytes", "memory.usage_in_bytes", ("total_inactive_file", "total_active_file"))
-_V2 = _GroupVersion("memory.max", "memory.current", ("inactive_file", "active_file"))
-
-
-def _group_folders(lines: list[str], mount: Path) -> Iterator[tuple[Path, _GroupVersion]]:
-    """The folders of this process's memory groups, from the innermost to the mount itself."""
-    for line in lines:
-        _, _, rest = line.partition(":")
-        controllers, _, path = rest.partition(":")
-        if controllers and "memory" not in controllers.split(","):
-            continue
-        base, version = (mount / "memory", _V1) if controllers else (mount, _V2)
-        inner = PurePosixPath(path.lstrip("/"))
-        # inside a container the path may be one that only the host can see: the mount itself is the container's group
-        for folder in (inner, *inner.parents):
-            if ".." not in folder.parts:
-                yield base / folder, version
+        used = int((folder / usage_name).read_text(encoding="utf-8"))
+        statistics = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines())
+    except (OSError, ValueError):
+        return None
+    cached = sum(int(statistics.get(f"{prefix}{name}", 0)) for name in ("inactive_file", "active_file"))
+    return max(0, int(limit) - used + cached)
 
 
 def free_shared_memory(folder: Path = SHARED_MEMORY) -> int | None:
-    """Bytes that worker processes can hand over at once; None where the system has no such folder."""
+    """Bytes that worker processes can pass on at once; None where the system has no such folder."""
     try:
         status = os.statvfs(folder)
     except OSError:
@@ -234,30 +212,30 @@ def free_shared_memory(folder: Path = SHARED_MEMORY) -> int | None:
     return status.f_bavail * status.f_frsize
 
 
-def workers_that_fit(asked: int, images: ImageSizes, *, batch_size: int, shared: int | None) -> tuple[int, str]:
-    """As many worker processes as shared memory has room for: with too little they would wait for ever.
+def workers_that_fit(requested: int, images: ImageSizes, *, batch_size: int, shared: int | None) -> tuple[int, str]:
+    """Choose as many worker processes as shared memory has room for: with too little they would wait forever.
 
     Args:
-        asked: Wanted number of worker processes.
-        images: What they bring.
+        requested: Number of worker processes.
+        images: What they read.
         batch_size: Images per optimiser step.
         shared: Free bytes of shared memory; None where they are not limited.
 
     Returns:
-        At most ``asked``, and the reason in words where it is less.
+        At most ``requested``, and the reason in words where it is less.
     """
-    fitting = asked
+    fitting = requested
     while shared is not None and images.in_flight_bytes(batch_size, fitting) > shared:
         fitting -= 1
-    if shared is None or fitting == asked:
-        return asked, ""
+    if shared is None or fitting == requested:
+        return requested, ""
     return fitting, (
-        f"--num_workers {asked} becomes {fitting}: workers hand batches over in {SHARED_MEMORY}, where {asked} need "
-        f"{megabytes(images.in_flight_bytes(batch_size, asked))} and {megabytes(shared)} are free. Give a container "
-        "more (docker run --shm-size 2g), or take a smaller --batch_size."
+        f"--num_workers {requested} becomes {fitting}: workers hand batches over in {SHARED_MEMORY}, where {requested} "
+        f"need {megabytes(images.in_flight_bytes(batch_size, requested))} and {megabytes(shared)} are free. Give a "
+        "container more (docker run --shm-size 2g), or take a smaller --batch_size."
     )
 
 
 def megabytes(num_bytes: int) -> str:
-    """A size for a reader, such as ``8,192 MB`` or ``0.4 MB``."""
-    return f"{num_bytes / _MILLION:,.{0 if num_bytes >= 10 * _MILLION else 1}f} MB"
+    """Format a size, such as ``8,192 MB`` or ``0.4 MB``."""
+    return f"{num_bytes / 1e6:,.{0 if num_bytes >= 1e7 else 1}f} MB"

@@ -1,10 +1,11 @@
-"""Open a data set by the name that the user typed: find, fetch and check it."""
+"""Open a data set by the name that the user typed: find, download and check it."""
 
 from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,40 +22,33 @@ from scripts.data_handler.dataset import Dataset, Split, members
 from scripts.data_handler.memory import ImageSizes, free_on_host
 from scripts.data_handler.npz import (
     MAX_CLASSES,
+    MAX_SHOWN,
     SPLITS,
     NpzLayout,
     read_array,
     read_class_names,
-    read_label_rows,
     read_labels,
     require_memory,
     validate_npz_keys,
     verify_checksums,
 )
-from scripts.data_handler.registry import (
-    BINARY,
-    DATASET_REGISTRY,
-    MULTI_CLASS,
-    MULTI_LABEL,
-    SYNTHBLOOD,
-    DatasetInfo,
-)
+from scripts.data_handler.registry import BINARY, DATASET_REGISTRY, MULTI_CLASS, MULTI_LABEL, SYNTHBLOOD, DatasetInfo
 from scripts.data_handler.synthetic import open_synthblood
 from scripts.data_handler.unpacked import ImageFile, bytes_to_write, image_files, unpack_images
 
 Labels = dict[str, NDArray[np.int64]]  # by split
-Stamp = tuple[int, int, int]  # of a file: its number, size and time of the last change
+Stamp = tuple[int, int, int]  # of a file: inode, size and time of the last change
 
 OFFLINE = f"use --dataset {SYNTHBLOOD}, which needs no network"
 
 
 def open_dataset(name: str, data_dir: Path, resolution: int = STANDARD_RESOLUTION) -> Dataset:
-    """Find, fetch if need be, and check a data set; no image is kept in memory.
+    """Find, download if necessary, and check a data set; no image is kept in memory.
 
     Args:
         name: A key of ``DATASET_REGISTRY``, ``"synthblood"``, or the path of an ``.npz`` in MedMNIST's schema.
-        data_dir: Where files of the registry's sets are, or are put, and the uncompressed images of any set.
-        resolution: Which of the published sizes of a registry's set, in pixels of a side; other sets have one size.
+        data_dir: Folder of the registry's files and of the uncompressed images of any set.
+        resolution: One of the published sizes of a registry's set, in pixels per side; other sets have one size.
 
     Raises:
         DataError: The data are missing, unreachable, corrupt, or of a kind that cannot be trained on.
@@ -69,54 +63,43 @@ def open_dataset(name: str, data_dir: Path, resolution: int = STANDARD_RESOLUTIO
 
 @dataclass(frozen=True, slots=True)
 class DatasetPreview:
-    """What a set's images need, known without reading or downloading any."""
+    """What a set's images need, known without reading or downloading them."""
 
     source: str  # where the facts are from
     images: ImageSizes
-    files: Mapping[str, ImageFile]  # where the images lie uncompressed, or would; empty where they are generated
-    download: Path | None = None  # where the file is put first; None where it is there, or not needed
+    files: Mapping[str, ImageFile]  # where the uncompressed images are, or would be; empty where they are generated
+    download: Path | None = None  # where a file must be downloaded to first; None if none must be
 
 
 def preview_dataset(name: str, data_dir: Path, resolution: int = STANDARD_RESOLUTION) -> DatasetPreview:
-    """What the images of a set need, from a file's headers or the registry's facts.
-
-    Args:
-        name: As for ``open_dataset``.
-        data_dir: As for ``open_dataset``.
-        resolution: As for ``open_dataset``.
+    """Find out from a file's headers or the registry what the images of a set need; arguments as ``open_dataset``.
 
     Raises:
-        DataError: The file is missing or no data set, or its labels alone do not fit into memory.
+        DataError: The file is missing or not a data set, or its labels alone do not fit into memory.
     """
     if name == SYNTHBLOOD:
-        return DatasetPreview("generated, in memory from the beginning", open_synthblood().image_sizes, {})
-    if name in DATASET_REGISTRY:
-        info = DATASET_REGISTRY[name]
-        path, md5 = registered_file(info, data_dir, resolution), info.md5s[resolution]
-        if not path.exists():
-            images = ImageSizes(
-                num_samples=info.num_samples, height=resolution, width=resolution, channels=info.channels
-            )
-            return DatasetPreview(
-                "the registry; it is not downloaded yet", images, image_files(images, md5, data_dir), path
-            )
-    else:
-        path = _existing_file(Path(name))
-        md5 = _md5_of(path)
+        return DatasetPreview("generated in memory", open_synthblood(), {})
+    info = DATASET_REGISTRY.get(name)
+    path = registered_file(info, data_dir, resolution) if info else _existing_file(Path(name))
+    if info and not path.exists():
+        images = ImageSizes(num_samples=info.num_samples, height=resolution, width=resolution, channels=info.channels)
+        files = image_files(images, info.md5s[resolution], data_dir)
+        return DatasetPreview("the registry; it is not downloaded yet", images, files, path)
     layout = validate_npz_keys(path)
     require_memory(layout, free_on_host()[0])
-    return DatasetPreview(str(path), _sizes(layout), image_files(_sizes(layout), md5, data_dir))
+    md5 = info.md5s[resolution] if info else _md5_of(path)
+    return DatasetPreview(str(path), layout, image_files(layout, md5, data_dir))
 
 
 def registered_file(info: DatasetInfo, data_dir: Path, resolution: int) -> Path:
-    """Where a set of the registry is, or is put, at a published size."""
+    """Where the file of a registry's set is, or is downloaded to, at a published size."""
     return (data_dir / info.file_name(resolution)).absolute()
 
 
 def _open_registered(info: DatasetInfo, data_dir: Path, resolution: int) -> Dataset:
     path, md5 = registered_file(info, data_dir, resolution), info.md5s[resolution]
     what = info.title if resolution == STANDARD_RESOLUTION else f"{info.title} at {resolution} × {resolution} pixels"
-    # before the MD5 is compared: a file that is put there meanwhile must not pass for the one that was
+    # before the MD5 is compared, so that a file that is replaced meanwhile is noticed
     stamp = _stamp(path) if os.path.isfile(path) else None  # noqa: PTH113 (never raises)
     fetch(info.url(resolution), path, digest=md5, what=what, offline=OFFLINE)
     stamp = stamp or _stamp(path)
@@ -126,44 +109,30 @@ def _open_registered(info: DatasetInfo, data_dir: Path, resolution: int) -> Data
             f"Cannot use {path}: at --resolution {resolution} {info.title} has images of {resolution} × {resolution} "
             f"pixels, but the file has {layout.height} × {layout.width}."
         )
-    found = {"channels": layout.channels, "images": layout.num_samples, "label columns": layout.label_columns}
     num_classes = len(info.class_names)
+    found = {"channels": layout.channels, "images": layout.num_samples, "label columns": layout.label_columns}
     label_columns = num_classes if info.task == MULTI_LABEL else 1
     expected = {"channels": info.channels, "images": dict(info.num_samples), "label columns": label_columns}
     if found != expected:
         raise DataError(f"Cannot use {path}: {info.title} has {expected}, but the file has {found}.")
     require_memory(layout, free_on_host()[0])
-    if info.task == MULTI_LABEL:
-        labels = {split: read_label_rows(layout, split) for split in SPLITS}
-    else:
-        labels = {split: read_labels(layout, split, num_classes) for split in SPLITS}
-    return _dataset(
-        layout,
-        labels,
-        key=info.key,
-        title=info.title,
-        task=info.task,
-        names=info.class_names,
-        md5=md5,
-        stamp=stamp,
-        orientation_free=info.orientation_free,
-    )
+    labels = {split: read_labels(layout, split, num_classes) for split in SPLITS}
+    dataset = _dataset(layout, labels, info.task, info.class_names, md5, stamp)
+    return replace(dataset, key=info.key, title=info.title, orientation_free=info.orientation_free)
 
 
 def _open_own(given: Path, data_dir: Path) -> Dataset:
     path = _existing_file(given)
-    stamp = _stamp(path)  # before the MD5: a file that is put there meanwhile must not be used under this one's
+    stamp = _stamp(path)  # before the MD5, so that a file that is replaced meanwhile is noticed
     layout = validate_npz_keys(path)
     require_memory(layout, free_on_host()[0])
     md5 = _md5_of(path)
-    if bytes_to_write(image_files(_sizes(layout), md5, data_dir)):  # what was unpacked was compared then
-        # now, not when the test split is read after a night of training
-        verify_checksums(layout)
+    if bytes_to_write(image_files(layout, md5, data_dir)):  # unpacking compared the checksums already
+        verify_checksums(layout)  # now, rather than when the test split is read after a night of training
     task, names, labels = (_own_label_rows if layout.label_columns > 1 else _own_classes)(layout)
-    _warn_of_the_unseen(path, names, labels["train"])
-    return _dataset(
-        layout, labels, key=slug(given.stem), title=given.stem, task=task, names=names, md5=md5, stamp=stamp
-    )
+    _warn_of_unseen_classes(path, names, labels["train"])
+    dataset = _dataset(layout, labels, task, names, md5, stamp)
+    return replace(dataset, key=slug(given.stem), title=given.stem)  # as typed: a link may have another name
 
 
 def _own_classes(layout: NpzLayout) -> tuple[str, tuple[str, ...], Labels]:
@@ -174,8 +143,7 @@ def _own_classes(layout: NpzLayout) -> tuple[str, tuple[str, ...], Labels]:
         names = tuple(f"class {index}" for index in range(int(labels["train"].max()) + 1))
     if len(names) < 2:
         raise DataError(f"Cannot use {layout.path}: all of train_labels are 0; needed are at least two classes.")
-    for split in ("val", "test"):
-        labels[split] = read_labels(layout, split, len(names))
+    labels |= {split: read_labels(layout, split, len(names)) for split in ("val", "test")}
     return BINARY if len(names) == 2 else MULTI_CLASS, names, labels
 
 
@@ -192,25 +160,16 @@ def _own_label_rows(layout: NpzLayout) -> tuple[str, tuple[str, ...], Labels]:
             f"Cannot use {layout.path}: class_names has {len(names)} names, train_labels {count} columns; needed is a "
             "name for each label."
         )
-    return MULTI_LABEL, names, {split: read_label_rows(layout, split) for split in SPLITS}
+    return MULTI_LABEL, names, {split: read_labels(layout, split) for split in SPLITS}
 
 
 def _dataset(
-    layout: NpzLayout,
-    labels: Mapping[str, NDArray[np.int64]],
-    *,
-    key: str,
-    title: str,
-    task: str,
-    names: tuple[str, ...],
-    md5: str,
-    stamp: Stamp,
-    orientation_free: bool = True,
+    layout: NpzLayout, labels: Labels, task: str, class_names: tuple[str, ...], md5: str, stamp: Stamp
 ) -> Dataset:
-    """The set of a checked file whose ``stamp`` was taken before its ``md5``, and this before anything was read."""
+    """The set of a checked file; ``stamp`` was taken before ``md5``, and that before anything was read."""
 
     def verify() -> None:
-        # labels were read at the start, images perhaps only a night later: both must be of one file
+        # labels were read at the start, images perhaps hours later: both must be of one file
         if _stamp(layout.path) != stamp and _md5_of(layout.path) != md5:
             raise DataError(f"{layout.path} has changed since the run began: start again with the file as it is now.")
 
@@ -218,17 +177,17 @@ def _dataset(
         verify()
         return Split(read_array(layout, f"{split}_images"), labels[split])
 
-    def unpack(data_dir: Path) -> Dataset:
-        verify()  # also where nothing is left to unpack: the labels must be of the file that the images are from
-        files = image_files(dataset.image_sizes, md5, data_dir)
+    def unpack(data_dir: Path) -> Callable[[str], Split]:
+        verify()  # even if everything is unpacked already: the labels must be of the same file as the images
+        files = image_files(layout, md5, data_dir)
         unpack_images(layout, files, verify=verify)
-        return replace(dataset, load=lambda split: Split(files[split].map(), labels[split], files[split]))
+        return lambda split: Split(files[split].map(), labels[split], files[split])
 
-    dataset = Dataset(
-        key=key,
-        title=title,
+    return Dataset(
+        key=slug(layout.path.stem),
+        title=layout.path.stem,
         task=task,
-        class_names=names,
+        class_names=class_names,
         height=layout.height,
         width=layout.width,
         channels=layout.channels,
@@ -236,21 +195,13 @@ def _dataset(
         md5=md5,
         source=str(layout.path),
         note=None,
-        orientation_free=orientation_free,
         load=load,
-        unpack=unpack,
-    )
-    return dataset
-
-
-def _sizes(layout: NpzLayout) -> ImageSizes:
-    return ImageSizes(
-        num_samples=layout.num_samples, height=layout.height, width=layout.width, channels=layout.channels
+        load_unpacked=unpack,
     )
 
 
 def _existing_file(given: Path) -> Path:
-    """The absolute path of a regular file, or ``DataError`` with what might have been meant."""
+    """The absolute path of a regular file, or ``DataError`` with a suggestion."""
     try:
         path = given.expanduser().resolve()
         if path.is_file():
@@ -264,32 +215,36 @@ def _existing_file(given: Path) -> Path:
         beside = [entry.name for entry in path.parent.glob("*.npz")] if path.parent.is_dir() else []
     except OSError as error:
         raise DataError(f"--dataset {given} cannot be read: {error.strerror or error}.") from error
-    except (RuntimeError, ValueError) as error:  # links in a circle, ~ of an unknown user, a null character
+    except (RuntimeError, ValueError) as error:  # a loop of links, ~ of an unknown user, a null character
         raise DataError(f"--dataset {str(given)!r} is not a usable path: {str(error).rstrip('.')}.") from error
     close = difflib.get_close_matches(path.name, beside, n=1)
     hint = f"Did you mean {path.parent / close[0]}?" if close else "Give the path of an .npz file in MedMNIST's schema."
     raise DataError(f"--dataset {given}: there is no file {path}. {hint}")
 
 
-def _warn_of_the_unseen(path: Path, names: tuple[str, ...], labels: NDArray[np.int64]) -> None:
+def _warn_of_unseen_classes(path: Path, names: tuple[str, ...], labels: NDArray[np.int64]) -> None:
     unseen = [name for index, name in enumerate(names) if not members(labels, index).any()]
     if unseen:
-        shown = ", ".join(unseen[:10]) + (", …" if len(unseen) > 10 else "")
+        shown = ", ".join(unseen[:MAX_SHOWN]) + (", …" if len(unseen) > MAX_SHOWN else "")
         kind = "classes" if labels.ndim == 1 else "labels"
-        log.warning(f"{path} has no training image of {len(unseen)} of its {len(names)} {kind}: {shown}.")
+        log.warning("%s has no training image of %d of its %d %s: %s.", path, len(unseen), len(names), kind, shown)
 
 
 def _md5_of(path: Path) -> str:
-    try:
+    with _read_errors(path):
         return file_digest(path, "md5")
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
 
 
 def _stamp(path: Path) -> Stamp:
-    """Something that changes when the file does: replaced, grown or written to."""
-    try:
+    """A value that changes when the file is replaced, grows or is written to."""
+    with _read_errors(path):
         status = path.stat()
+        return status.st_ino, status.st_size, status.st_mtime_ns
+
+
+@contextmanager
+def _read_errors(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:
         raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
-    return status.st_ino, status.st_size, status.st_mtime_ns

@@ -1,8 +1,10 @@
-"""Every random decision of one epoch, drawn before it starts.
+"""Draw every random decision of one epoch before it starts.
 
-Each number is a pure function of (seed, epoch, sample index) or (seed, epoch, step): the same whatever feeds the
-images, however many workers there are, and after any interruption. A counter-based hash gives them all at once and
-needs no state; unlike a library's generator it cannot change with a version.
+Augmentation parameters are a pure function of (seed, epoch, sample index), the order of (seed, epoch) and MixUp of
+(seed, epoch, step): the same with any image source and number of workers, and after any interruption. Each decision
+has a stream of its own, the n-th number of which depends on nothing but the stream's key and n. The numbers are those
+of NumPy's Philox bit generator, whose raw stream NumPy promises not to change
+(https://numpy.org/doc/stable/reference/random/compatibility.html), and of its frozen ``RandomState``.
 """
 
 from __future__ import annotations
@@ -17,8 +19,7 @@ from scripts.core.system.device import to_device
 
 # one independent stream of numbers per decision
 ORDER, FLIP, ANGLE, BRIGHTNESS, CONTRAST, PARTNER, MIX = range(7)
-
-_GOLDEN = np.uint64(0x9E3779B97F4A7C15)
+MAX_STREAMS = 256
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,22 +47,18 @@ class EpochPlan:
     mix: tuple[float, ...]  # lambda of each step, in [0, 1]; empty without MixUp
 
 
-def uniform(seed: int, epoch: int, stream: int, indices: NDArray[np.integer]) -> NDArray[np.float64]:
-    """Numbers in [0, 1), one per index, that depend on nothing else than the arguments.
+def uniform(seed: int, epoch: int, stream: int, count: int) -> NDArray[np.float64]:
+    """Draw the first ``count`` numbers of a stream, uniform in [0, 1); number n does not depend on ``count``.
 
-    The finaliser of SplitMix64 (Steele, Lea, Flood: "Fast splittable pseudorandom number generators", OOPSLA 2014),
-    chained over the four values; the upper 53 bits make the number.
+    The upper 53 of each 64 random bits make the number: NumPy fixes the bits, but not its own conversion to floats.
 
     Args:
         seed: Seed of the run, in [0, 2**64).
-        epoch: Number of the epoch, at least 0.
-        stream: Which decision the numbers are for.
-        indices: Sample indices or steps, any shape, at least 0.
+        epoch: Number of the epoch, in [0, 2**56).
+        stream: Which decision the numbers are for, in [0, ``MAX_STREAMS``).
+        count: How many numbers.
     """
-    state = np.zeros(1, dtype=np.uint64)
-    for word in (seed, epoch, stream):
-        state = _scramble(state + np.array([word], dtype=np.uint64))
-    bits = _scramble(state + indices.astype(np.uint64) * _GOLDEN)
+    bits = _bit_generator(seed, epoch, stream).random_raw(count)
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
 
 
@@ -77,7 +74,7 @@ def draw_plan(
     mixup_alpha: float,
     device: torch.device,
 ) -> EpochPlan:
-    """The plan of one epoch.
+    """Draw the plan of one epoch.
 
     Args:
         num_images: Size N of the training split.
@@ -90,15 +87,16 @@ def draw_plan(
         mixup_alpha: Alpha of MixUp's Beta distribution; 0 draws none.
         device: Where the tensors go, in one transfer per epoch.
     """
-    indices = np.arange(num_images)
-    order = np.argsort(uniform(seed, epoch, ORDER, indices), kind="stable")
+    order = np.argsort(uniform(seed, epoch, ORDER, num_images), kind="stable")
+
+    def by_position(stream: int) -> NDArray[np.float64]:
+        return uniform(seed, epoch, stream, num_images)[order]  # drawn by sample index
 
     def of_images(stream: int, low: float, high: float) -> torch.Tensor:
-        drawn = low + (high - low) * uniform(seed, epoch, stream, order)
-        return to_device(drawn.astype(np.float32), device)
+        return to_device((low + (high - low) * by_position(stream)).astype(np.float32), device)
 
     augmentation = AugmentationPlan(
-        flip=to_device(uniform(seed, epoch, FLIP, order) < hflip, device),
+        flip=to_device(by_position(FLIP) < hflip, device),
         angle=of_images(ANGLE, -rotation_angle, rotation_angle),
         brightness=of_images(BRIGHTNESS, 1 - jitter, 1 + jitter),
         contrast=of_images(CONTRAST, 1 - jitter, 1 + jitter),
@@ -113,23 +111,22 @@ def draw_plan(
 
 
 def _partners(num_images: int, seed: int, epoch: int, batch_size: int) -> NDArray[np.int64]:
-    """A permutation of every batch, drawn per position so that it follows from (seed, epoch, step) alone."""
-    drawn = uniform(seed, epoch, PARTNER, np.arange(num_images))
+    """A permutation of every batch, drawn by position, so that it follows from (seed, epoch, step) alone."""
+    drawn = uniform(seed, epoch, PARTNER, num_images)
     batches = (drawn[start : start + batch_size] for start in range(0, num_images, batch_size))
     return np.concatenate([np.argsort(batch, kind="stable") for batch in batches])
 
 
 def _mix_weights(num_steps: int, seed: int, epoch: int, alpha: float) -> tuple[float, ...]:
-    """Lambda ~ Beta(alpha, alpha) of every step (Zhang et al., "mixup", ICLR 2018)."""
+    """Draw lambda ~ Beta(alpha, alpha) of every step (Zhang et al., "mixup", ICLR 2018).
+
+    By ``RandomState``, whose numbers are the same in every version of NumPy up to the rounding of the last digits.
+    """
     if alpha == 0:
         return ()
-    generators = (np.random.default_rng([seed, epoch, MIX, step]) for step in range(num_steps))
-    return tuple(float(generator.beta(alpha, alpha)) for generator in generators)
+    return tuple(np.random.RandomState(_bit_generator(seed, epoch, MIX)).beta(alpha, alpha, num_steps).tolist())
 
 
-def _scramble(state: NDArray[np.uint64]) -> NDArray[np.uint64]:
-    """SplitMix64's step; arithmetic on unsigned arrays wraps around, as it must here."""
-    state = state + _GOLDEN
-    state = (state ^ (state >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    state = (state ^ (state >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return state ^ (state >> np.uint64(31))
+def _bit_generator(seed: int, epoch: int, stream: int) -> np.random.Philox:
+    """A counter-based generator (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011)."""
+    return np.random.Philox(key=np.array([seed, epoch * MAX_STREAMS + stream], dtype=np.uint64))

@@ -1,7 +1,7 @@
-"""What is known of the twelve 2D MedMNIST v2 sets before any of their files is here.
+"""The registry: facts about the twelve 2D MedMNIST v2 sets that are known before any of their files is downloaded.
 
-The facts are those of the official package ``medmnist`` 3.0.2 (https://github.com/MedMNIST/MedMNIST), which a test
-compares with this table field by field.
+The facts are those of the official package ``medmnist`` 3.0.2 (https://github.com/MedMNIST/MedMNIST); a test compares
+them field by field.
 """
 
 from __future__ import annotations
@@ -14,31 +14,14 @@ from types import MappingProxyType
 from scripts.core.config import RESOLUTIONS, STANDARD_RESOLUTION, Config
 
 SYNTHBLOOD = "synthblood"
-MULTI_CLASS, BINARY, ORDINAL, MULTI_LABEL = (
-    "multi-class",
-    "binary-class",
-    "ordinal-regression",
-    "multi-label, binary-class",
-)
-# whether a mirrored or turned picture might have been taken as well: under a microscope or a dermatoscope no side is
-# left or up, in a body every side is (the organ sets even tell kidney-left from kidney-right)
+MULTI_CLASS, BINARY = "multi-class", "binary-class"
+ORDINAL, MULTI_LABEL = "ordinal-regression", "multi-label, binary-class"
+# whether a mirrored or rotated image is as plausible: under a microscope or a dermatoscope there is no left or up, in a
+# body there is (the organ sets even distinguish kidney-left from kidney-right)
 FREE, FIXED = True, False
 FILES_URL = "https://zenodo.org/records/10519652/files"
-THRESHOLD = 0.5  # for BINARY and MULTI_LABEL, yes is what has a probability above it: half is no
+THRESHOLD = 0.5  # for BINARY and MULTI_LABEL: positive is a probability above it, so 0.5 itself is negative
 VOLUMES = ("organmnist3d", "nodulemnist3d", "adrenalmnist3d", "fracturemnist3d", "vesselmnist3d", "synapsemnist3d")
-ORGANS = (
-    "bladder",
-    "femur-left",
-    "femur-right",
-    "heart",
-    "kidney-left",
-    "kidney-right",
-    "liver",
-    "lung-left",
-    "lung-right",
-    "pancreas",
-    "spleen",
-)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,16 +34,16 @@ class DatasetInfo:
     channels: int  # 1 for grey, 3 for RGB
     class_names: tuple[str, ...]  # in the order of the label values
     num_samples: Mapping[str, int]  # images in "train", "val" and "test"
-    orientation_free: bool  # whether left and right may be exchanged: in training's augmentation, and in TTA's views
+    orientation_free: bool  # whether left and right may be exchanged, in augmentation and in TTA's views
     md5s: Mapping[int, str]  # of the file, by resolution
     files_url: str = FILES_URL  # where the files of all resolutions are
 
     def file_name(self, resolution: int) -> str:
-        """The name that the authors gave the file of one resolution, such as ``bloodmnist_64.npz``."""
+        """The official name of the file of one resolution, such as ``bloodmnist_64.npz``."""
         return f"{self.key}{'' if resolution == STANDARD_RESOLUTION else f'_{resolution}'}.npz"
 
     def url(self, resolution: int) -> str:
-        """Where the file of one resolution comes from."""
+        """The address of the file of one resolution."""
         return f"{self.files_url}/{self.file_name(resolution)}?download=1"
 
 
@@ -68,10 +51,10 @@ def _info(
     title: str,
     task: str,
     channels: int,
-    num_samples: tuple[int, int, int],
+    counts: tuple[int, int, int],
     orientation_free: bool,
-    md5s: tuple[str, str, str, str],
     class_names: tuple[str, ...],
+    *md5s: str,
 ) -> DatasetInfo:
     return DatasetInfo(
         key=title.lower(),
@@ -79,241 +62,83 @@ def _info(
         task=task,
         channels=channels,
         class_names=class_names,
-        num_samples=MappingProxyType(dict(zip(("train", "val", "test"), num_samples, strict=True))),
+        num_samples=MappingProxyType(dict(zip(("train", "val", "test"), counts, strict=True))),
         orientation_free=orientation_free,
         md5s=MappingProxyType(dict(zip(RESOLUTIONS, md5s, strict=True))),
     )
 
 
-_SETS = (
-    _info(
-        "PathMNIST",
-        MULTI_CLASS,
-        3,
-        (89_996, 10_004, 7_180),
-        FREE,
-        (
-            "a8b06965200029087d5bd730944a56c1",
-            "55aa9c1e0525abe5a6b9d8343a507616",
-            "ac42d08fb904d92c244187169d1fd1d9",
-            "2c51a510bcdc9cf8ddb2af93af1eadec",
-        ),
-        (
-            "adipose",
-            "background",
-            "debris",
-            "lymphocytes",
-            "mucus",
-            "smooth muscle",
-            "normal colon mucosa",
-            "cancer-associated stroma",
-            "colorectal adenocarcinoma epithelium",
-        ),
-    ),
-    _info(
-        "ChestMNIST",
-        MULTI_LABEL,
-        1,
-        (78_468, 11_219, 22_433),
-        FIXED,
-        (
-            "02c8a6516a18b556561a56cbdd36c4a8",
-            "9de6cd0b934ebb5b7426cfba5efbae16",
-            "db107e5590b27930b62dbaf558aebee3",
-            "45bd33e6f06c3e8cdb481c74a89152aa",
-        ),
-        (
-            "atelectasis",
-            "cardiomegaly",
-            "effusion",
-            "infiltration",
-            "mass",
-            "nodule",
-            "pneumonia",
-            "pneumothorax",
-            "consolidation",
-            "edema",
-            "emphysema",
-            "fibrosis",
-            "pleural",
-            "hernia",
-        ),
-    ),
-    _info(
-        "DermaMNIST",
-        MULTI_CLASS,
-        3,
-        (7_007, 1_003, 2_005),
-        FREE,
-        (
-            "0744692d530f8e62ec473284d019b0c7",
-            "b70a2f5635c6199aeaa28c31d7202e1f",
-            "2defd784463fa5243564e855ed717de1",
-            "8974907d8e169bef5f5b96bc506ae45d",
-        ),
-        (
-            "actinic keratoses and intraepithelial carcinoma",
-            "basal cell carcinoma",
-            "benign keratosis-like lesions",
-            "dermatofibroma",
-            "melanoma",
-            "melanocytic nevi",
-            "vascular lesions",
-        ),
-    ),
-    _info(
-        "OCTMNIST",
-        MULTI_CLASS,
-        1,
-        (97_477, 10_832, 1_000),
-        FIXED,
-        (
-            "c68d92d5b585d8d81f7112f81e2d0842",
-            "e229e9440236b774d9f0dfef9d07bdaf",
-            "0a97e76651ace45c5d943ee3f65b63ae",
-            "abc493b6d529d5de7569faaef2773ba3",
-        ),
-        ("choroidal neovascularization", "diabetic macular edema", "drusen", "normal"),
-    ),
-    _info(
-        "PneumoniaMNIST",
-        BINARY,
-        1,
-        (4_708, 524, 624),
-        FIXED,
-        (
-            "28209eda62fecd6e6a2d98b1501bb15f",
-            "8f4eceb4ccffa70c672198ea285246c6",
-            "05b46931834c231683c68f40c47b2971",
-            "d6a3c71de1b945ea11211b03746c1fe1",
-        ),
-        ("normal", "pneumonia"),
-    ),
-    _info(
-        "RetinaMNIST",
-        ORDINAL,
-        3,
-        (1_080, 120, 400),
-        FIXED,
-        (
-            "bd4c0672f1bba3e3a89f0e4e876791e4",
-            "afda852cc34dcda56f86ad2b2457dbcc",
-            "e48e916a24454daf90583d4e6efb1a18",
-            "eae7e3b6f3fcbda4ae613ebdcbe35348",
-        ),
-        ("0", "1", "2", "3", "4"),
-    ),
-    _info(
-        "BreastMNIST",
-        BINARY,
-        1,
-        (546, 78, 156),
-        FIXED,
-        (
-            "750601b1f35ba3300ea97c75c52ff8f6",
-            "742edef2a1fd1524b2efff4bd7ba9364",
-            "363e4b3f8d712e9b5de15470a2aaadf1",
-            "b56378a6eefa9fed602bb16d192d4c8b",
-        ),
-        ("malignant", "normal, benign"),
-    ),
-    _info(
-        "BloodMNIST",
-        MULTI_CLASS,
-        3,
-        (11_959, 1_712, 3_421),
-        FREE,
-        (
-            "7053d0359d879ad8a5505303e11de1dc",
-            "2b94928a2ae4916078ca51e05b6b800b",
-            "adace1e0ed228fccda1f39692059dd4c",
-            "b718ff6835fcbdb22ba9eacccd7b2601",
-        ),
-        (
-            "basophil",
-            "eosinophil",
-            "erythroblast",
-            "immature granulocytes(myelocytes, metamyelocytes and promyelocytes)",
-            "lymphocyte",
-            "monocyte",
-            "neutrophil",
-            "platelet",
-        ),
-    ),
-    _info(
-        "TissueMNIST",
-        MULTI_CLASS,
-        1,
-        (165_466, 23_640, 47_280),
-        FREE,
-        (
-            "ebe78ee8b05294063de985d821c1c34b",
-            "123ece2eba09d0aa5d698fda57103344",
-            "61b955355d7425a89687b06cca3ce0c2",
-            "b077128c4a949f0a4eb01517f9037b9c",
-        ),
-        (
-            "Collecting Duct, Connecting Tubule",
-            "Distal Convoluted Tubule",
-            "Glomerular endothelial cells",
-            "Interstitial endothelial cells",
-            "Leukocytes",
-            "Podocytes",
-            "Proximal Tubule Segments",
-            "Thick Ascending Limb",
-        ),
-    ),
-    _info(
-        "OrganAMNIST",
-        MULTI_CLASS,
-        1,
-        (34_561, 6_491, 17_778),
-        FIXED,
-        (
-            "68e3f8846a6bd62f0c9bf841c0d9eacc",
-            "2dcccc29b88e6da5a01161ef20cda288",
-            "eeae80d0a227a8d099027e1b3cfd3b60",
-            "50747347e05c87dd3aaf92c49f9f3170",
-        ),
-        ORGANS,
-    ),
-    _info(
-        "OrganCMNIST",
-        MULTI_CLASS,
-        1,
-        (12_975, 2_392, 8_216),
-        FIXED,
-        (
-            "b9ceb9546e10131b32923c5bbeaea2b1",
-            "3ce34a8724ea6f548e6db4744d03b6a9",
-            "773c1f009daa3fe5d9a2a201b2a7ed94",
-            "050f5e875dc056f6768abf94ec9995d1",
-        ),
-        ORGANS,
-    ),
-    _info(
-        "OrganSMNIST",
-        MULTI_CLASS,
-        1,
-        (13_932, 2_452, 8_827),
-        FIXED,
-        (
-            "9ab87b696fb54e2a387ebe992d6ed5f1",
-            "53a6d115339d874c25e309a994ff46d3",
-            "ded0c5fa01a95dc4978b956f613e9b8e",
-            "b354719e553fbbb2513d5533f52a4cb1",
-        ),
-        ORGANS,
-    ),
+# fmt: off
+ORGANS = (
+    "bladder", "femur-left", "femur-right", "heart", "kidney-left", "kidney-right", "liver", "lung-left",
+    "lung-right", "pancreas", "spleen",
 )
+_SETS = (
+    _info("PathMNIST", MULTI_CLASS, 3, (89_996, 10_004, 7_180), FREE,
+          ("adipose", "background", "debris", "lymphocytes", "mucus", "smooth muscle", "normal colon mucosa",
+           "cancer-associated stroma", "colorectal adenocarcinoma epithelium"),
+          "a8b06965200029087d5bd730944a56c1", "55aa9c1e0525abe5a6b9d8343a507616",
+          "ac42d08fb904d92c244187169d1fd1d9", "2c51a510bcdc9cf8ddb2af93af1eadec"),
+    _info("ChestMNIST", MULTI_LABEL, 1, (78_468, 11_219, 22_433), FIXED,
+          ("atelectasis", "cardiomegaly", "effusion", "infiltration", "mass", "nodule", "pneumonia", "pneumothorax",
+           "consolidation", "edema", "emphysema", "fibrosis", "pleural", "hernia"),
+          "02c8a6516a18b556561a56cbdd36c4a8", "9de6cd0b934ebb5b7426cfba5efbae16",
+          "db107e5590b27930b62dbaf558aebee3", "45bd33e6f06c3e8cdb481c74a89152aa"),
+    _info("DermaMNIST", MULTI_CLASS, 3, (7_007, 1_003, 2_005), FREE,
+          ("actinic keratoses and intraepithelial carcinoma", "basal cell carcinoma", "benign keratosis-like lesions",
+           "dermatofibroma", "melanoma", "melanocytic nevi", "vascular lesions"),
+          "0744692d530f8e62ec473284d019b0c7", "b70a2f5635c6199aeaa28c31d7202e1f",
+          "2defd784463fa5243564e855ed717de1", "8974907d8e169bef5f5b96bc506ae45d"),
+    _info("OCTMNIST", MULTI_CLASS, 1, (97_477, 10_832, 1_000), FIXED,
+          ("choroidal neovascularization", "diabetic macular edema", "drusen", "normal"),
+          "c68d92d5b585d8d81f7112f81e2d0842", "e229e9440236b774d9f0dfef9d07bdaf",
+          "0a97e76651ace45c5d943ee3f65b63ae", "abc493b6d529d5de7569faaef2773ba3"),
+    _info("PneumoniaMNIST", BINARY, 1, (4_708, 524, 624), FIXED,
+          ("normal", "pneumonia"),
+          "28209eda62fecd6e6a2d98b1501bb15f", "8f4eceb4ccffa70c672198ea285246c6",
+          "05b46931834c231683c68f40c47b2971", "d6a3c71de1b945ea11211b03746c1fe1"),
+    _info("RetinaMNIST", ORDINAL, 3, (1_080, 120, 400), FIXED,
+          ("0", "1", "2", "3", "4"),
+          "bd4c0672f1bba3e3a89f0e4e876791e4", "afda852cc34dcda56f86ad2b2457dbcc",
+          "e48e916a24454daf90583d4e6efb1a18", "eae7e3b6f3fcbda4ae613ebdcbe35348"),
+    _info("BreastMNIST", BINARY, 1, (546, 78, 156), FIXED,
+          ("malignant", "normal, benign"),
+          "750601b1f35ba3300ea97c75c52ff8f6", "742edef2a1fd1524b2efff4bd7ba9364",
+          "363e4b3f8d712e9b5de15470a2aaadf1", "b56378a6eefa9fed602bb16d192d4c8b"),
+    _info("BloodMNIST", MULTI_CLASS, 3, (11_959, 1_712, 3_421), FREE,
+          ("basophil", "eosinophil", "erythroblast",
+           "immature granulocytes(myelocytes, metamyelocytes and promyelocytes)", "lymphocyte", "monocyte",
+           "neutrophil", "platelet"),
+          "7053d0359d879ad8a5505303e11de1dc", "2b94928a2ae4916078ca51e05b6b800b",
+          "adace1e0ed228fccda1f39692059dd4c", "b718ff6835fcbdb22ba9eacccd7b2601"),
+    _info("TissueMNIST", MULTI_CLASS, 1, (165_466, 23_640, 47_280), FREE,
+          ("Collecting Duct, Connecting Tubule", "Distal Convoluted Tubule", "Glomerular endothelial cells",
+           "Interstitial endothelial cells", "Leukocytes", "Podocytes", "Proximal Tubule Segments",
+           "Thick Ascending Limb"),
+          "ebe78ee8b05294063de985d821c1c34b", "123ece2eba09d0aa5d698fda57103344",
+          "61b955355d7425a89687b06cca3ce0c2", "b077128c4a949f0a4eb01517f9037b9c"),
+    _info("OrganAMNIST", MULTI_CLASS, 1, (34_561, 6_491, 17_778), FIXED,
+          ORGANS,
+          "68e3f8846a6bd62f0c9bf841c0d9eacc", "2dcccc29b88e6da5a01161ef20cda288",
+          "eeae80d0a227a8d099027e1b3cfd3b60", "50747347e05c87dd3aaf92c49f9f3170"),
+    _info("OrganCMNIST", MULTI_CLASS, 1, (12_975, 2_392, 8_216), FIXED,
+          ORGANS,
+          "b9ceb9546e10131b32923c5bbeaea2b1", "3ce34a8724ea6f548e6db4744d03b6a9",
+          "773c1f009daa3fe5d9a2a201b2a7ed94", "050f5e875dc056f6768abf94ec9995d1"),
+    _info("OrganSMNIST", MULTI_CLASS, 1, (13_932, 2_452, 8_827), FIXED,
+          ORGANS,
+          "9ab87b696fb54e2a387ebe992d6ed5f1", "53a6d115339d874c25e309a994ff46d3",
+          "ded0c5fa01a95dc4978b956f613e9b8e", "b354719e553fbbb2513d5533f52a4cb1"),
+)
+# fmt: on
 
 DATASET_REGISTRY: Mapping[str, DatasetInfo] = MappingProxyType({info.key: info for info in _SETS})
 
 
 def dataset_problems(config: Config) -> Iterator[str]:
-    """One sentence if ``--dataset`` names a set that cannot be trained on, or not at ``--resolution``.
+    """Yield one sentence if ``--dataset`` names a set that cannot be trained on, or not at ``--resolution``.
 
-    The content of files is not looked at.
+    No file is read.
     """
     name = config.dataset
     if config.is_dataset_path or name == SYNTHBLOOD:
@@ -342,7 +167,7 @@ def dataset_problems(config: Config) -> Iterator[str]:
 
 
 def _names_with_resolution() -> dict[str, tuple[str, int]]:
-    """What somebody may type who knows the names of the files, such as ``bloodmnist_64``, and what is meant by it."""
+    """Names of published files, such as ``bloodmnist_64``, which may be typed for a set and its resolution."""
     return {
         info.file_name(size).removesuffix(".npz"): (key, size)
         for key, info in DATASET_REGISTRY.items()

@@ -1,4 +1,4 @@
-"""Two ways to bring uint8 images to the device, with the same bits in the same order."""
+"""Image sources: two ways to bring uint8 images to the device, with the same bits in the same order."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from scripts.core.errors import DataError
+from scripts.core.errors import DataError, ResourceError
 from scripts.core.system.device import to_device
 from scripts.core.system.reproducibility import worker_init_fn
 from scripts.core.system.signals import leave_signals_to_parent
@@ -64,7 +64,7 @@ class StreamedSource:
     of workers nor their timing can change a result.
 
     Args:
-        images: In memory, or in a file of which each batch is read by itself.
+        images: In memory, or in a file of which each batch is read separately.
         device: Where batches go.
         num_workers: Worker processes; with 0 this process gathers.
     """
@@ -72,7 +72,7 @@ class StreamedSource:
     def __init__(self, images: NDArray[np.uint8] | ImageReader, device: torch.device, num_workers: int) -> None:
         self._device = device
         self._sampler = _IndexBatches()
-        with _any_number_of_workers():
+        with _loader_surroundings():
             self._loader = DataLoader(
                 _Gather(images),
                 sampler=self._sampler,
@@ -82,20 +82,26 @@ class StreamedSource:
                 persistent_workers=num_workers > 0,
                 worker_init_fn=_begin_worker,
                 pin_memory=device.type == "cuda",
-                generator=torch.Generator().manual_seed(0),  # the workers' base seed comes from here, not from the air
+                generator=torch.Generator().manual_seed(0),  # else the workers' base seed comes from global state
             )
 
     def batches(self, order: Indices, batch_size: int) -> Iterator[torch.Tensor]:
-        """See ``ImageSource``."""
+        """See ``ImageSource``.
+
+        Raises:
+            DataError: The images' file cannot be read.
+            ResourceError: A worker process was killed.
+        """
         self._sampler.batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-        with _any_number_of_workers():
-            loaded = iter(self._loader)
-        _end_forgotten_workers_at_exit()  # registered after PyTorch's own clean-up, so that it comes before it
-        for images in loaded:
-            if isinstance(images, DataError):
-                # a new one: this frame holds the old one, and in such a circle the workers would not end with the feed
-                raise DataError(str(images))
-            yield images.to(self._device, non_blocking=True)
+        with _killed_workers_named():
+            with _loader_surroundings():
+                loaded = iter(self._loader)
+            _kill_workers_at_exit()  # registered after PyTorch's own clean-up, so that it comes before it
+            for images in loaded:
+                if isinstance(images, DataError):
+                    # a new one: this frame holds the old one, and in such a cycle the workers would outlive the source
+                    raise DataError(str(images))
+                yield images.to(self._device, non_blocking=True)
 
 
 class _Gather(Dataset["torch.Tensor | DataError"]):
@@ -109,30 +115,8 @@ class _Gather(Dataset["torch.Tensor | DataError"]):
             return error
 
 
-def _begin_worker(worker_id: int) -> None:
-    leave_signals_to_parent()
-    worker_init_fn(worker_id)
-
-
-@cache
-def _end_forgotten_workers_at_exit() -> None:
-    """See to it that no worker keeps this process from ending.
-
-    Workers end with the iterator that started them. Where a circle of references has kept that one, as an exception on
-    its way out may, PyTorch ends them by SIGTERM, which they do not heed, and Python would wait for them for ever.
-    """
-    atexit.register(_kill_workers)
-
-
-def _kill_workers() -> None:
-    if workers := multiprocessing.active_children():
-        signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # PyTorch's handler takes the end of a worker for a failure
-        for worker in workers:
-            worker.kill()
-
-
 class _IndexBatches(Sampler[Indices]):
-    """The batches of the epoch at hand; a list that changes lets the workers live on from epoch to epoch."""
+    """The batches of the current epoch; they are replaced, so that the workers persist from epoch to epoch."""
 
     def __init__(self) -> None:
         self.batches: Sequence[Indices] = ()
@@ -144,22 +128,64 @@ class _IndexBatches(Sampler[Indices]):
         return len(self.batches)
 
 
+def _begin_worker(worker_id: int) -> None:
+    leave_signals_to_parent()
+    worker_init_fn(worker_id)
+
+
+@cache
+def _kill_workers_at_exit() -> None:
+    """Make sure that no worker keeps this process from ending.
+
+    Workers end with the iterator that started them. Where a reference cycle has kept it alive, as an exception may,
+    PyTorch sends them SIGTERM, which they ignore, and Python would wait for them forever.
+    """
+
+    @atexit.register
+    def kill_workers() -> None:
+        for worker in multiprocessing.active_children():
+            worker.kill()
+
+
 @contextmanager
-def _any_number_of_workers() -> Iterator[None]:
-    """Keep PyTorch from warning of more workers than cores: these only copy bytes, and mostly wait."""
-    with warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
+def _loader_surroundings() -> Iterator[None]:
+    """Let PyTorch start workers without two of its habits.
+
+    It warns of more workers than cores, but these only copy bytes, and mostly wait. Its SIGCHLD handler raises wherever
+    the program happens to be when a worker ends: without it the loader notices within 5 s of waiting for a batch.
+    """
+    handler = signal.getsignal(signal.SIGCHLD)
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="This DataLoader will create", category=UserWarning)
+            yield
+    finally:
+        if signal.getsignal(signal.SIGCHLD) is not handler:
+            signal.signal(signal.SIGCHLD, handler)
+
+
+@contextmanager
+def _killed_workers_named() -> Iterator[None]:
+    try:
         yield
+    except RuntimeError as error:
+        if "DataLoader worker" not in str(error):
+            raise
+        raise ResourceError(
+            "A worker process that reads images was killed, probably because memory ran out. Use fewer --num_workers "
+            "or a smaller --batch_size, or give the run more memory (in a container also more shared memory: docker "
+            "run --shm-size 2g)."
+        ) from error
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceSplit:
-    """One split as the network meets it."""
+    """One split, ready for the network."""
 
     source: ImageSource
     targets: torch.Tensor  # float32 on the device, shape (N, C): one-hot rows or rows of 0 and 1, which MixUp can mix
-    task: Task  # how logits answer to the targets
-    eval_batch_size: int = MAX_EVAL_BATCH_SIZE  # at once, in validation and test
+    task: Task  # how logits are read and compared with the targets
+    eval_batch_size: int = MAX_EVAL_BATCH_SIZE  # in validation and test
 
     @property
     def size(self) -> int:
@@ -170,24 +196,21 @@ class DeviceSplit:
 def make_device_split(
     split: Split, num_classes: int, *, feed: str, device: torch.device, num_workers: int
 ) -> DeviceSplit:
-    """Images behind a feed, labels as rows of targets on the device.
+    """Put images behind an image source, and labels as rows of targets on the device.
 
     Args:
         split: Images and labels.
         num_classes: Number of classes or labels C.
         feed: ``"resident"`` or ``"streamed"``.
         device: Where the network runs.
-        num_workers: Worker processes of a streamed feed.
+        num_workers: Worker processes of a streamed source.
     """
     task = task_of(split.labels)
     targets = task.targets(torch.from_numpy(split.labels), num_classes).to(device)
     height, width = split.images.shape[1:3]
-    return DeviceSplit(make_source(split, feed, device, num_workers), targets, task, eval_batch_size(height, width))
-
-
-def make_source(split: Split, feed: str, device: torch.device, num_workers: int) -> ImageSource:
-    """The images of a split behind the feed that was chosen, ``"resident"`` or ``"streamed"``."""
+    source: ImageSource
     if feed == "resident":
-        return ResidentSource(split.images, device)
-    images = split.images if split.file is None else ImageReader(split.file)
-    return StreamedSource(images, device, num_workers)
+        source = ResidentSource(split.images, device)
+    else:
+        source = StreamedSource(ImageReader(split.file) if split.file else split.images, device, num_workers)
+    return DeviceSplit(source, targets, task, eval_batch_size(height, width))

@@ -1,7 +1,7 @@
-"""``synthblood``: eight kinds of blood cell, drawn by the program, so that everything works without a network.
+"""``synthblood``: images of eight kinds of blood cell, drawn by the program, so that everything works offline.
 
-The pictures imitate stained smears only as far as a demonstration needs: each kind has its own size of cell, shape and
-colour of nucleus, and granules. What is learnt from them says nothing about real blood.
+They imitate stained smears only as far as a demonstration needs: each kind has its own cell size, nucleus and granules.
+Results on them say nothing about real blood.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scripts.data_handler.dataset import Dataset, Split
+from scripts.data_handler.registry import MULTI_CLASS, SYNTHBLOOD
 
-KEY = "synthblood"
-NOTE = "Synthetic pictures drawn by the program: no medical result."
+NOTE = "Synthetic images drawn by the program: no medical result."
 SIDE = 28
 NUM_SAMPLES = {"train": 2000, "val": 400, "test": 600}
-DRAWING_SEED = 28  # of the pictures themselves: the set is the same for every --seed
+DRAWING_SEED = 28  # the set is the same for every --seed
 
 Colour = tuple[float, float, float]
 Plane = NDArray[np.float32]  # (n, SIDE, SIDE)
 Drawn = NDArray[np.float32]  # (n, SIDE, SIDE, 3), in [0, 1]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class CellKind:
     """How one kind of cell looks; lengths in pixels, colours as red, green, blue in [0, 1]."""
 
@@ -38,72 +38,26 @@ class CellKind:
     granule: Colour = (0.0, 0.0, 0.0)
 
 
-CELL_KINDS = (
-    CellKind(
-        name="basophil",
-        radius=8.5,
-        cytoplasm=(0.76, 0.66, 0.82),
-        nucleus=(0.50, 0.36, 0.64),
-        lobes=((-2.0, 0.0, 4.0), (2.5, 1.0, 3.5)),
-        granules=16,
-        granule=(0.26, 0.14, 0.44),
-    ),
-    CellKind(
-        name="eosinophil",
-        radius=8.5,
-        cytoplasm=(0.90, 0.70, 0.68),
-        nucleus=(0.47, 0.30, 0.62),
-        lobes=((-3.2, -1.0, 3.2), (3.2, 1.0, 3.2)),
-        granules=16,
-        granule=(0.86, 0.42, 0.34),
-    ),
-    CellKind(
-        name="erythroblast",
-        radius=6.5,
-        cytoplasm=(0.72, 0.62, 0.74),
-        nucleus=(0.28, 0.16, 0.42),
-        lobes=((0.0, 0.0, 4.0),),
-    ),
-    CellKind(
-        name="ig",
-        radius=9.5,
-        cytoplasm=(0.74, 0.68, 0.84),
-        nucleus=(0.52, 0.36, 0.68),
-        lobes=((-1.5, 0.5, 6.2), (0.5, -1.5, 5.4)),
-        granules=8,
-        granule=(0.58, 0.34, 0.60),
-    ),
-    CellKind(
-        name="lymphocyte",
-        radius=7.0,
-        cytoplasm=(0.66, 0.72, 0.90),
-        nucleus=(0.40, 0.26, 0.60),
-        lobes=((0.0, 0.0, 5.8),),
-    ),
-    CellKind(
-        name="monocyte",
-        radius=9.8,
-        cytoplasm=(0.72, 0.72, 0.84),
-        nucleus=(0.46, 0.34, 0.66),
-        lobes=((-3.0, -2.5, 3.9), (-1.8, 1.8, 4.1), (2.4, 3.2, 3.6)),
-    ),
-    CellKind(
-        name="neutrophil",
-        radius=8.5,
-        cytoplasm=(0.90, 0.80, 0.84),
-        nucleus=(0.42, 0.26, 0.60),
-        lobes=((-3.8, -1.8, 2.5), (0.2, 2.0, 2.5), (3.8, -1.2, 2.5)),
-    ),
-    CellKind(
-        name="platelet",
-        radius=3.2,
-        cytoplasm=(0.70, 0.58, 0.78),
-        nucleus=(0.56, 0.38, 0.68),
-        lobes=((0.0, 0.0, 1.5),),
-        granules=3,
-        granule=(0.46, 0.26, 0.60),
-    ),
+# fmt: off
+CELL_KINDS = (  # name, radius, cytoplasm, nucleus; lobes, granules and their colour
+    CellKind("basophil", 8.5, (0.76, 0.66, 0.82), (0.50, 0.36, 0.64),
+             ((-2.0, 0.0, 4.0), (2.5, 1.0, 3.5)), 16, (0.26, 0.14, 0.44)),
+    CellKind("eosinophil", 8.5, (0.90, 0.70, 0.68), (0.47, 0.30, 0.62),
+             ((-3.2, -1.0, 3.2), (3.2, 1.0, 3.2)), 16, (0.86, 0.42, 0.34)),
+    CellKind("erythroblast", 6.5, (0.72, 0.62, 0.74), (0.28, 0.16, 0.42),
+             ((0.0, 0.0, 4.0),)),
+    CellKind("ig", 9.5, (0.74, 0.68, 0.84), (0.52, 0.36, 0.68),
+             ((-1.5, 0.5, 6.2), (0.5, -1.5, 5.4)), 8, (0.58, 0.34, 0.60)),
+    CellKind("lymphocyte", 7.0, (0.66, 0.72, 0.90), (0.40, 0.26, 0.60),
+             ((0.0, 0.0, 5.8),)),
+    CellKind("monocyte", 9.8, (0.72, 0.72, 0.84), (0.46, 0.34, 0.66),
+             ((-3.0, -2.5, 3.9), (-1.8, 1.8, 4.1), (2.4, 3.2, 3.6))),
+    CellKind("neutrophil", 8.5, (0.90, 0.80, 0.84), (0.42, 0.26, 0.60),
+             ((-3.8, -1.8, 2.5), (0.2, 2.0, 2.5), (3.8, -1.2, 2.5))),
+    CellKind("platelet", 3.2, (0.70, 0.58, 0.78), (0.56, 0.38, 0.68),
+             ((0.0, 0.0, 1.5),), 3, (0.46, 0.26, 0.60)),
 )
+# fmt: on
 
 
 def open_synthblood() -> Dataset:
@@ -117,9 +71,9 @@ def open_synthblood() -> Dataset:
         content.update(split.images.tobytes())
         content.update(split.labels.tobytes())
     return Dataset(
-        key=KEY,
-        title="synthblood",
-        task="multi-class",
+        key=SYNTHBLOOD,
+        title=SYNTHBLOOD,
+        task=MULTI_CLASS,
         class_names=tuple(kind.name for kind in CELL_KINDS),
         height=SIDE,
         width=SIDE,
@@ -133,7 +87,7 @@ def open_synthblood() -> Dataset:
 
 
 def _draw_split(count: int, random: np.random.Generator) -> Split:
-    """``count`` pictures with the kinds in equal shares, in random order."""
+    """Draw ``count`` images with the kinds in equal shares, in random order."""
     labels = random.permutation(np.arange(count) % len(CELL_KINDS))
     images = np.empty((count, SIDE, SIDE, 3), dtype=np.uint8)
     for label, kind in enumerate(CELL_KINDS):
@@ -143,19 +97,19 @@ def _draw_split(count: int, random: np.random.Generator) -> Split:
 
 
 def _draw_cells(kind: CellKind, count: int, random: np.random.Generator) -> Drawn:
-    """``count`` pictures of one kind, each with its own place, turn, size, stain and noise."""
+    """Draw ``count`` images of one kind, each with its own position, rotation, size, stain and noise."""
 
     def each(low: float, high: float) -> NDArray[np.float32]:
         return random.uniform(low, high, (count, 1, 1)).astype(np.float32)
 
-    picture = np.ones((count, SIDE, SIDE, 3), np.float32) * np.array((0.94, 0.86, 0.86), np.float32)
-    for _ in range(2):  # red cells at the rim of the picture
+    image = np.ones((count, SIDE, SIDE, 3), np.float32) * np.array((0.94, 0.86, 0.86), np.float32)
+    for _ in range(2):  # red cells at the edge of the image
         turn, distance = each(0, 2 * np.pi), each(12, 17)
         neighbour = _disc(distance * np.cos(turn), distance * np.sin(turn), each(5, 7))
-        _paint(picture, neighbour * 0.8, (0.88, 0.66, 0.66))
+        _paint(image, neighbour * 0.8, (0.88, 0.66, 0.66))
 
     shift_x, shift_y, size = each(-2, 2), each(-2, 2), each(0.82, 1.12)
-    _paint(picture, _disc(shift_x, shift_y, kind.radius * size, squash=each(0.85, 1.15)), kind.cytoplasm)
+    _paint(image, _disc(shift_x, shift_y, kind.radius * size, squash=each(0.85, 1.15)), kind.cytoplasm)
     turn = each(0, 2 * np.pi)
     cosine, sine = np.cos(turn) * size, np.sin(turn) * size
     nucleus = np.zeros((count, SIDE, SIDE), np.float32)
@@ -167,23 +121,23 @@ def _draw_cells(kind: CellKind, count: int, random: np.random.Generator) -> Draw
             radius * size * each(0.88, 1.12),
         )
         np.maximum(nucleus, lobe, out=nucleus)
-    _paint(picture, nucleus, kind.nucleus)
+    _paint(image, nucleus, kind.nucleus)
     for _ in range(kind.granules):
         turn, distance = each(0, 2 * np.pi), kind.radius * size * np.sqrt(each(0.02, 0.85))
         granule = _disc(shift_x + distance * np.cos(turn), shift_y + distance * np.sin(turn), each(0.5, 1.0))
-        _paint(picture, granule * each(0.3, 0.9), kind.granule)
+        _paint(image, granule * each(0.3, 0.9), kind.granule)
 
     stain = 1 + random.normal(0, 0.05, (count, 1, 1, 3)).astype(np.float32)
-    noise = 0.04 * random.standard_normal(picture.shape, dtype=np.float32)
-    return np.clip(picture * stain * each(0.85, 1.1)[..., None] + noise, 0, 1)
+    noise = 0.04 * random.standard_normal(image.shape, dtype=np.float32)
+    return np.clip(image * stain * each(0.85, 1.1)[..., None] + noise, 0, 1)
 
 
 def _disc(x: Plane, y: Plane, radius: Plane | float, squash: Plane | float = 1.0) -> Plane:
-    """Coverage in [0, 1] of a soft-edged disc about (x, y), measured from the picture's centre."""
+    """Coverage in [0, 1] of a soft-edged disc about (x, y), measured from the image's centre."""
     axis = np.arange(SIDE, dtype=np.float32) - (SIDE - 1) / 2
     distance = np.hypot((axis[None, None, :] - x) * squash, (axis[None, :, None] - y) / squash)
     return np.clip(radius - distance + 0.5, 0, 1).astype(np.float32)
 
 
-def _paint(picture: Drawn, coverage: Plane, colour: Colour) -> None:
-    picture += coverage[..., None] * (np.array(colour, np.float32) - picture)
+def _paint(image: Drawn, coverage: Plane, colour: Colour) -> None:
+    image += coverage[..., None] * (np.array(colour, np.float32) - image)

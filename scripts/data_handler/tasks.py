@@ -1,4 +1,4 @@
-"""What labels ask of a network: its targets, what its logits say about them, what they cost, and which are right."""
+"""What labels require of a network: its targets, probabilities and losses, and which of its outputs are correct."""
 
 from __future__ import annotations
 
@@ -16,14 +16,12 @@ from scripts.data_handler.registry import THRESHOLD
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Task:
-    """How images are labelled, and so how B rows of K logits are read and judged; logits come as float32."""
+    """How labels of N images and K classes become targets, and how logits of shape (B, K), float32, are read."""
 
-    targets: Callable[
-        [Tensor, int], Tensor
-    ]  # labels of N images and K: float32 rows, shape (N, K), which MixUp can mix
-    probabilities: Callable[[Tensor], Tensor]  # logits (B, K): what they stand for, in [0, 1], shape (B, K)
+    targets: Callable[[Tensor, int], Tensor]  # labels and K: float32 rows (N, K), which MixUp can mix
+    probabilities: Callable[[Tensor], Tensor]  # logits: numbers in [0, 1], shape (B, K)
     losses: Callable[[Tensor, Tensor], Tensor]  # logits and targets (B, K): the loss of each image, shape (B,)
-    is_right: Callable[[Tensor, Tensor], Tensor]  # the same: whether each answer is right, bool, (B,) or (B, K)
+    is_right: Callable[[Tensor, Tensor], Tensor]  # logits and targets: whether each is correct, bool, (B,) or (B, K)
 
 
 def task_of(labels: NDArray[np.int64]) -> Task:
@@ -31,38 +29,22 @@ def task_of(labels: NDArray[np.int64]) -> Task:
     return SINGLE_LABEL_TASK if labels.ndim == 1 else MULTI_LABEL_TASK
 
 
-def _one_hot(labels: Tensor, num_classes: int) -> Tensor:
-    return F.one_hot(labels, num_classes).float()
-
-
-def _as_they_are(labels: Tensor, num_labels: int) -> Tensor:
+def _label_rows(labels: Tensor, num_labels: int) -> Tensor:
     if labels.shape[1] != num_labels:
         raise ValueError(f"Expected labels (N, {num_labels}), got {tuple(labels.shape)}.")
     return labels.float()
 
 
-def _softmax(logits: Tensor) -> Tensor:
-    return logits.softmax(dim=1)
-
-
-def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    return F.cross_entropy(logits, targets, reduction="none")
-
-
-def _is_class(logits: Tensor, targets: Tensor) -> Tensor:
-    return logits.argmax(dim=1) == targets.argmax(dim=1)
-
-
-def _binary_cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
-    return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1)
-
-
-def _is_label(logits: Tensor, targets: Tensor) -> Tensor:
-    # by the probability, not the logit's sign: of a tiny positive logit it is 0.5, as the evaluation will find
-    return (logits.sigmoid() > THRESHOLD) == (targets > THRESHOLD)
-
-
-SINGLE_LABEL_TASK = Task(targets=_one_hot, probabilities=_softmax, losses=_cross_entropy, is_right=_is_class)
+SINGLE_LABEL_TASK = Task(
+    targets=lambda labels, num_classes: F.one_hot(labels, num_classes).float(),
+    probabilities=lambda logits: logits.softmax(dim=1),
+    losses=lambda logits, targets: F.cross_entropy(logits, targets, reduction="none"),
+    is_right=lambda logits, targets: logits.argmax(dim=1) == targets.argmax(dim=1),
+)
 MULTI_LABEL_TASK = Task(
-    targets=_as_they_are, probabilities=torch.sigmoid, losses=_binary_cross_entropy, is_right=_is_label
+    targets=_label_rows,
+    probabilities=torch.sigmoid,
+    losses=lambda logits, targets: F.binary_cross_entropy_with_logits(logits, targets, reduction="none").mean(dim=1),
+    # by the probability, not the logit's sign: of a tiny positive logit it is 0.5, as in the evaluation
+    is_right=lambda logits, targets: (logits.sigmoid() > THRESHOLD) == (targets > THRESHOLD),
 )

@@ -1,7 +1,7 @@
 """A set's images as uncompressed files, of which any batch can be read without the rest.
 
-They lie in ``<data_dir>/uncompressed/`` under the MD5 of the ``.npz`` that they came from, so that they can never be
-taken for those of another file, and they are made once. Whoever needs the space may delete the folder.
+They are in ``<data_dir>/uncompressed/``, named by the MD5 of their ``.npz``, so that images of different files cannot
+be confused. They are written once; the folder may be deleted to free its space.
 """
 
 from __future__ import annotations
@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import shutil
-import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -26,12 +25,12 @@ from scripts.data_handler.memory import ImageSizes, megabytes
 from scripts.data_handler.npz import NpzLayout, read_pieces
 
 FOLDER = "uncompressed"
-HEADER_BYTES = 128  # always, whatever the shape: so the images begin at the same place in every file
+HEADER_BYTES = 128  # for every shape, so that the images begin at the same offset in every file
 
 
 @dataclass(frozen=True, slots=True)
 class ImageFile:
-    """The images of one split in a ``.npy`` file of this module's making."""
+    """The images of one split in a ``.npy`` file that this module wrote."""
 
     path: Path
     shape: tuple[int, ...]  # (N, H, W) or (N, H, W, 3)
@@ -48,14 +47,14 @@ class ImageFile:
 
     @property
     def header(self) -> bytes:
-        """The beginning of the file: NumPy's format 1.0, padded with spaces."""
+        """The header in NumPy's format 1.0, padded with spaces."""
         text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {self.shape}, }}".encode()
         magic = np.lib.format.magic(1, 0)
         length = HEADER_BYTES - len(magic) - 2
         return magic + length.to_bytes(2, "little") + text.ljust(length - 1) + b"\n"
 
-    def is_whole(self) -> bool:
-        """Whether the file is there with this header and of this size."""
+    def is_complete(self) -> bool:
+        """Whether the file exists with this header and size."""
         try:
             if self.path.stat().st_size != self.num_bytes:
                 return False
@@ -65,20 +64,20 @@ class ImageFile:
             return False
 
     def map(self) -> NDArray[np.uint8]:
-        """All images as an array that is read where it is looked at; for a few of them."""
+        """Map all images as an array; suited to reading a few of them."""
         with _reading(self.path):
             return np.memmap(self.path, dtype=np.uint8, mode="r", offset=HEADER_BYTES, shape=self.shape)
 
 
 class ImageReader:
-    """Any rows of a file's images by their indices, as of an array, without keeping any.
+    """Reads any rows of a file's images by their indices, without keeping them.
 
-    Rows are read rather than mapped: what a mapping has shown counts as the process's memory, mapping anew for each
-    batch took twice as long, and over a file that was cut short it ends the process without a word. The open file
-    outlives the deletion of its name. A process that it is sent to opens the file anew.
+    They are read rather than mapped: pages of a mapping count as the process's memory, a new mapping for each batch
+    took twice as long, and reading a mapping of a truncated file kills the process. The open file survives the deletion
+    of its name. A process that receives a pickled reader opens the file itself.
 
     Raises:
-        DataError: The file cannot be read, at the beginning or later.
+        DataError: The file cannot be read, now or later.
     """
 
     def __init__(self, file: ImageFile) -> None:
@@ -91,25 +90,25 @@ class ImageReader:
         return ImageReader, (self._file,)
 
     def __getitem__(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
-        """The images of ``indices`` (B,), in this order, as an array of their own."""
+        """Read the images of ``indices`` (B,), in this order."""
         rows = np.empty((len(indices), self._file.image_bytes), dtype=np.uint8)
         with _reading(self._file.path):
-            for position in np.argsort(indices, kind="stable"):  # in the order of the file, each to its own place
+            for position in np.argsort(indices, kind="stable"):  # in the order of the file
                 self._read(memoryview(rows[position]), int(indices[position]))
         return rows.reshape(-1, *self._file.shape[1:])
 
     def _read(self, row: memoryview, index: int) -> None:
-        place = HEADER_BYTES + index * len(row)
+        offset = HEADER_BYTES + index * len(row)
         while row:
-            # with a place of its own in every call, processes that share the open file do not disturb each other
-            num_read = os.preadv(self._descriptor, [row], place)
+            # pread takes an offset, so that processes that share the open file do not move each other's position
+            num_read = os.preadv(self._descriptor, [row], offset)
             if num_read == 0:
                 raise OSError(errno.EIO, "it has been cut short")
-            row, place = row[num_read:], place + num_read
+            row, offset = row[num_read:], offset + num_read
 
 
 def image_files(images: ImageSizes, md5: str, data_dir: Path) -> dict[str, ImageFile]:
-    """Where the images of each split go, or are; they come from the file with this MD5."""
+    """The uncompressed files of each split of the ``.npz`` with this MD5, whether they exist or not."""
     folder = data_dir.absolute() / FOLDER
     one = (images.height, images.width) if images.channels == 1 else (images.height, images.width, images.channels)
     return {
@@ -119,23 +118,30 @@ def image_files(images: ImageSizes, md5: str, data_dir: Path) -> dict[str, Image
 
 
 def unpack_images(layout: NpzLayout, files: Mapping[str, ImageFile], *, verify: Callable[[], None]) -> None:
-    """Make sure that the images of all splits lie uncompressed in their files; those that do already are kept.
+    """Make sure that the images of all splits are in their uncompressed files; complete files are kept.
 
-    The test split is among them from the beginning, so that a full disk or a damaged file is noticed before a night of
-    training rather than after it: its bytes are copied, not looked at.
+    The test split is copied too, so that a full disk or a damaged file is noticed before training; it is not evaluated.
 
     Args:
         layout: A checked data set.
         files: Where the images go, in one folder.
-        verify: Raises ``DataError`` unless the data set is still the one of the files' names; called after each split
-            has been read, before what was written takes its name.
+        verify: Raises ``DataError`` if the data set is no longer the one of the files' names; called for each split
+            before its file gets its name.
 
     Raises:
         DataError: The file is damaged, or has changed.
         StorageError: The images cannot be written.
     """
-    missing = {split: file for split, file in files.items() if not file.is_whole()}
+    from tqdm import tqdm
+
+    missing = {split: file for split, file in files.items() if not file.is_complete()}
     folder = files["train"].path.parent
+    for split in missing:
+        if layout.headers[f"{split}_images"].by_columns:
+            raise DataError(
+                f"Cannot use {layout.path}: {split}_images is stored by columns (Fortran order), from which no single "
+                "image can be read; save it again as numpy.ascontiguousarray gives it, or use --feed resident."
+            )
     if not missing:
         log.info("images are read from %s, where they lie uncompressed", folder)
         return
@@ -147,26 +153,27 @@ def unpack_images(layout: NpzLayout, files: Mapping[str, ImageFile], *, verify: 
     log.info(
         "unpacking %s of images into %s, once; the folder may be deleted when no run uses it", megabytes(needed), folder
     )
-    with _progress(needed) as advance:
+    # disable=None: a bar on a terminal, nothing elsewhere
+    with tqdm(desc="unpacking", total=needed, unit="B", unit_scale=True, disable=None, leave=False) as bar:
         for split, file in missing.items():
             with replace_atomically(file.path, needed_bytes=file.num_bytes) as stream:
                 stream.write(file.header)
                 for piece in read_pieces(layout, f"{split}_images"):
                     stream.write(piece)
-                    advance(len(piece))
+                    bar.update(len(piece))
                 verify()
 
 
 def bytes_to_write(files: Mapping[str, ImageFile]) -> int:
-    """Space that those of the files will take which are not there yet."""
-    return sum(file.num_bytes for file in files.values() if not file.is_whole())
+    """Size of the files that are still to be written."""
+    return sum(file.num_bytes for file in files.values() if not file.is_complete())
 
 
 def require_space(folder: Path, needed_bytes: int) -> None:
-    """Make sure that uncompressed images can be put into ``folder``, which need not be there yet, and fit there.
+    """Make sure that ``folder``, which need not exist yet, can be written to and has enough free space.
 
     Raises:
-        StorageError: They cannot, or do not.
+        StorageError: It cannot, or has not.
     """
     if needed_bytes:
         require_writable(folder)
@@ -179,50 +186,41 @@ def require_space(folder: Path, needed_bytes: int) -> None:
 
 
 def require_writable(folder: Path) -> None:
-    """Make sure that files can be made in ``folder``, or the folder itself where it is not there yet.
+    """Make sure that files can be created in ``folder``, or the folder itself where it does not exist yet.
 
     Raises:
         StorageError: They cannot.
     """
-    there = _nearest(folder)
-    if not os.path.isdir(there) or not os.access(there, os.W_OK | os.X_OK):  # noqa: PTH112 (never raises)
-        kind = "is read-only for this user" if os.path.isdir(there) else "is no folder"  # noqa: PTH112
+    nearest = _nearest(folder)
+    is_folder = os.path.isdir(nearest)  # noqa: PTH112 (never raises)
+    if not is_folder or not os.access(nearest, os.W_OK | os.X_OK):
+        problem = "is read-only for this user" if is_folder else "is not a folder"
         raise StorageError(
-            f"Cannot write to {folder}: {there} {kind}. Make it a folder that can be written to, or choose another "
-            "place with --data_dir."
+            f"Cannot write to {folder}: {nearest} {problem}. Make it a folder that can be written to, or choose "
+            "another place with --data_dir."
         )
 
 
 def free_space(folder: Path) -> int:
-    """Bytes that are free where ``folder`` is, or where it would be made."""
-    there = _nearest(folder)
-    with storage_errors(there, "measure the free space"):
-        return shutil.disk_usage(there).free
+    """Free bytes where ``folder`` is, or would be created."""
+    nearest = _nearest(folder)
+    with storage_errors(nearest, "measure the free space"):
+        return shutil.disk_usage(nearest).free
 
 
 def _nearest(folder: Path) -> Path:
-    """``folder``, or the nearest one above it that is there."""
+    """``folder``, or its nearest parent that exists."""
     return next(place for place in (folder, *folder.parents) if os.path.exists(place))  # noqa: PTH110 (never raises)
 
 
 @contextmanager
 def _reading(path: Path) -> Iterator[None]:
-    """Turn a failure to read ``path`` into a letter to the user."""
+    """Turn a failure to read ``path`` into a ``DataError``."""
     try:
         yield
-    except (OSError, ValueError) as error:  # NumPy's, of a mapping longer than its file
+    except (OSError, ValueError) as error:  # ValueError: NumPy's, for a mapping longer than its file
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise DataError(
             f"Cannot read the uncompressed images {path}: {reason.rstrip('.')}. Delete the file, if it is there: it is "
             "made again from the data set's own."
         ) from error
-
-
-@contextmanager
-def _progress(total_bytes: int) -> Iterator[Callable[[int], object]]:
-    """A bar on a terminal, nothing elsewhere; yields what to call with the number of bytes that were written."""
-    from tqdm import tqdm
-
-    shown = sys.stderr.isatty()
-    with tqdm(desc="unpacking", total=total_bytes, unit="B", unit_scale=True, disable=not shown, leave=False) as bar:
-        yield bar.update

@@ -1,4 +1,4 @@
-"""Probabilities that the network gives the test images, as they are and averaged over views of them."""
+"""Predicted probabilities of the test images, of the plain view and averaged over views."""
 
 from __future__ import annotations
 
@@ -25,28 +25,28 @@ def evaluate(
     precision: str,
     seed: int,
 ) -> EvaluationResult:
-    """Judge the model on the test split.
+    """Evaluate the model on the test split.
 
     Args:
         model: The best weights, on the device.
         test: The test split of N images.
         labels: Its class indices, shape (N,), or 0 and 1 for each label, shape (N, K).
-        dataset: Tells the task and the names of the classes.
+        dataset: Gives the task and the names of the classes.
         views: What TTA averages over; none without TTA.
         precision: ``"fp32"`` or ``"bf16"``.
         seed: Seeds the bootstrap of the intervals.
     """
     plain_scores, tta_scores = predict(model, test, views, precision=precision)
 
-    def judge(scores: NDArray[np.float64]) -> Metrics:
+    def metrics_of(scores: NDArray[np.float64]) -> Metrics:
         return compute_metrics(labels, scores, task=dataset.task, class_names=dataset.class_names, seed=seed)
 
     return EvaluationResult(
         labels=labels,
         plain_scores=plain_scores,
         tta_scores=tta_scores,
-        plain=judge(plain_scores),
-        tta=None if tta_scores is None else judge(tta_scores),
+        plain=metrics_of(plain_scores),
+        tta=None if tta_scores is None else metrics_of(tta_scores),
         views=tuple(view.name for view in views),
     )
 
@@ -55,7 +55,7 @@ def evaluate(
 def predict(
     model: nn.Module, examples: DeviceSplit, views: tuple[View, ...], *, precision: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-    """Probabilities of the classes or labels of every image, all views of a batch one after another.
+    """Predict the probabilities of the classes or labels of every image, all views of a batch one after another.
 
     Args:
         model: Maps (B, 3, H, W) to logits (B, K).

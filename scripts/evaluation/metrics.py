@@ -8,12 +8,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.metrics import roc_auc_score
+from sklearn.metrics import roc_auc_score, roc_curve
 
 from scripts.data_handler.dataset import members
 from scripts.data_handler.registry import BINARY, MULTI_CLASS, MULTI_LABEL, ORDINAL, THRESHOLD
 from scripts.evaluation.bootstrap import percentile_interval, resample_figures
-from scripts.evaluation.confusion import class_counts, count_answers, figures_of, ratio
+from scripts.evaluation.confusion import ClassCounts, Counter, confusion_matrix, ratio
 
 TASKS = (MULTI_CLASS, BINARY, ORDINAL, MULTI_LABEL)
 FIGURES = ("accuracy", "auc", "macro_f1", "balanced_accuracy")
@@ -41,19 +41,27 @@ class Estimate:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ClassMetrics:
-    """What is known of one class against the rest, or of one label; ``None`` where that divides by nothing."""
+    """The figures of one class against the rest, or of one label; ``None`` where a figure is undefined."""
 
     name: str
-    precision: float | None  # of the images called so, the share that is so; None if none is called so
-    recall: float | None  # of the images that are so, the share called so; None if there are none
+    precision: float | None  # share of the predicted positive images that are positive
+    recall: float | None  # share of the positive images that are predicted positive
     f1: float | None
     auc: float | None  # None if no image, or every image, is of this class
     support: int  # images of this class, or with this label
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class RocCurve:
+    """The ROC curve of one label; it has steps where the scores that occur separate images."""
+
+    false_positive_rate: Floats
+    true_positive_rate: Floats
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Metrics:
-    """Every figure that one set of scores earns; C is the number of classes, or of labels in a multi-label task."""
+    """Every figure of one set of scores; C is the number of classes, or of labels in a multi-label task."""
 
     accuracy: Estimate
     auc: Estimate
@@ -64,9 +72,10 @@ class Metrics:
     per_class: tuple[ClassMetrics, ...]
     # counts, shape (C, C), rows are true classes, columns predicted ones; multi-label: (C, 2, 2), a matrix per label
     confusion: Integers
-    predictions: Integers  # by the rule that the accuracy goes by; class indices (N,), or 0 and 1 (N, C)
+    predictions: Integers  # those that the accuracy is computed from: class indices (N,), or 0 and 1 (N, C)
     num_correct: int  # images predicted right, in all of their labels if they have several
     notes: tuple[str, ...]  # sentences about what is undefined
+    roc_curves: tuple[RocCurve | None, ...] = ()  # of a multi-label task: one for each label, None where undefined
 
     @property
     def estimates(self) -> dict[str, Estimate]:
@@ -81,9 +90,24 @@ class Metrics:
         return ratio(self.confusion, support)
 
 
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One set of scores of the test split with its figures."""
+
+    key: str  # in file names and in JSON
+    title: str
+    scores: Floats
+    metrics: Metrics
+
+    @property
+    def phrase(self) -> str:
+        """The title as it stands within a sentence."""
+        return f"{self.title[0].lower()}{self.title[1:]}"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class EvaluationResult:
-    """Scores of the test split and what they earn, without and with test-time augmentation (TTA)."""
+    """Scores of the test split and their figures, without and with test-time augmentation (TTA)."""
 
     labels: Integers  # true class indices, shape (N,), or 0 and 1 for each label, shape (N, C)
     plain_scores: Floats  # probabilities of the classes or labels, shape (N, C)
@@ -93,14 +117,22 @@ class EvaluationResult:
     views: tuple[str, ...]  # the names of TTA's views; empty if TTA was off
 
     @property
+    def variants(self) -> tuple[Variant, ...]:
+        """All sets of scores; the last one is the headline."""
+        plain = Variant("plain", "Without TTA", self.plain_scores, self.plain)
+        if self.tta is None or self.tta_scores is None:
+            return (plain,)
+        return plain, Variant("tta", "With TTA", self.tta_scores, self.tta)
+
+    @property
     def headline(self) -> Metrics:
-        """The figures to quote: with TTA where there is TTA."""
-        return self.plain if self.tta is None else self.tta
+        """The figures to quote: with TTA where TTA is on."""
+        return self.variants[-1].metrics
 
     @property
     def headline_scores(self) -> Floats:
         """The scores behind ``headline``, shape (N, C)."""
-        return self.plain_scores if self.tta_scores is None else self.tta_scores
+        return self.variants[-1].scores
 
     @property
     def predictions(self) -> Integers:
@@ -117,7 +149,7 @@ def compute_metrics(
     seed: int,
     resamples: int = 1000,
 ) -> Metrics:
-    """Every figure of a split, each headline one with a 95 % bootstrap interval over the images.
+    """Compute every figure of a split, each headline figure with a 95 % bootstrap interval over the images.
 
     Accuracy and AUC are MedMNIST's: the accuracy of :func:`predict_classes`, as the mean over labels where there are
     several; the AUC of the last column for two classes, else the unweighted mean of the AUCs of the classes against
@@ -140,13 +172,14 @@ def compute_metrics(
 
     Reference: Yang et al., MedMNIST v2, Scientific Data 10, 2023; https://github.com/MedMNIST/MedMNIST
     """
-    _refuse_bad_input(labels, scores, task, class_names, resamples)
+    _check_input(labels, scores, task, class_names, resamples)
     truth: Integers = labels.astype(np.int64)
     predictions = predict_classes(scores, task=task)
-    confusion = count_answers(truth, predictions, len(class_names))
+    confusion = confusion_matrix(truth, predictions, len(class_names))
+    counter, each_once = Counter(truth, predictions, len(class_names)), np.ones((len(truth), 1), np.int64)
     aucs = one_vs_rest_aucs(truth, scores)
     auc_classes = [1] if task == BINARY else range(len(class_names))
-    values = {name: float(of_split[0]) for name, of_split in figures_of(confusion[..., np.newaxis]).items()}
+    values = {name: float(figure[0]) for name, figure in counter.figures(each_once).items()}
     values["auc"] = _mean_of_defined(aucs[index] for index in auc_classes)
     resampled = resample_figures(
         truth,
@@ -156,7 +189,7 @@ def compute_metrics(
         resamples=resamples,
         generator=np.random.default_rng(seed),
     )
-    per_class = _per_class(confusion, aucs, class_names)
+    per_class = _per_class(counter.class_counts(each_once), aucs, class_names)
     return Metrics(
         **{
             name: Estimate(values[name], *percentile_interval(resampled[name]))
@@ -167,11 +200,12 @@ def compute_metrics(
         predictions=predictions,
         num_correct=int((predictions == truth).reshape(len(truth), -1).all(axis=1).sum()),
         notes=tuple(_label_notes(per_class, len(truth)) if task == MULTI_LABEL else _notes(per_class, confusion, task)),
+        roc_curves=_roc_curves(truth, scores) if task == MULTI_LABEL else (),
     )
 
 
 def predict_classes(scores: NDArray[np.floating], *, task: str) -> Integers:
-    """What MedMNIST's accuracy takes each row of scores for.
+    """Predict as MedMNIST's accuracy does.
 
     Args:
         scores: Probabilities, shape (N, C).
@@ -189,7 +223,7 @@ def predict_classes(scores: NDArray[np.floating], *, task: str) -> Integers:
 
 
 def one_vs_rest_aucs(labels: NDArray[np.integer], scores: NDArray[np.floating]) -> list[float | None]:
-    """Area under the ROC curve of each class against the rest, or of each label; ``None`` where there is no curve.
+    """Compute the area under the ROC curve of each class against the rest, or of each label; ``None`` if undefined.
 
     Args:
         labels: True class indices, shape (N,), in [0, C), or 0 and 1 for each label, shape (N, C).
@@ -198,13 +232,24 @@ def one_vs_rest_aucs(labels: NDArray[np.integer], scores: NDArray[np.floating]) 
     aucs: list[float | None] = []
     for index in range(scores.shape[1]):
         is_class = members(labels, index)
-        has_curve = is_class.any() and not is_class.all()
-        aucs.append(float(roc_auc_score(is_class, scores[:, index])) if has_curve else None)
+        aucs.append(float(roc_auc_score(is_class, scores[:, index])) if _varies(is_class) else None)
     return aucs
 
 
+def _roc_curves(labels: Integers, scores: NDArray[np.floating]) -> tuple[RocCurve | None, ...]:
+    return tuple(
+        RocCurve(*roc_curve(labels[:, index], scores[:, index])[:2]) if _varies(labels[:, index] == 1) else None
+        for index in range(scores.shape[1])
+    )
+
+
+def _varies(is_class: NDArray[np.bool_]) -> bool:
+    """Whether there are images of the class and others, as a ROC curve needs."""
+    return bool(is_class.any() and not is_class.all())
+
+
 def mean_auc(labels: NDArray[np.integer], scores: NDArray[np.floating], *, task: str) -> float | None:
-    """MedMNIST's AUC of a split: of the last column for ``BINARY``, else the mean over classes or labels.
+    """Compute MedMNIST's AUC of a split: of the last column for ``BINARY``, else the mean over classes or labels.
 
     Args:
         labels: True class indices, shape (N,), in [0, C), or 0 and 1 for each label, shape (N, C).
@@ -220,10 +265,16 @@ def mean_auc(labels: NDArray[np.integer], scores: NDArray[np.floating], *, task:
 
 
 def _per_class(
-    confusion: Integers, aucs: Sequence[float | None], class_names: Sequence[str]
+    counts: ClassCounts, aucs: Sequence[float | None], class_names: Sequence[str]
 ) -> tuple[ClassMetrics, ...]:
-    hits, said, true = (counts[:, 0] for counts in class_counts(confusion[..., np.newaxis]))
-    figures = ratio(hits, said), ratio(hits, true), ratio(2 * hits, said + true)
+    true_positives, predicted, positive = (
+        count[:, 0] for count in (counts.true_positives, counts.predicted_positive, counts.positive)
+    )
+    figures = (
+        ratio(true_positives, predicted),
+        ratio(true_positives, positive),
+        ratio(2 * true_positives, predicted + positive),
+    )
     return tuple(
         ClassMetrics(
             name=name,
@@ -233,7 +284,7 @@ def _per_class(
             auc=auc,
             support=int(support),
         )
-        for name, auc, support, precision, recall, f1 in zip(class_names, aucs, true, *figures, strict=True)
+        for name, auc, support, precision, recall, f1 in zip(class_names, aucs, positive, *figures, strict=True)
     )
 
 
@@ -243,7 +294,7 @@ def _notes(per_class: Sequence[ClassMetrics], confusion: Integers, task: str) ->
         (present,) = (figures.name for figures in per_class if figures.support)
         yield f"Every image of this split is of class {present!r}: AUC is undefined."
         if task == ORDINAL and np.trace(confusion) == confusion.sum():
-            yield f"Every image is of class {present!r} and called so: quadratic-weighted kappa is undefined."
+            yield f"Every image is of class {present!r} and predicted so: quadratic-weighted kappa is undefined."
     elif absent:
         yield f"No image of this split is of class {_quoted(absent)}: {LEFT_OUT}"
 
@@ -261,7 +312,7 @@ def _quoted(names: Sequence[str]) -> str:
     return ", ".join(map(repr, names))
 
 
-def _refuse_bad_input(
+def _check_input(
     labels: NDArray[np.integer], scores: NDArray[np.floating], task: str, class_names: Sequence[str], resamples: int
 ) -> None:
     num_classes = len(class_names)

@@ -10,18 +10,29 @@ from numpy.typing import NDArray
 from scripts.core.files import write_text
 from scripts.data_handler.dataset import Dataset
 from scripts.evaluation.metrics import Metrics
+from scripts.evaluation.run_report import RunReport
 
 STANDARD_SIDE = 28  # pixels; only another size is part of a file's name
 
 
+def write_all_predictions(report: RunReport) -> list[Path]:
+    """Write the scores of every variant; see ``write_predictions``."""
+    paths = []
+    for variant in report.evaluation.variants:
+        name = standard_file_name(report.dataset, variant.metrics, split="test", run=variant.key)
+        write_predictions(report.paths.reports / name, variant.scores)
+        paths.append(report.paths.reports / name)
+    return paths
+
+
 def standard_file_name(dataset: Dataset, metrics: Metrics, *, split: str, run: str) -> str:
-    """The name that MedMNIST gives a file of predictions: data set, split, AUC, accuracy and run.
+    """Return the name that MedMNIST gives a file of predictions: data set, split, AUC, accuracy and run.
 
     Args:
         dataset: Its key is the name's flag; the ``_`` of an own set's key becomes ``-``, since ``_`` separates parts.
         metrics: The figures of these predictions.
         split: ``"train"``, ``"val"`` or ``"test"``.
-        run: What tells several runs apart; letters, digits, ``-`` and ``_``.
+        run: Identifies one of several runs; letters, digits, ``-`` and ``_``.
 
     Reference: ``Evaluator.get_standard_evaluation_filename`` of https://github.com/MedMNIST/MedMNIST
     """
@@ -35,7 +46,7 @@ def write_predictions(path: Path, scores: NDArray[np.float64]) -> None:
     """Write one line ``index,score,score,…`` per image, without a header.
 
     Args:
-        path: Where it goes.
+        path: The file, in an existing folder.
         scores: Class probabilities, shape (N, C), in the order of the split; read back they are the same doubles.
 
     Raises:

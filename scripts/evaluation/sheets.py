@@ -61,6 +61,7 @@ def write_frame(
     groups: Iterable[Group] = (),
     header: bool = True,
     row: int = TOP_ROW,
+    column: int = 1,
 ) -> Worksheet:
     """Write a frame without its index to a sheet, below the caption and a header that stays in view.
 
@@ -74,20 +75,22 @@ def write_frame(
         groups: Texts above the header, each with its first column, counted from 1, and the number of columns.
         header: Whether the column names are written.
         row: Row of the header, counted from 1; with groups one row lower.
+        column: First column, counted from 1.
     """
     target = add_sheet(writer, sheet, caption)
-    for index, width in enumerate(widths, start=1):
+    for index, width in enumerate(widths, start=column):
         target.column_dimensions[get_column_letter(index)].width = width
-    for title, column, count in groups:
-        put(target, TOP_ROW, column, title, bold=True, fill=HEADER_FILL, align="center")
-        target.merge_cells(start_row=TOP_ROW, end_row=TOP_ROW, start_column=column, end_column=column + count - 1)
+    for title, first, count in groups:
+        put(target, TOP_ROW, first, title, bold=True, fill=HEADER_FILL, align="center")
+        target.merge_cells(start_row=TOP_ROW, end_row=TOP_ROW, start_column=first, end_column=first + count - 1)
         row = TOP_ROW + 1
     if header:
-        put_header(target, row, list(frame.columns))
+        put_header(target, row, column, list(frame.columns))
         row += 1
     clean = frame.map(lambda value: clean_text(value) if isinstance(value, str) else value)
-    clean.to_excel(writer, sheet_name=sheet, startrow=row - 1, header=False, index=False, na_rep=UNDEFINED)
-    body = target.iter_rows(min_row=row, max_row=row + len(frame) - 1, max_col=len(frame.columns))
+    place = {"startrow": row - 1, "startcol": column - 1}
+    clean.to_excel(writer, sheet_name=sheet, header=False, index=False, na_rep=UNDEFINED, **place)
+    body = target.iter_rows(row, row + len(frame) - 1, column, column + len(frame.columns) - 1)
     for index, cells in enumerate(body, start=row):
         lines = 1
         for cell, number_format in zip(cells, [*formats, *[None] * len(cells)], strict=False):
@@ -115,9 +118,9 @@ def add_sheet(writer: pd.ExcelWriter, name: str, caption: Caption) -> Worksheet:
     return sheet
 
 
-def put_header(sheet: Worksheet, row: int, titles: Sequence[str]) -> None:
-    """Write bold titles; they and the first column stay in view."""
-    for column, title in enumerate(titles, start=1):
+def put_header(sheet: Worksheet, row: int, first: int, titles: Sequence[str]) -> None:
+    """Write bold titles from column ``first`` on; they and the first column stay in view."""
+    for column, title in enumerate(titles, start=first):
         if title:
             align = "left" if column == 1 else "center"
             put(sheet, row, column, title, bold=True, fill=HEADER_FILL, align=align)

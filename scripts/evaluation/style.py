@@ -91,38 +91,42 @@ def set_panel_title(axes: Axes, title: str, detail: str = "") -> None:
         axes.annotate(detail, (0, 1), (0, 7), xycoords="axes fraction", textcoords="offset points", color=MUTED, size=8)
 
 
-@style.context(STYLE)
-def save_figure(figure: Figure, path: Path) -> set[str]:
-    """Write a figure and its heading as PNG, cropped to its content; the same figure gives the same bytes.
+def add_footer(figure: Figure, text: str) -> None:
+    """Write a line below the area of the plots."""
+    figure.text(0, -0.12 / figure.get_figheight(), text, va="top", size=8.5, color=MUTED)
 
-    Returns:
-        The characters that no installed font has; they are written as escape sequences.
+
+@style.context(STYLE)
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write a figure and its heading as PNG, cropped to its content; the same figure gives the same bytes.
 
     Raises:
         StorageError: The file cannot be written.
     """
-    missing = set[str]()
     for text in figure.findobj(Text):
-        missing |= _use_fonts_with_all_characters(text)  # type: ignore[arg-type]
+        _choose_fonts(text)  # type: ignore[arg-type]
     figure.draw_without_rendering()
     edges = figure.get_tightbbox().padded(MARGIN).get_points() * DPI  # type: ignore[call-arg]
     box = Bbox(np.array([np.floor(edges[0]), np.ceil(edges[1])]) / DPI)  # whole pixels, so that images stay sharp
     content = io.BytesIO()
     figure.savefig(content, format="png", dpi=DPI, bbox_inches=box, metadata={"Software": None})
     write_bytes(path, content.getvalue())
-    return missing
 
 
-def _use_fonts_with_all_characters(text: Text) -> set[str]:
-    """Let a text fall back to other installed fonts; return the characters that none of them has."""
+def _choose_fonts(text: Text) -> None:
+    """Let a text fall back to installed fonts that have its characters; what none has becomes an escape sequence."""
     content = text.get_text()
-    fonts = {character: font_with(character) for character in sorted(set(content)) if not character.isspace()}
-    missing = {character for character, font in fonts.items() if font is None}
-    if missing:
-        text.set_text("".join(escaped(character) if character in missing else character for character in content))
-    if fallbacks := sorted({font for font in fonts.values() if font not in (None, FONT)}):
-        text.set(fontfamily=[FONT, *fallbacks], fontweight="normal")  # which every one of them has
-    return missing
+    missing = missing_characters(content)
+    escapes = {ord(character): character.encode("ascii", "backslashreplace").decode() for character in missing}
+    text.set_text(content.translate(escapes))
+    fonts = {font_with(character) for character in content} - {FONT, None}
+    if fonts:
+        text.set(fontfamily=[FONT, *sorted(map(str, fonts))], fontweight="normal")  # a weight that each of them has
+
+
+def missing_characters(text: str) -> set[str]:
+    """The characters of ``text`` that no installed font has."""
+    return {character for character in text if not character.isspace() and font_with(character) is None}
 
 
 @cache
@@ -152,11 +156,6 @@ def _characters(path: str) -> frozenset[int]:
     return frozenset(font.get_charmap()) if font.scalable else frozenset()
 
 
-def escaped(character: str) -> str:
-    r"""Write a character as its escape sequence in ASCII, such as ``\u65e5``."""
-    return character.encode("ascii", "backslashreplace").decode()
-
-
 def short_names(names: Sequence[str], *, width: int, lines: int) -> list[str]:
     """The names in at most ``lines`` lines of about ``width`` characters; numbered where that makes two the same."""
     return number_duplicates(shortened(names, width=width, lines=lines))[0]
@@ -174,11 +173,10 @@ def shortened(names: Sequence[str], *, width: int, lines: int) -> list[str]:
 
     A name with a character that no installed font has is replaced by the number of its class.
     """
-    shown = []
-    for index, name in enumerate(map(one_line, names)):
-        is_displayable = all(character == " " or font_with(character) for character in name)
-        shown.append(_shorten(name, width, lines) if is_displayable else f"class {index}")
-    return shown
+    return [
+        f"class {index}" if missing_characters(name) else _shorten(name, width, lines)
+        for index, name in enumerate(map(one_line, names))
+    ]
 
 
 def _shorten(name: str, width: int, lines: int) -> str:

@@ -1,46 +1,56 @@
-"""The Excel report: numbers that are numbers, text that is never a formula."""
+"""The Excel report of a run: a summary, the tables behind the figures, the settings, and the figures."""
 
 from __future__ import annotations
 
 import io
-import math
-import re
-import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from datetime import datetime, timedelta
+from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from openpyxl import Workbook
+import pandas as pd
 from openpyxl.drawing.image import Image
 from openpyxl.formatting.rule import ColorScaleRule
-from openpyxl.styles import Alignment, Font, PatternFill
+from openpyxl.styles import Font
 from openpyxl.utils import get_column_letter
 from openpyxl.worksheet.pagebreak import Break
-from openpyxl.worksheet.properties import PageSetupProperties
 from openpyxl.worksheet.worksheet import Worksheet
 
-from scripts.core.config import SETTINGS, Config
-from scripts.core.errors import storage_errors
-from scripts.core.files import write_bytes
-from scripts.core.records import TrainingResult
-from scripts.data_handler.dataset import Dataset
 from scripts.data_handler.registry import MULTI_LABEL
-from scripts.evaluation.metrics import ClassMetrics, EvaluationResult, Metrics
-from scripts.evaluation.page import Caption
+from scripts.evaluation.figures import figure_files
+from scripts.evaluation.frames import (
+    MAX_MATRIX_CLASSES,
+    class_frame,
+    configuration_frame,
+    confusion_frames,
+    environment_frame,
+    headline_frame,
+    history_frame,
+    label_counts_frame,
+    largest_confusions,
+)
+from scripts.evaluation.metrics import Metrics
+from scripts.evaluation.run_report import RunReport
+from scripts.evaluation.sheets import (
+    COUNT,
+    FIGURE,
+    FONT,
+    MARK_FILL,
+    MUTED,
+    RATE,
+    SECONDS,
+    SHARE,
+    add_sheet,
+    put,
+    style_cell,
+    workbook_writer,
+    write_frame,
+)
 
-SHARE, FIGURE, COUNT, SECONDS = "0.00%", "0.0000", "#,##0", "#,##0.0"
-RATE, DATE, DURATION = "0.00E+00", "yyyy-mm-dd hh:mm:ss", "[h]:mm:ss"
-BOOLEAN = '"TRUE";"TRUE";"FALSE"'  # Excel shows a boolean so anyway; LibreOffice may show 1 and 0
-INK, MUTED, ORANGE = "FF1F2933", "FF5F6B7A", "FFC8500A"
-HEADER_FILL = PatternFill("solid", fgColor="FFE3ECF5")
-BEST_FILL = PatternFill("solid", fgColor="FFFFE8B8")
-FONT = "Calibri"
-UNDEFINED = "–"
-FIGURE_WIDTH = 1000  # pixels on the sheet, at most
-ROW_PIXELS, ROW_POINTS = 20, 15  # of a row of the usual height
-NAME_WIDTH, MAX_NAME_LINES = 40, 8  # of a class's name, in characters and lines
+DATE, DURATION = "yyyy-mm-dd hh:mm:ss", "[h]:mm:ss"
+FIGURE_WIDTH, ROW_PIXELS = 1000, 20  # pixels on the sheet, at most; height of a row
+NAME_WIDTH = 40  # of a class's name, in characters
+MAX_LISTED_CONFUSIONS = 1000
 
 HEADLINES = {
     "accuracy": ("Accuracy", SHARE),
@@ -50,134 +60,82 @@ HEADLINES = {
     "quadratic_weighted_kappa": ("Quadratic-weighted kappa", FIGURE),
     "mean_absolute_error": ("Mean absolute error, classes", FIGURE),
 }
+HISTORY = {
+    "epoch": ("Epoch", COUNT),
+    "train_loss": ("Training loss", FIGURE),
+    "val_loss": ("Validation loss", FIGURE),
+    "val_accuracy": ("Validation accuracy", SHARE),
+    "val_auc": ("Validation AUC", FIGURE),
+    "learning_rate": ("Learning rate", RATE),
+    "images_per_second": ("Images per second", COUNT),
+    "seconds": ("Seconds", SECONDS),
+    "is_best": ("Best so far", None),
+}
 
 
-def write_workbook(
-    path: Path,
-    *,
-    caption: Caption,
-    config: Config,
-    dataset: Dataset,
-    training: TrainingResult,
-    evaluation: EvaluationResult,
-    environment: Mapping[str, Any],
-    figures: Mapping[str, Path],
-    finished: datetime,
-) -> None:
-    """Write the Excel report, whole or not at all.
-
-    Args:
-        path: Where it goes.
-        caption: What stands on top of every sheet.
-        config: The settings as applied.
-        dataset: What was trained on.
-        training: The epochs.
-        evaluation: The figures of the test split.
-        environment: Versions and hardware; values, or mappings of values.
-        figures: A title for each picture, and its PNG file.
-        finished: When the run ended, in local time.
+def write_workbook(report: RunReport) -> list[Path]:
+    """Write the Excel report atomically; the figures are already written.
 
     Raises:
         StorageError: The file cannot be written.
     """
-    book = new_workbook(caption.origin)
-    _write_summary(add_sheet(book, "Summary", caption), config, dataset, training, evaluation, finished)
-    _write_history(add_sheet(book, "History", caption), training)
-    if dataset.task == MULTI_LABEL:
-        _write_per_class(add_sheet(book, "Per label", caption), evaluation, "Label")
-        _write_label_counts(add_sheet(book, "Right and wrong per label", caption), evaluation)
-    else:
-        _write_per_class(add_sheet(book, "Per class", caption), evaluation, "Class")
-        _write_confusion(add_sheet(book, "Confusion matrix", caption), evaluation.headline)
-    _write_configuration(add_sheet(book, "Configuration", caption), config)
-    _write_environment(add_sheet(book, "Environment", caption), environment)
-    _write_figures(add_sheet(book, "Figures", caption), figures)
-    save_workbook(book, path)
+    with workbook_writer(report.paths.workbook, report.caption.origin) as writer:
+        _write_summary(writer, report)
+        _write_history(writer, report)
+        if report.dataset.task == MULTI_LABEL:
+            _write_variants(writer, report, "Per label", class_frame)
+            _write_variants(writer, report, "Right and wrong per label", label_counts_frame)
+        else:
+            _write_variants(writer, report, "Per class", class_frame)
+            _write_confusion(writer, report)
+        _write_configuration(writer, report)
+        environment = environment_frame(report.environment)
+        sheet = write_frame(writer, environment, "Environment", report.caption, widths=(28, 70))
+        for name, (_, value) in zip(environment["What"], sheet.iter_rows(min_row=4), strict=False):
+            style_cell(value, COUNT if name.endswith("_bytes") else None, align="left")
+        _write_figures(add_sheet(writer, "Figures", report.caption), report)
+    return [report.paths.workbook]
 
 
-def new_workbook(title: str) -> Workbook:
-    """A workbook without sheets."""
-    book = Workbook()
-    book.remove(book.worksheets[0])
-    book.properties.title = clean_text(title)
-    return book
+def _write_summary(writer: pd.ExcelWriter, report: RunReport) -> None:
+    variants, headlines = report.evaluation.variants, headline_frame(report.evaluation)
+    titles = [HEADLINES[name][0] for name in headlines.index]
+    headlines.columns = pd.Index(["value", "low", "high"] * len(variants))
+    headlines.insert(0, "Test split", titles)
+    groups = [(f"{variant.title}, 95% interval", 2 + 3 * index, 3) for index, variant in enumerate(variants)]
+    widths = (30, 20, *[13] * 5)
+    sheet = write_frame(writer, headlines, "Summary", report.caption, widths=widths, groups=groups)
+    for name, cells in zip(headlines.index, sheet.iter_rows(min_row=5), strict=False):
+        for index, cell in enumerate(cells):
+            style_cell(cell, HEADLINES[name][1])
+            cell.font = Font(name=FONT, bold=index == 0 or index % 3 == 1, size=12 if index % 3 == 1 else 11)
+    facts = pd.DataFrame([fact[:2] for fact in _facts(report)], dtype=object)
+    first = 6 + len(headlines)
+    write_frame(writer, facts, "Summary", report.caption, header=False, row=first)
+    for (_, _, number_format), cells in zip(_facts(report), sheet.iter_rows(min_row=first, max_col=2), strict=True):
+        cells[0].font = Font(name=FONT, color=MUTED)
+        style_cell(cells[1], number_format, align="left", wrap=False)
 
 
-def save_workbook(book: Workbook, path: Path) -> None:
-    """Write a workbook, whole or not at all.
-
-    Raises:
-        StorageError: The file cannot be written.
-    """
-    content = io.BytesIO()
-    # openpyxl writes every sheet to a temporary file of its own first
-    with storage_errors(Path(tempfile.gettempdir()), "write a sheet of the workbook"):
-        book.save(content)
-    write_bytes(path, content.getvalue())
-
-
-def clean_text(text: str) -> str:
-    """``text`` with a replacement character wherever XML, and so Excel, allows none."""
-    return re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\ud800-\udfff\ufffe\uffff]", "\ufffd", text)
-
-
-def add_sheet(book: Workbook, title: str, caption: Caption) -> Worksheet:
-    """A new sheet with the caption on top, in the first two rows."""
-    sheet: Worksheet = book.create_sheet(title)
-    put(sheet, 1, 1, caption.origin, bold=True, size=14)
-    if caption.note:
-        put(sheet, 2, 1, caption.note, bold=True, colour=ORANGE)
-    sheet.sheet_view.showGridLines = False
-    sheet.page_setup.orientation = "landscape"
-    sheet.page_setup.fitToHeight = 0
-    sheet.sheet_properties.pageSetUpPr = PageSetupProperties(fitToPage=True)
-    return sheet
-
-
-def _write_summary(
-    sheet: Worksheet,
-    config: Config,
-    dataset: Dataset,
-    training: TrainingResult,
-    evaluation: EvaluationResult,
-    finished: datetime,
-) -> None:
-    set_widths(sheet, 30, 20, *[13] * 5)
-    variants = _variants(evaluation)
-    _spanning_header(sheet, 3, 2, [f"{name}, 95% interval" for name in variants], 3)
-    put_header(sheet, 4, ["Test split", *["value", "low", "high"] * len(variants)])
-    headlines = list(evaluation.headline.estimates)
-    for row, name in enumerate(headlines, start=5):
-        title, number_format = HEADLINES[name]
-        put(sheet, row, 1, title, bold=True)
-        for index, metrics in enumerate(variants.values()):
-            estimate = metrics.estimates[name]
-            for column, value in enumerate((estimate.value, estimate.low, estimate.high), start=2 + 3 * index):
-                put(sheet, row, column, value, number_format, bold=column % 3 == 2, size=12 if column % 3 == 2 else 11)
-    facts = _facts(config, dataset, training, evaluation, finished)
-    for row, (title, value, fact_format) in enumerate(facts, start=6 + len(headlines)):
-        put(sheet, row, 1, title, colour=MUTED)
-        put(sheet, row, 2, value, fact_format, align="left")
-
-
-def _facts(
-    config: Config, dataset: Dataset, training: TrainingResult, evaluation: EvaluationResult, finished: datetime
-) -> Iterator[tuple[str, Any, str | None]]:
+def _facts(report: RunReport) -> Iterator[tuple[str, Any, str | None]]:
+    dataset, training, evaluation, config = report.dataset, report.training, report.evaluation, report.config
     right, classes = ("Right in every label", "Labels") if dataset.task == MULTI_LABEL else ("Right", "Classes")
     yield "Test images", len(evaluation.labels), COUNT
-    for name, metrics in _variants(evaluation).items():
-        yield f"{right} {name[0].lower()}{name[1:]}", metrics.num_correct, COUNT
+    for variant in evaluation.variants:
+        yield f"{right} {variant.phrase}", variant.metrics.num_correct, COUNT
     yield "Views of TTA", ", ".join(evaluation.views) or "none: test-time augmentation was off", None
     for note in evaluation.headline.notes:
         yield "Note", note, None
     yield "Best epoch", training.best_epoch, COUNT
+    yield "Selected by", f"validation {training.monitor}", None
     yield "Best validation accuracy", training.best_val_accuracy, SHARE
+    yield "Validation AUC of that epoch", training.best_val_auc, FIGURE
     yield "Validation loss of that epoch", training.best_val_loss, FIGURE
     yield "Epochs trained", len(training.history), COUNT
     yield "Epochs at most", config.epochs, COUNT
     yield "Stopped early", training.stopped_early, None
     yield "Training time", timedelta(seconds=round(training.seconds)), DURATION
-    yield "Finished", finished, DATE
+    yield "Finished", report.finished, DATE
     yield "Seed", config.seed, "0"
     yield "Data set", dataset.title, None
     yield "Task", dataset.task, None
@@ -190,215 +148,93 @@ def _facts(
     yield "Source of the data", dataset.source, None
 
 
-def _write_history(sheet: Worksheet, training: TrainingResult) -> None:
-    columns = (
-        ("Epoch", "epoch", COUNT),
-        ("Training loss", "train_loss", FIGURE),
-        ("Validation loss", "val_loss", FIGURE),
-        ("Validation accuracy", "val_accuracy", SHARE),
-        ("Learning rate", "learning_rate", RATE),
-        ("Images per second", "images_per_second", COUNT),
-        ("Seconds", "seconds", SECONDS),
-        ("Best so far", "is_best", None),
+def _write_history(writer: pd.ExcelWriter, report: RunReport) -> None:
+    titles, formats = ([column[part] for column in HISTORY.values()] for part in (0, 1))
+    history = history_frame(report.training)[list(HISTORY)].set_axis(titles, axis=1)
+    widths = (10, *[19] * (len(titles) - 1))
+    sheet = write_frame(writer, history, "History", report.caption, formats=formats, widths=widths)
+    for cell in sheet[3 + int(history.index[history["Epoch"] == report.training.best_epoch][0]) + 1]:
+        cell.font, cell.fill = Font(name=FONT, bold=True), MARK_FILL
+
+
+def _write_variants(writer: pd.ExcelWriter, report: RunReport, title: str, table: Any) -> None:
+    """Write a table of classes or labels for each variant side by side, after names and numbers of images."""
+    kind = "Label" if report.dataset.task == MULTI_LABEL else "Class"
+    of_class = class_frame(report.evaluation.plain)
+    parts = [of_class[["name", "support"]].set_axis([kind, "Test images"], axis=1)]
+    for variant in report.evaluation.variants:
+        part = table(variant.metrics)
+        if table is class_frame:
+            part = part[["precision", "recall", "f1", "auc"]].set_axis(["Precision", "Recall", "F1", "AUC"], axis=1)
+        parts.append(part)
+    number_format = FIGURE if table is class_frame else COUNT
+    write_frame(
+        writer,
+        pd.concat(parts, axis=1),
+        title,
+        report.caption,
+        formats=[None, COUNT, *[number_format] * 8],
+        widths=(NAME_WIDTH, 12, *[12] * 8),
+        groups=[(variant.title, 3 + 4 * index, 4) for index, variant in enumerate(report.evaluation.variants)],
     )
-    set_widths(sheet, 10, *[19] * 7)
-    put_header(sheet, 3, [title for title, _, _ in columns])
-    for row, record in enumerate(training.history, start=4):
-        is_best = record.epoch == training.best_epoch
-        for column, (_, name, number_format) in enumerate(columns, start=1):
-            put(
-                sheet,
-                row,
-                column,
-                getattr(record, name),
-                number_format,
-                bold=is_best,
-                fill=BEST_FILL if is_best else None,
-            )
 
 
-def _write_per_class(sheet: Worksheet, evaluation: EvaluationResult, kind: str) -> None:
-    variants = _variants(evaluation)
-    figures = ("Precision", "Recall", "F1", "AUC")
-    set_widths(sheet, NAME_WIDTH, 12, *[11] * 8)
-    _spanning_header(sheet, 3, 3, list(variants), len(figures))
-    put_header(sheet, 4, [kind, "Test images", *figures * len(variants)])
-    for row, first in enumerate(evaluation.plain.per_class, start=5):
-        _put_name(sheet, row, first.name)
-        put(sheet, row, 2, first.support, COUNT)
-        for index, metrics in enumerate(variants.values()):
-            of_class: ClassMetrics = metrics.per_class[row - 5]
-            values = (of_class.precision, of_class.recall, of_class.f1, of_class.auc)
-            for column, value in enumerate(values, start=3 + len(figures) * index):
-                put(sheet, row, column, value, FIGURE)
+def _write_confusion(writer: pd.ExcelWriter, report: RunReport) -> None:
+    metrics, title = report.evaluation.headline, "Confusion matrix"
+    if len(metrics.per_class) > MAX_MATRIX_CLASSES:
+        _write_largest_confusions(writer, report, metrics, title)
+        return
+    counts, shares = confusion_frames(metrics)
+    size = len(counts)
+    named = counts.reset_index(names="True class")
+    groups = [("Images; columns: predicted class", 2, size), ("Share of the true class", size + 3, size)]
+    look: dict[str, Any] = {"caption": report.caption, "row": 4}
+    widths = (NAME_WIDTH, *[12] * size, 4, *[12] * size)
+    sheet = write_frame(writer, shares, title, column=size + 3, formats=[SHARE] * size, **look)
+    write_frame(writer, named, title, formats=[None, *[COUNT] * size], widths=widths, groups=groups, **look)
+    sheet.row_dimensions[4].height = 15 * min(8, 1 + max(len(str(name)) for name in counts) // 9)
+    for first, largest in ((2, int(metrics.confusion.max())), (size + 3, 1)):
+        cells = f"{get_column_letter(first)}5:{get_column_letter(first + size - 1)}{size + 4}"
+        # errors of a few per cent are of interest
+        values = {"start_value": 0, "mid_value": largest * 0.1, "end_value": largest}
+        colours = {"start_color": "FFFFFFFF", "mid_color": "FFD3E4F3", "end_color": "FF5B9BD5"}
+        types = {f"{part}_type": "num" for part in ("start", "mid", "end")}
+        sheet.conditional_formatting.add(cells, ColorScaleRule(**types, **values, **colours))
 
 
-def _write_label_counts(sheet: Worksheet, evaluation: EvaluationResult) -> None:
-    """How many test images each label was rightly and wrongly said and not said of."""
-    variants = _variants(evaluation)
-    titles = ("True positives", "False positives", "False negatives", "True negatives")
-    set_widths(sheet, NAME_WIDTH, 12, *[12] * len(titles) * 2)
-    _spanning_header(sheet, 3, 3, list(variants), len(titles))
-    put_header(sheet, 4, ["Label", "Test images", *titles * len(variants)])
-    sheet.row_dimensions[4].height = 2 * ROW_POINTS
-    for row, first in enumerate(evaluation.plain.per_class, start=5):
-        _put_name(sheet, row, first.name)
-        put(sheet, row, 2, first.support, COUNT)
-        for index, metrics in enumerate(variants.values()):
-            (right_absent, false_alarms), (missed, found) = metrics.confusion[row - 5].tolist()
-            counts = found, false_alarms, missed, right_absent
-            for column, count in enumerate(counts, start=3 + len(titles) * index):
-                put(sheet, row, column, count, COUNT)
-
-
-def _write_confusion(sheet: Worksheet, metrics: Metrics) -> None:
+def _write_largest_confusions(writer: pd.ExcelWriter, report: RunReport, metrics: Metrics, title: str) -> None:
     names = [of_class.name for of_class in metrics.per_class]
-    size = len(names)
-    set_widths(sheet, NAME_WIDTH, *[12] * size, 4, *[12] * size)
-    _spanning_header(sheet, 3, 2, ["Images; columns: predicted class"], size)
-    _spanning_header(sheet, 3, size + 3, ["Share of the true class"], size)
-    put_header(sheet, 4, ["True class", *names, None, *names])
-    sheet.row_dimensions[4].height = _height(max(map(len, names)), 9)
-    shares = metrics.confusion_by_row
-    for row, name in enumerate(names):
-        _put_name(sheet, row + 5, name)
-        for column in range(size):
-            put(sheet, row + 5, column + 2, int(metrics.confusion[row, column]), COUNT)
-            put(sheet, row + 5, column + size + 3, float(shares[row, column]), SHARE)
-    for first_column, largest in ((2, int(metrics.confusion.max())), (size + 3, 1)):
-        cells = f"{get_column_letter(first_column)}5:{get_column_letter(first_column + size - 1)}{size + 4}"
-        scale = ColorScaleRule(
-            start_type="num",
-            start_value=0,
-            start_color="FFFFFFFF",
-            mid_type="num",
-            mid_value=largest * 0.1,  # errors of a few per cent are what one looks for
-            mid_color="FFD3E4F3",
-            end_type="num",
-            end_value=largest,
-            end_color="FF5B9BD5",
-        )
-        sheet.conditional_formatting.add(cells, scale)
+    confusions = largest_confusions(metrics, MAX_LISTED_CONFUSIONS)
+    for column in ("true", "predicted"):
+        confusions[column] = [names[index] for index in confusions[column]]
+    confusions.columns = pd.Index(["True class", "Predicted class", "Images", "Share of the true class"])
+    text = f"The {len(confusions):,} largest confusions of {len(names):,} classes; a matrix would be too large"
+    formats, widths = (None, None, COUNT, SHARE), (NAME_WIDTH, NAME_WIDTH, 12, 24)
+    write_frame(writer, confusions, title, report.caption, formats=formats, widths=widths, groups=[(text, 1, 4)])
 
 
-def _write_configuration(sheet: Worksheet, config: Config) -> None:
-    set_widths(sheet, 22, 34, 26, 16, 90)
-    put_header(sheet, 3, ["Setting", "Applied value", "Default", "Group", "Meaning"], align="left")
-    for row, (name, value) in enumerate(config.as_dict().items(), start=4):
-        known = SETTINGS[name]
-        default = str(known.default) if isinstance(known.default, Path) else known.default
-        is_changed = value != default
-        put(sheet, row, 1, known.flag, bold=True)
-        put(sheet, row, 2, value, align="left", fill=BEST_FILL if is_changed else None, wrap=True)
-        put(sheet, row, 3, default, align="left", colour=MUTED, wrap=True)
-        put(sheet, row, 4, known.metadata["group"], colour=MUTED)
-        put(sheet, row, 5, known.metadata["help"], wrap=True)
+def _write_configuration(writer: pd.ExcelWriter, report: RunReport) -> None:
+    configuration = configuration_frame(report.config)
+    sheet = write_frame(writer, configuration, "Configuration", report.caption, widths=(22, 34, 26, 16, 90))
+    is_changed = configuration["Applied value"] != configuration["Default"]
+    for changed, (flag, value, default, *_) in zip(is_changed, sheet.iter_rows(min_row=4), strict=True):
+        flag.font, default.font = Font(name=FONT, bold=True), Font(name=FONT, color=MUTED)
+        for cell in (value, default):
+            style_cell(cell, None, align="left")
+        if changed:
+            value.fill = MARK_FILL
 
 
-def _write_environment(sheet: Worksheet, environment: Mapping[str, Any]) -> None:
-    set_widths(sheet, 28, 70)
-    put_header(sheet, 3, ["What", "Value"], align="left")
-    for row, (name, value) in enumerate(_flat(environment), start=4):
-        put(sheet, row, 1, name, bold=True)
-        put(sheet, row, 2, value, COUNT if name.endswith("_bytes") else None, align="left", wrap=True)
-
-
-def _write_figures(sheet: Worksheet, figures: Mapping[str, Path]) -> None:
+def _write_figures(sheet: Worksheet, report: RunReport) -> None:
     sheet.page_setup.orientation = "portrait"
     row = 4
-    for title, path in figures.items():
-        if row > 4:  # printed, a picture is not cut in two
+    for title, path in figure_files(report).items():
+        if row > 4:  # printed, a figure is not cut in two
             sheet.row_breaks.append(Break(id=row - 1))
         put(sheet, row, 1, title, bold=True, size=12)
-        picture = Image(io.BytesIO(path.read_bytes()))
-        width = min(picture.width, FIGURE_WIDTH)
-        picture.height = round(picture.height * width / picture.width)
-        picture.width = width
-        sheet.add_image(picture, f"A{row + 1}")
-        row += picture.height // ROW_PIXELS + 4
-
-
-def _variants(evaluation: EvaluationResult) -> dict[str, Metrics]:
-    variants = {"Without TTA": evaluation.plain}
-    if evaluation.tta is not None:
-        variants["With TTA"] = evaluation.tta
-    return variants
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    for name, value in values.items():
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{prefix}{name} / ")
-        else:
-            yield f"{prefix}{name}", value
-
-
-def set_widths(sheet: Worksheet, *widths: float) -> None:
-    """Set the widths of the first columns, in characters."""
-    for column, width in enumerate(widths, start=1):
-        sheet.column_dimensions[get_column_letter(column)].width = width
-
-
-def put_header(sheet: Worksheet, row: int, titles: Sequence[str | None], *, align: str = "center") -> None:
-    """Bold titles that stay in sight, and the first column with them."""
-    for column, title in enumerate(titles, start=1):
-        if title is not None:
-            look = "left" if column == 1 else align
-            put(sheet, row, column, title, bold=True, fill=HEADER_FILL, wrap=True, align=look)
-    sheet.freeze_panes = f"B{row + 1}"
-    sheet.print_title_rows = f"{row}:{row}"
-
-
-def _spanning_header(sheet: Worksheet, row: int, column: int, titles: Sequence[str], span: int) -> None:
-    for index, title in enumerate(titles):
-        first = column + index * span
-        put(sheet, row, first, title, bold=True, fill=HEADER_FILL, align="center")
-        if span > 1:
-            sheet.merge_cells(start_row=row, end_row=row, start_column=first, end_column=first + span - 1)
-
-
-def _put_name(sheet: Worksheet, row: int, name: str) -> None:
-    """Write a class's name in the first column, in as many lines as it takes."""
-    put(sheet, row, 1, name, wrap=True)
-    sheet.row_dimensions[row].height = _height(len(name), NAME_WIDTH - 4)
-
-
-def _height(length: int, width: int) -> int:
-    """The height, in points, of a row that holds text of ``length`` characters in lines of ``width``."""
-    return ROW_POINTS * min(max(1, math.ceil(length / width)), MAX_NAME_LINES)
-
-
-def put(
-    sheet: Worksheet,
-    row: int,
-    column: int,
-    value: Any,
-    number_format: str | None = None,
-    *,
-    bold: bool = False,
-    size: float = 11,
-    colour: str = INK,
-    fill: PatternFill | None = None,
-    align: str | None = None,
-    wrap: bool = False,
-) -> None:
-    """Write one cell with the type of its value; what is undefined becomes a dash."""
-    cell = sheet.cell(row, column)
-    if isinstance(value, np.generic):
-        value = value.item()
-    if value is None or (isinstance(value, float) and math.isnan(value)):
-        value, align = UNDEFINED, align or "right"
-    if isinstance(value, str):
-        cell.value = clean_text(value)
-        cell.data_type = "s"  # openpyxl takes a leading "=" for a formula, whoever wrote it
-        cell.quotePrefix = value.startswith(("=", "+", "-", "@"))
-    else:
-        cell.value = value
-    if isinstance(value, bool):
-        number_format = BOOLEAN
-    if number_format is not None and not isinstance(value, str):
-        cell.number_format = number_format
-    cell.font = Font(name=FONT, bold=bold, size=size, color=colour)
-    cell.alignment = Alignment(horizontal=align, vertical="center", wrap_text=wrap and isinstance(value, str))
-    if fill is not None:
-        cell.fill = fill
+        image = Image(io.BytesIO(path.read_bytes()))
+        width = min(image.width, FIGURE_WIDTH)
+        image.height = round(image.height * width / image.width)
+        image.width = width
+        sheet.add_image(image, f"A{row + 1}")
+        row += image.height // ROW_PIXELS + 4

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import MappingProxyType
 
@@ -11,26 +11,32 @@ from torch import nn
 from scripts.core.config import BACKBONE
 from scripts.core.log import log
 from scripts.models.resnet import build_resnet18
-from scripts.models.weights import fetch_imagenet_weights, load_weights, read_state_dict
+from scripts.models.weights import (
+    IMAGENET_CLASSES,
+    fetch_imagenet_weights,
+    load_weights,
+    read_class_names,
+    read_state_dict,
+)
 
-# what builds a model from its number of classes, stem and seed; another backbone is one file and one line here
+# each builds a model from its number of classes, stem and seed; another backbone is one file and one line here
 BACKBONES: Mapping[str, Callable[..., nn.Module]] = MappingProxyType({BACKBONE: build_resnet18})
 
 
 def build_model(
     backbone: str = BACKBONE,
     *,
-    num_classes: int,
+    class_names: Sequence[str],
     weights: str,
     data_dir: Path,
     seed: int,
     stem: str = "adapted",
 ) -> nn.Module:
-    """The model as training starts with it, on the CPU.
+    """Build the model that training starts with, on the CPU.
 
     Args:
         backbone: A key of ``BACKBONES``.
-        num_classes: Outputs of the model.
+        class_names: Of the model's outputs, in their order.
         weights: ``"imagenet"``, ``"none"`` or the path of a state dict.
         data_dir: Where ImageNet's weights are cached.
         seed: Seeds whatever is new in the model.
@@ -40,13 +46,16 @@ def build_model(
         DataError: The weights are missing, unreachable, corrupt, or of another architecture or a smaller stem.
         StorageError: Downloaded weights cannot be written.
     """
-    model = BACKBONES[backbone](num_classes, stem=stem, seed=seed)
+    model = BACKBONES[backbone](len(class_names), stem=stem, seed=seed)
     if weights == "none":
         summary = "new weights throughout"
     else:
-        path = fetch_imagenet_weights(data_dir) if weights == "imagenet" else Path(weights).expanduser()
-        summary = load_weights(model, read_state_dict(path), origin=weights)
-    num_parameters = sum(parameter.numel() for parameter in model.parameters())
-    about = f"{num_parameters:,} parameters, {stem} stem"
-    log.info("model %s: %s, weights %s (%s)", backbone, about, weights, summary)
+        is_imagenet = weights == "imagenet"
+        path = fetch_imagenet_weights(data_dir) if is_imagenet else Path(weights).expanduser()
+        earlier_names = IMAGENET_CLASSES if is_imagenet else read_class_names(path)
+        summary = load_weights(
+            model, read_state_dict(path), class_names=class_names, earlier_names=earlier_names, origin=weights
+        )
+    num_parameters = f"{sum(parameter.numel() for parameter in model.parameters()):,}"
+    log.info("model %s: %s parameters, %s stem, weights %s (%s)", backbone, num_parameters, stem, weights, summary)
     return model

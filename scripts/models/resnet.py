@@ -1,4 +1,4 @@
-"""ResNet-18, for small pictures and for large ones."""
+"""ResNet-18 for small and for large images."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from torchvision.models import ResNet, resnet18
 
 
 def build_resnet18(num_classes: int, *, stem: str, seed: int) -> ResNet:
-    """ResNet-18 with either stem.
+    """Build a ResNet-18 with either stem.
 
     Args:
         num_classes: Outputs, at least 2.
@@ -23,9 +23,9 @@ def build_resnet18(num_classes: int, *, stem: str, seed: int) -> ResNet:
 
 
 def stock_resnet18(num_classes: int, *, seed: int) -> ResNet:
-    """ResNet-18 as torchvision has it (He et al., CVPR 2016), for pictures of some 100 pixels and more.
+    """Build torchvision's ResNet-18 (He et al., CVPR 2016), for images of about 100 pixels and more.
 
-    ``conv1`` is 7×7 with stride 2, and a max-pool follows, so a 224 × 224 picture is one of 56 × 56 in the first stage.
+    ``conv1`` is 7×7 with stride 2, and a max-pool follows, so the first stage sees a 224 × 224 image at 56 × 56.
     11,180,616 parameters for 8 classes. Arguments and result are those of ``build_resnet18``.
     """
     with torch.random.fork_rng(devices=[]):
@@ -34,7 +34,7 @@ def stock_resnet18(num_classes: int, *, seed: int) -> ResNet:
 
 
 def adapted_resnet18(num_classes: int, *, seed: int) -> ResNet:
-    """ResNet-18 of torchvision (He et al., CVPR 2016) with a stem that keeps a 28 × 28 picture at 28 × 28.
+    """Build torchvision's ResNet-18 (He et al., CVPR 2016) with a stem that keeps a 28 × 28 image at 28 × 28.
 
     ``conv1`` is 3×3 with stride 1 and padding 1 instead of 7×7 with stride 2, ``maxpool`` is the identity, ``fc`` has
     ``num_classes`` outputs; all parameter names are torchvision's. 11,172,936 parameters for 8 classes. Arguments and

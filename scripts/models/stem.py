@@ -1,4 +1,4 @@
-"""The first layers of the network: which of them serve which pictures, and how ImageNet's become small ones."""
+"""The stem (first layers) of the network: its choice by image size, and the transfer of ImageNet's 7×7 kernels."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # Pixels of the larger side up to which the adapted stem is chosen. It keeps every pixel, so its cost grows with the
-# picture: 0.46 GMAC at 28 pixels, 2.2 at 64, 8.9 at 128 and 27 at 224. The stock stem keeps a quarter of each side: it
-# takes 1.8 GMAC at 224, but of 28 pixels it shows the residual stages 7, and the last of them a single one.
+# image: 0.457 GMAC at 28 pixels, 2.2 at 64, 8.9 at 128 and 27 at 224. The stock stem keeps a quarter of each side: it
+# takes 1.8 GMAC at 224, but of 28 pixels the first residual stage sees 7, and the last one a single pixel.
 MAX_ADAPTED_SIDE = 64
 
 
 @dataclass(frozen=True, slots=True)
 class Stem:
-    """One way to begin a ResNet."""
+    """One kind of first layers of a ResNet."""
 
-    layers: str  # in words, for whoever uses the weights
+    layers: str  # in words, for users of the weights
     kernel: int  # side of conv1's kernels
-    reduction: int  # a side of so many pixels is one in the last stage, rounded up
+    reduction: int  # how many pixels of a side become one in the last stage, rounded up
 
 
 STEMS: Mapping[str, Stem] = MappingProxyType(
@@ -32,27 +32,27 @@ STEMS: Mapping[str, Stem] = MappingProxyType(
 )
 
 
-def choose_stem(asked: str, height: int, width: int) -> tuple[str, str]:
-    """Which stem to use, and the reason in words.
+def choose_stem(requested: str, height: int, width: int) -> tuple[str, str]:
+    """Choose the stem for images of this size.
 
     Args:
-        asked: A key of ``STEMS``, or ``"auto"``.
-        height: Of the pictures, in pixels.
-        width: Of the pictures, in pixels.
+        requested: A key of ``STEMS``, or ``"auto"``.
+        height: Of the images, in pixels.
+        width: Of the images, in pixels.
 
     Returns:
-        A key of ``STEMS``, and why.
+        A key of ``STEMS``, and the reason in words.
     """
-    if asked != "auto":
-        return asked, "as asked"
-    size = f"pictures of {height} × {width} pixels"
+    if requested != "auto":
+        return requested, "as requested"
+    size = f"images of {height} × {width} pixels"
     if max(height, width) <= MAX_ADAPTED_SIDE:
         return "adapted", f"{size}, which are small (up to {MAX_ADAPTED_SIDE}): every pixel is kept"
     return "stock", f"{size}, which are large (above {MAX_ADAPTED_SIDE}): a quarter of each side is enough"
 
 
 def is_stem(weight: Tensor, name: str) -> bool:
-    """Whether these are the kernels that ``conv1`` has with a stem of ``STEMS``."""
+    """Whether ``weight`` has the shape of ``conv1`` in the stem ``name``."""
     kernel = STEMS[name].kernel
     return tuple(weight.shape) == (64, 3, kernel, kernel)
 
@@ -60,9 +60,9 @@ def is_stem(weight: Tensor, name: str) -> bool:
 def transfer_stem(weight: Tensor) -> Tensor:
     """Resample the kernels of a 7×7 convolution to 3×3.
 
-    Bicubic with antialiasing, so that every tap of the source counts; ``align_corners=True`` would only pick the rows
-    and columns 0, 3 and 6. Resampling keeps a kernel's mean, so its sum, which is the answer to a constant picture,
-    shrinks with the number of taps, by 9/49: the result is multiplied by 49/9.
+    Bicubic with antialiasing, so that every tap of the source contributes; ``align_corners=True`` would only pick the
+    rows and columns 0, 3 and 6. Resampling keeps a kernel's mean, so its sum, which is the response to a constant
+    image, shrinks with the number of taps, by 9/49: the result is multiplied by 49/9.
 
     Args:
         weight: Kernels, shape (out, in, 7, 7).

@@ -1,9 +1,11 @@
-"""Where training starts from: ImageNet's weights, a file's, or none."""
+"""The weights that training starts from: ImageNet's, a file's, or none."""
 
 from __future__ import annotations
 
+import json
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -17,11 +19,12 @@ from scripts.models.stem import is_stem, transfer_stem
 StateDict = dict[str, Tensor]
 
 IMAGENET_URL: str = ResNet18_Weights.IMAGENET1K_V1.url
-WAYS_OUT = "start without them (--weights none) or from a file of your own (--weights PATH)"
+IMAGENET_CLASSES: Sequence[str] = ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
+ALTERNATIVES = "start without them (--weights none) or from a file of your own (--weights PATH)"
 
 
 def imagenet_weights_file(data_dir: Path) -> Path:
-    """Where torchvision's file is kept: in ``TORCH_HOME`` where the user set it, else below the data folder."""
+    """The cached file: in ``TORCH_HOME`` where the user set it, else below the data folder."""
     name = IMAGENET_URL.rsplit("/", 1)[-1]
     if torch_home := os.environ.get("TORCH_HOME"):
         return Path(torch_home).expanduser() / "hub" / "checkpoints" / name
@@ -29,31 +32,40 @@ def imagenet_weights_file(data_dir: Path) -> Path:
 
 
 def fetch_imagenet_weights(data_dir: Path, *, url: str = IMAGENET_URL) -> Path:
-    """Torchvision's ResNet-18 weights as a file whose hash was checked, also when it was there before.
+    """Torchvision's ResNet-18 weights as a file whose digest was checked, also when it comes from the cache.
 
     Args:
         data_dir: The data folder, below which they are cached.
-        url: Where they come from; as torchvision's names do, it ends in ``-<first 8 digits of the SHA-256>.pth``.
+        url: Where they come from; like torchvision's names, it ends in ``-<first 8 digits of the SHA-256>.pth``.
 
     Raises:
-        DataError: They can neither be found nor downloaded, or are not what they should be.
+        DataError: They can neither be found nor downloaded, or are damaged.
         StorageError: They cannot be written.
     """
     path = imagenet_weights_file(data_dir)
     digest_start = Path(url).stem.rsplit("-", 1)[-1]
-    fetch(url, path, digest=digest_start, algorithm="sha256", what="the ImageNet weights", offline=WAYS_OUT)
+    fetch(url, path, digest=digest_start, algorithm="sha256", what="the ImageNet weights", offline=ALTERNATIVES)
     return path
 
 
+def read_class_names(weights: Path) -> list[str] | None:
+    """The class names of an earlier run's weights, from the ``best_model.json`` beside them; None where unknown."""
+    try:
+        names = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))["class_names"]
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    return names if isinstance(names, list) else None
+
+
 def read_state_dict(path: Path, *, origin: str | None = None) -> StateDict:
-    """The tensors of a state dict file; nothing but tensors is ever unpickled.
+    """The tensors of a state dict file; only tensors are unpickled.
 
     Args:
         path: The file.
-        origin: What the file is in the user's words, for messages; otherwise ``--weights PATH``.
+        origin: What messages call the file; by default ``--weights PATH``.
 
     Raises:
-        DataError: There is no such file, or it is no state dict of finite numbers.
+        DataError: The file is missing, or not a state dict of finite numbers.
     """
     name = origin or f"--weights {path}"
     if not path.is_file():
@@ -61,12 +73,12 @@ def read_state_dict(path: Path, *, origin: str | None = None) -> StateDict:
         raise DataError(f"{name} must be the file of a ResNet-18 state dict, found {found} there.")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what PyTorch says of unexpected files is said below in one sentence
+            warnings.simplefilter("ignore")  # the error below replaces PyTorch's warnings about unexpected files
             loaded = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # of many kinds, since PyTorch parses whatever bytes it is given
+    except Exception as error:  # of many kinds, since PyTorch parses arbitrary bytes
         raise DataError(
-            f"{name} cannot be read: {_what_it_is(path)}. It must be a file that torch.save(model.state_dict(), path) "
-            "wrote."
+            f"{name} cannot be read: {_file_problem(path)}. It must be a file that torch.save(model.state_dict(), "
+            "path) wrote."
         ) from error
     if not isinstance(loaded, dict) or not all(isinstance(value, Tensor) for value in loaded.values()):
         raise DataError(f"{name} must hold a state dict, that is tensors by name, got {_kind(loaded)}.")
@@ -74,11 +86,11 @@ def read_state_dict(path: Path, *, origin: str | None = None) -> StateDict:
         if tensor.layout != torch.strided or tensor.device.type != "cpu":
             raise DataError(f"{name} holds {key!r} as a tensor without plain numbers. Take another file.")
         if tensor.is_floating_point() and not tensor.isfinite().all():
-            raise DataError(f"{name} holds values in {key!r} that are no finite numbers. Take another file.")
+            raise DataError(f"{name} holds values in {key!r} that are not finite. Take another file.")
     return dict(loaded)
 
 
-def _what_it_is(path: Path) -> str:
+def _file_problem(path: Path) -> str:
     """Why PyTorch could not read a file, from how the file begins."""
     with path.open("rb") as stream:
         start = stream.read(2)
@@ -86,50 +98,44 @@ def _what_it_is(path: Path) -> str:
         return "it is cut short, damaged, or holds other Python objects than tensors, which are not loaded"
     if start[:1] == b"\x80":
         return "it is damaged, or holds other Python objects than tensors, which are not loaded"
-    return "it is no PyTorch file" if start else "it is empty"
+    return "it is not a PyTorch file" if start else "it is empty"
 
 
-def load_weights(model: nn.Module, state: StateDict, *, origin: str) -> str:
+def load_weights(
+    model: nn.Module, state: StateDict, *, class_names: Sequence[str], earlier_names: Sequence[str] | None, origin: str
+) -> str:
     """Copy a ResNet-18 state dict into a ResNet-18 with either stem.
 
-    The stem is taken as it is where it is of the model's kind; a 7×7 one is transferred to 3×3. ``fc`` is kept where it
-    fits and stays new where it does not.
+    A stem of the model's kind is copied; a 7×7 one is transferred to 3×3. ``fc`` is kept for the same class names, or
+    for the same number of classes where the earlier names are unknown.
 
     Args:
         model: The model; it is changed in place.
-        state: torchvision's state dict, or that of an earlier run; it is left as it is.
+        state: torchvision's state dict, or that of an earlier run; it is not changed.
+        class_names: Of the model's outputs, in their order.
+        earlier_names: Likewise, of the state's outputs; None where they are unknown.
         origin: Where the state came from, for messages.
 
     Returns:
-        What summary to the stem and to ``fc``, in words.
+        What was done with the stem and with ``fc``, in words.
 
     Raises:
         DataError: The state is of another architecture, or has a 3×3 stem and the model a 7×7 one.
     """
-    own, summary = model.state_dict(), []
-    # files older than PyTorch 0.4.1, torchvision's own among them, lack these counters, which nothing here reads
-    counters = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}
-    fitted = counters | state
-    own_stem, stem = own["conv1.weight"], fitted.get("conv1.weight", torch.zeros(0))
-    if is_stem(own_stem, "adapted") and is_stem(stem, "stock"):
-        fitted["conv1.weight"] = transfer_stem(stem)
-        summary.append("7×7 stem transferred to 3×3")
-    elif is_stem(own_stem, "stock") and is_stem(stem, "adapted"):
-        # what nine taps do not say, nobody can add: enlarged kernels would answer to a picture enlarged likewise
-        raise DataError(
-            f"--weights {origin} have the 3×3 stem of --stem adapted, which does not make the 7×7 one of --stem stock. "
-            "Add --stem adapted, or take weights with a 7×7 stem."
-        )
-    else:
-        kernel = own_stem.shape[-1]
-        summary.append(f"{kernel}×{kernel} stem taken as it is")
-
+    own, fitted = model.state_dict(), dict(state)
+    # files older than PyTorch 0.4.1, such as torchvision's, lack these counters, which are not used here
+    fitted |= {name: own[name] for name in own.keys() - state.keys() if name.endswith("num_batches_tracked")}
+    given = state.get("conv1.weight", torch.zeros(0))
+    fitted["conv1.weight"], summary = _fit_stem(own["conv1.weight"], given, origin)
     head = ("fc.weight", "fc.bias")
-    if all(name in fitted and fitted[name].shape == own[name].shape for name in head):
-        summary.append("fc kept")
+    fits = all(name in state and state[name].shape == own[name].shape for name in head)
+    if fits and earlier_names is None:
+        summary += ", fc kept (class names unknown)"
+    elif fits and list(earlier_names or ()) == list(class_names):
+        summary += ", fc kept (same class names)"
     else:
         fitted |= {name: own[name] for name in head}
-        summary.append(f"fc new, for {own['fc.bias'].numel()} classes")
+        summary += f", fc new, for {len(class_names)} classes{' with other names' if fits else ''}"
 
     differences = _differences(own, fitted)
     if differences:
@@ -138,11 +144,24 @@ def load_weights(model: nn.Module, state: StateDict, *, origin: str) -> str:
             "resnet18 (7×7 stem) or the best_model.pth of an earlier run (of either stem)."
         )
     model.load_state_dict(fitted)
-    return ", ".join(summary)
+    return summary
+
+
+def _fit_stem(own: Tensor, given: Tensor, origin: str) -> tuple[Tensor, str]:
+    """The given kernels of ``conv1`` for a model with kernels of the shape of ``own``, and what was done."""
+    if is_stem(own, "adapted") and is_stem(given, "stock"):
+        return transfer_stem(given), "7×7 stem transferred to 3×3"
+    if is_stem(own, "stock") and is_stem(given, "adapted"):
+        # 9 taps do not determine 49: enlarged kernels would respond to an equally enlarged image
+        raise DataError(
+            f"--weights {origin} have the 3×3 stem of --stem adapted, which does not make the 7×7 one of --stem stock. "
+            "Add --stem adapted, or take weights with a 7×7 stem."
+        )
+    return given, f"{own.shape[-1]}×{own.shape[-1]} stem taken as it is"
 
 
 def load_best_weights(model: nn.Module, path: Path) -> None:
-    """Read the run's own best weights back into the model that they were saved from; every tensor must fit.
+    """Load the run's own best weights into the model that they were saved from; every tensor must fit.
 
     Raises:
         DataError: The file is missing, damaged, or of another model.

@@ -1,4 +1,4 @@
-"""What a training leaves on the disk: the best weights, and all that going on from here needs."""
+"""What a training leaves on the disk: the best weights, the history, and all that resuming needs."""
 
 from __future__ import annotations
 
@@ -17,52 +17,90 @@ from typing import Any
 import torch
 
 from scripts.core.errors import DataError, StorageError, storage_errors
-from scripts.core.files import write_bytes, write_text
+from scripts.core.files import write_bytes, write_json, write_text
 from scripts.core.log import log
 from scripts.core.paths import RunPaths
 from scripts.core.records import EpochRecord
-from scripts.trainer.state import TrainingState
+from scripts.trainer.state import StateDict, TrainingState
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 
-# A checkpoint is a zip archive, and a zip archive may end with a comment: there stands the SHA-256 of all before it.
-# PyTorch reads the file as any other; its own reader compares no checksum.
-END_RECORD = b"PK\x05\x06"
-END_RECORD_BYTES = 22
+# A checkpoint is a zip archive, and a zip archive may end with a comment: the SHA-256 of everything before it. PyTorch
+# reads the file as any other. The zip format's own checksums leave out its headers and its directory.
+NO_COMMENT = b"\0\0"  # ends an archive: the length of its comment
 COMMENT_START = b"sha256:"
 COMMENT_BYTES = len(COMMENT_START) + 2 * hashlib.sha256().digest_size
 
 # of the model's parameters, what a run may have on the disk at once: the best weights; three checkpoints (the newest,
-# its previous, the one being written) of weights, momentum and best weights
+# the previous, the one being written) of weights, momentum and best weights
 STORED_COPIES = 1 + 3 * 3
 REPORT_BYTES = 20_000_000
 
 
-def tensors_as_bytes(content: Any) -> bytes:
-    """The file that ``torch.load(path, weights_only=True)`` reads back; the same content gives the same bytes."""
-    buffer = io.BytesIO()  # to a path, PyTorch would write the path's name into the file
-    torch.save(content, buffer)
-    return buffer.getvalue()
+def seal(archive: io.BytesIO) -> bytes:
+    """Append the SHA-256 of a zip archive to it, in place, as the archive's comment."""
+    archive.seek(-len(NO_COMMENT), os.SEEK_END)
+    if archive.read() != NO_COMMENT:
+        raise ValueError("Expected a zip archive without a comment.")
+    archive.seek(-len(NO_COMMENT), os.SEEK_END)
+    archive.write(struct.pack("<H", COMMENT_BYTES))
+    with archive.getbuffer() as content:  # not a copy: a checkpoint is large
+        digest = hashlib.sha256(content).hexdigest()
+    archive.write(COMMENT_START + digest.encode())
+    return archive.getvalue()
+
+
+def is_sealed(archive: bytes) -> bool:
+    """Whether an archive ends with the SHA-256 of the rest of it."""
+    content, comment = memoryview(archive)[:-COMMENT_BYTES], archive[-COMMENT_BYTES:]
+    return comment == COMMENT_START + hashlib.sha256(content).hexdigest().encode()
 
 
 def save_checkpoint(paths: RunPaths, content: dict[str, Any]) -> None:
-    """Write the newest checkpoint whole or not at all; the one before it becomes its previous.
+    """Write the newest checkpoint atomically; the newest so far becomes the previous one.
 
     Raises:
         StorageError: It cannot be written.
     """
-    sealed = seal(tensors_as_bytes({"format_version": FORMAT_VERSION} | content))
-    write_bytes(paths.last_checkpoint, sealed, previous=paths.previous_checkpoint)
+    archive = io.BytesIO()
+    torch.save({"format_version": FORMAT_VERSION} | content, archive)
+    write_bytes(paths.last_checkpoint, seal(archive), previous=paths.previous_checkpoint)
+
+
+def write_history(path: Path, history: Sequence[EpochRecord]) -> None:
+    """Write one JSON object per epoch and line."""
+    write_text(path, "".join(json.dumps(asdict(record)) + "\n" for record in history))
+
+
+def write_best(paths: RunPaths, weights: StateDict, best: EpochRecord, model_card: Mapping[str, Any]) -> None:
+    """Write the weights of the best epoch, and their card with the epoch's figures."""
+    archive = io.BytesIO()  # to a path, PyTorch would write the path's name into the file
+    # in the usual memory layout, whatever layout they were trained in
+    torch.save({name: tensor.contiguous() for name, tensor in weights.items()}, archive)
+    write_bytes(paths.best_model, archive.getvalue())
+    figures = {"epoch": best.epoch, "accuracy": best.val_accuracy, "auc": best.val_auc, "loss": best.val_loss}
+    write_json(paths.best_model_card, {**model_card, "validation": figures})
+
+
+def align_files(state: TrainingState, paths: RunPaths, model_card: Mapping[str, Any]) -> None:
+    """Bring the history and the best weights back in line with a checkpoint; a killed run may have left later ones."""
+    if state.history:
+        write_history(paths.history, state.history)
+        write_best(paths, state.best_weights, state.history[state.stopping.best_epoch - 1], model_card)
+    else:
+        for path in (paths.history, paths.best_model, paths.best_model_card):
+            with storage_errors(path, "remove the file of a later epoch"):
+                path.unlink(missing_ok=True)
 
 
 def load_checkpoint(paths: RunPaths) -> dict[str, Any] | None:
-    """The newest checkpoint that is whole; None if there is none.
+    """The newest valid checkpoint; None if there is none.
 
-    A damaged newest one gives way to its previous, with a warning.
+    A damaged newest one is replaced by the previous one, with a warning.
 
     Raises:
-        DataError: A checkpoint is whole, but of another version of the program.
-        StorageError: A checkpoint is there and cannot be read, or cannot take a damaged one's place.
+        DataError: A checkpoint is valid, but of another version of the program.
+        StorageError: A checkpoint exists and cannot be read, or cannot take a damaged one's place.
     """
     newest, previous = paths.last_checkpoint, paths.previous_checkpoint
     for path in (newest, previous):
@@ -70,23 +108,23 @@ def load_checkpoint(paths: RunPaths) -> dict[str, Any] | None:
             continue
         content = _read_checkpoint(path)
         if content is None:
-            log.warning(f"the checkpoint {path} is damaged: its checksum does not fit; looking for the one before it")
+            log.warning("the checkpoint %s is damaged: its checksum does not fit; trying the previous one", path)
             continue
         if path == previous:
-            # or the damaged one would become the previous, and a kill before its successor is written lose both
-            with storage_errors(newest, "put the checkpoint before it in place"):
+            # or the damaged one would become the previous one, and a kill before the next is written would lose both
+            with storage_errors(newest, "put the previous checkpoint in place"):
                 os.replace(previous, newest)
         return content
     return None
 
 
 def restore(state: TrainingState, saved: dict[str, Any] | None, provenance: Mapping[str, Any], paths: RunPaths) -> None:
-    """Put a resumed training where its newest valid checkpoint left it; without one it starts at the beginning.
+    """Continue a training from its newest valid checkpoint; without one it starts at the beginning.
 
     Args:
         state: A training before its first step; it is changed in place.
-        saved: What ``load_checkpoint`` gave.
-        provenance: What ``config.json`` says of the run.
+        saved: What ``load_checkpoint`` returned.
+        provenance: What ``config.json`` records of the run.
         paths: The run's folder.
 
     Raises:
@@ -115,42 +153,22 @@ def restore(state: TrainingState, saved: dict[str, Any] | None, provenance: Mapp
 
 
 def delete_previous_checkpoint(paths: RunPaths) -> None:
-    """Remove the checkpoint before the last one, which a finished run has no use for."""
-    with storage_errors(paths.previous_checkpoint, "remove the checkpoint before"):
+    """Remove the previous checkpoint, which a finished run does not need."""
+    with storage_errors(paths.previous_checkpoint, "remove the previous checkpoint"):
         paths.previous_checkpoint.unlink(missing_ok=True)
 
 
-def seal(archive: bytes) -> bytes:
-    """Append the SHA-256 of a zip archive to it, as the archive's comment."""
-    start, length_field = archive[:-2], archive[-2:]
-    if archive[-END_RECORD_BYTES : -END_RECORD_BYTES + 4] != END_RECORD or length_field != b"\0\0":
-        raise ValueError("Expected a zip archive without a comment.")
-    unsigned = start + struct.pack("<H", COMMENT_BYTES)
-    return unsigned + COMMENT_START + hashlib.sha256(unsigned).hexdigest().encode()
-
-
-def is_sealed(archive: bytes) -> bool:
-    """Whether an archive ends with the right SHA-256 of itself."""
-    unsigned, comment = archive[:-COMMENT_BYTES], archive[-COMMENT_BYTES:]
-    return comment == COMMENT_START + hashlib.sha256(unsigned).hexdigest().encode()
-
-
-def write_history(path: Path, history: Sequence[EpochRecord]) -> None:
-    """Write one JSON object per epoch and line, whole or not at all."""
-    write_text(path, "".join(json.dumps(asdict(record)) + "\n" for record in history))
-
-
 def require_space(folder: Path, model_bytes: int) -> None:
-    """Make sure, before hours of training, that what it will write fits on the disk.
+    """Make sure, before hours of training, that the files it will write fit on the disk.
 
     Args:
-        folder: The run's folder; what it holds already need not be written anew.
+        folder: The run's folder; the size of the files in it is subtracted.
         model_bytes: Size of the model's parameters.
 
     Raises:
         StorageError: It does not fit.
     """
-    with storage_errors(folder, "look for free space"):
+    with storage_errors(folder, "look up the free space"):
         held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         free = shutil.disk_usage(folder).free
     needed = max(0, STORED_COPIES * model_bytes + REPORT_BYTES - held)
@@ -174,7 +192,7 @@ def _read_checkpoint(path: Path) -> dict[str, Any] | None:
         raise DataError(f"The checkpoint {path} is whole, but cannot be read here ({type(error).__name__}).") from error
     if found != FORMAT_VERSION:
         raise DataError(
-            f"The checkpoint {path} is of format {found}, and this version of the program reads {FORMAT_VERSION}: go "
-            "on with the version that wrote it, or start a new run."
+            f"The checkpoint {path} is of format {found}, and this version of the program reads {FORMAT_VERSION}: "
+            "continue with the version that wrote it, or start a new run."
         )
     return content

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -13,18 +14,17 @@ from tqdm import tqdm
 
 from scripts.core.config import Config
 from scripts.core.errors import DivergedError
-from scripts.core.files import write_bytes, write_json
 from scripts.core.log import log
 from scripts.core.paths import RunPaths
 from scripts.core.records import EpochRecord, TrainingResult
 from scripts.core.system.signals import StopRequest
 from scripts.data_handler.plan import EpochPlan, draw_plan
 from scripts.data_handler.sources import DeviceSplit
-from scripts.trainer.checkpoint import save_checkpoint, tensors_as_bytes, write_history
 from scripts.trainer.early_stopping import EarlyStopping
 from scripts.trainer.schedule import cosine_lr
 from scripts.trainer.state import TrainingState
-from scripts.trainer.step import is_finite, train_epoch, validate
+from scripts.trainer.step import AucFunction, is_finite, train_epoch, validate
+from scripts.trainer.writer import TrainingWriter
 
 
 def fit(
@@ -37,57 +37,64 @@ def fit(
     provenance: Mapping[str, Any],
     model_card: dict[str, Any],
     stop: StopRequest,
+    auc: AucFunction | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> TrainingResult:
     """Train until the last epoch or until patience ends; the best weights are then in ``paths.best_model``.
 
     Args:
-        state: Where the training stands: at its beginning, or where a checkpoint left it. It ends at the end.
+        state: The training before its first step, or as a checkpoint left it. It is changed in place.
         train: The training split.
-        val: The validation split, by which the best epoch is chosen.
+        val: The validation split, which selects the best epoch.
         config: The settings as applied.
-        paths: Where checkpoints go.
+        paths: The run's folder.
         provenance: What the run is made of, kept in the checkpoint.
         model_card: What a user of the weights needs to know; written beside them with the epoch's figures.
-        stop: Asked after every step whether a signal has come.
+        stop: Checked after every step for a signal.
+        auc: Computes the validation AUC of each epoch; required where ``config.monitor`` is ``"auc"``.
+        clock: Time in seconds, by which checkpoints are due.
 
     Raises:
-        DivergedError: A loss is not a finite number.
-        Interrupted: A signal asked to stop; the state is saved.
-        StorageError: A checkpoint cannot be written.
+        DivergedError: A loss is not finite.
+        Interrupted: A signal requested a stop; the state is saved.
+        StorageError: A file of the training cannot be written.
     """
+    with TrainingWriter(state, paths, config, provenance=provenance, model_card=model_card, clock=clock) as writer:
 
-    def save() -> None:
-        save_checkpoint(paths, state.as_dict() | {"provenance": dict(provenance)})
+        def check(place: str) -> None:
+            """Stop where a write has failed or a signal has come."""
+            writer.raise_failure()
+            if stop.signal_number is not None:
+                writer.save()
+                stop.raise_if_received(f"Everything up to {place} is saved.")
 
-    def stop_if_asked(place: str) -> None:
-        if stop.signal_number is not None:
-            save()
-            stop.raise_if_received(f"Everything up to {place} is saved.")
+        writer.begin()
+        while not state.is_finished(config.epochs):
+            record = _run_epoch(state, train, val, config, auc, check)
+            if not is_finite(record.train_loss, record.val_loss):
+                writer.join()
+                raise DivergedError(_divergence(record, state, config, paths))
+            writer.finish_epoch(record)
+            log.info(epoch_line(record, config.epochs, _seconds_left(state, config), monitor=config.monitor))
+        writer.join()
+    return _result(state, config)
 
-    if not state.history and state.steps_done == 0:
-        save()  # what training began with: by the time of a resumption the file it came from may be another
-    if state.history:
-        # a kill may have left the files one epoch behind the checkpoint, or a damaged checkpoint one epoch ahead of it
-        write_results(state, paths, model_card)
-    while not state.is_finished(config.epochs):
-        record = _run_epoch(state, train, val, config, stop_if_asked)
-        if not is_finite(record.train_loss, record.val_loss):
-            raise DivergedError(_divergence(record, config, paths))
-        state.finish_epoch(record)
-        # the checkpoint first: it holds the best weights, so that any moment to be killed in is as good as any other
-        save()
-        write_results(state, paths, model_card, with_weights=record.is_best)
-        log.info(epoch_line(record, config.epochs, _seconds_left(state, config)))
+
+def _result(state: TrainingState, config: Config) -> TrainingResult:
+    """Sum up a finished training, also in the log."""
+    best = state.history[state.stopping.best_epoch - 1]
     stopped_early = len(state.history) < config.epochs
     if stopped_early:
-        log.info(f"no better epoch in {config.patience}: stopped early")
-    best = state.stopping
-    log.info(f"best epoch {best.best_epoch}: val_acc {best.best_accuracy:.4f}  val_loss {best.best_loss:.4f}")
+        log.info("no better epoch in %d: stopped early", config.patience)
+    auc = _auc(best, config.monitor)
+    log.info("best epoch %d: val_acc %.4f  %sval_loss %.4f", best.epoch, best.val_accuracy, auc, best.val_loss)
     return TrainingResult(
         history=tuple(state.history),
-        best_epoch=best.best_epoch,
-        best_val_accuracy=best.best_accuracy,
-        best_val_loss=best.best_loss,
+        best_epoch=best.epoch,
+        best_val_accuracy=best.val_accuracy,
+        best_val_loss=best.val_loss,
+        best_val_auc=best.val_auc,
+        monitor=config.monitor,
         stopped_early=stopped_early,
         seconds=sum(record.seconds for record in state.history),
     )
@@ -106,9 +113,14 @@ def begin_training(model: nn.Module, config: Config, device: torch.device) -> Tr
 
 
 def _run_epoch(
-    state: TrainingState, train: DeviceSplit, val: DeviceSplit, config: Config, stop_if_asked: Callable[[str], None]
+    state: TrainingState,
+    train: DeviceSplit,
+    val: DeviceSplit,
+    config: Config,
+    auc: AucFunction | None,
+    check: Callable[[str], None],
 ) -> EpochRecord:
-    """Train and validate the epoch at hand, from where it stands."""
+    """Train and validate the current epoch, from where it stands; ``check`` may end it after every step."""
     epoch, seconds_before = state.epoch, state.seconds
     started = time.perf_counter()
     num_steps, first_step = -(-train.size // config.batch_size), state.steps_done
@@ -120,7 +132,7 @@ def _run_epoch(
     def after_step() -> None:
         bar.update()
         state.seconds = seconds_before + time.perf_counter() - started
-        stop_if_asked(f"epoch {epoch}, step {state.steps_done} of {num_steps},")
+        check(f"epoch {epoch}, step {state.steps_done} of {num_steps},")
 
     title = f"epoch {epoch}/{config.epochs}"
     with tqdm(total=num_steps, initial=first_step, desc=title, unit="step", leave=False, disable=None) as bar:
@@ -135,23 +147,21 @@ def _run_epoch(
             after_step=after_step,
         )
     train_seconds = time.perf_counter() - started
-    val_loss, val_accuracy = validate(
-        state.model,
-        val,
-        precision=config.precision,
-        after_batch=lambda: stop_if_asked(f"the training steps of epoch {epoch}"),
-    )
-    trained_here = min((num_steps - first_step) * config.batch_size, train.size)
-    finite = is_finite(train_loss, val_loss)
+    after_batch = partial(check, f"the training steps of epoch {epoch}")
+    validation = validate(state.model, val, precision=config.precision, auc=auc, after_batch=after_batch)
+    trained_here = max(0, train.size - first_step * config.batch_size)
+    figure = {"accuracy": validation.accuracy, "auc": validation.auc, "loss": -validation.loss}[config.monitor]
+    finite = is_finite(train_loss, validation.loss)
     return EpochRecord(
         epoch=epoch,
         train_loss=train_loss,
-        val_loss=val_loss,
-        val_accuracy=val_accuracy,
+        val_loss=validation.loss,
+        val_accuracy=validation.accuracy,
+        val_auc=validation.auc,
         learning_rate=learning_rate(0),
-        images_per_second=trained_here / train_seconds,
+        images_per_second=trained_here / train_seconds if trained_here else None,
         seconds=seconds_before + time.perf_counter() - started,
-        is_best=finite and state.stopping.update(epoch, accuracy=val_accuracy, loss=val_loss),
+        is_best=finite and state.stopping.update(epoch, figure=figure, loss=validation.loss),
     )
 
 
@@ -169,42 +179,37 @@ def _plan_of(epoch: int, num_images: int, config: Config, device: torch.device) 
     )
 
 
-def write_results(
-    state: TrainingState, paths: RunPaths, model_card: dict[str, Any], *, with_weights: bool = True
-) -> None:
-    """Write the history, and the best weights with their card."""
-    write_history(paths.history, state.history)
-    if with_weights:
-        best = state.history[state.stopping.best_epoch - 1]
-        write_bytes(paths.best_model, tensors_as_bytes(state.best_weights))
-        figures = {"epoch": best.epoch, "accuracy": best.val_accuracy, "loss": best.val_loss}
-        write_json(paths.best_model_card, model_card | {"validation": figures})
-
-
-def _divergence(record: EpochRecord, config: Config, paths: RunPaths) -> str:
-    kept = f"The best weights before it are kept: {paths.best_model}." if paths.best_model.exists() else ""
+def _divergence(record: EpochRecord, state: TrainingState, config: Config, paths: RunPaths) -> str:
+    kept = f" The best weights before it are kept: {paths.best_model}." if state.history else ""
     return (
         f"Training diverged in epoch {record.epoch}: train_loss {record.train_loss}, val_loss {record.val_loss}. "
-        f"Try a smaller --lr than {config.lr:g}. {kept}"
-    ).strip()
+        f"Try a smaller --lr than {config.lr:g}.{kept}"
+    )
 
 
 def _seconds_left(state: TrainingState, config: Config) -> float:
-    """At most: the mean epoch so far, times the epochs that are left."""
+    """Estimate the time that is left, at most: the mean epoch so far times the number of epochs left."""
     if state.is_finished(config.epochs):
         return 0.0
     epochs_left = config.epochs - len(state.history)
     return epochs_left * sum(record.seconds for record in state.history) / len(state.history)
 
 
-def epoch_line(record: EpochRecord, num_epochs: int, seconds_left: float) -> str:
-    """The line of one epoch, aligned with those before and after it."""
-    width = len(str(num_epochs))
+def epoch_line(record: EpochRecord, num_epochs: int, seconds_left: float, *, monitor: str = "accuracy") -> str:
+    """The line of one epoch, aligned with the lines of the others."""
+    rate = "" if record.images_per_second is None else f"{record.images_per_second:,.0f} img/s  "
     return (
-        f"epoch {record.epoch:{width}d}/{num_epochs}  train_loss {record.train_loss:.3f}  "
-        f"val_loss {record.val_loss:.3f}  val_acc {record.val_accuracy:.4f}  lr {record.learning_rate:.1e}  "
-        f"{record.images_per_second:,.0f} img/s  eta {_duration(seconds_left)}{'  best' if record.is_best else ''}"
+        f"epoch {record.epoch:{len(str(num_epochs))}d}/{num_epochs}  train_loss {record.train_loss:.3f}  "
+        f"val_loss {record.val_loss:.3f}  val_acc {record.val_accuracy:.4f}  {_auc(record, monitor)}"
+        f"lr {record.learning_rate:.1e}  {rate}eta {_duration(seconds_left)}{'  best' if record.is_best else ''}"
     )
+
+
+def _auc(record: EpochRecord, monitor: str) -> str:
+    """The validation AUC, where it selects the best epoch."""
+    if monitor != "auc":
+        return ""
+    return "val_auc undefined  " if record.val_auc is None else f"val_auc {record.val_auc:.4f}  "
 
 
 def _duration(seconds: float) -> str:

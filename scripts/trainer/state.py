@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -15,26 +16,56 @@ from scripts.trainer.early_stopping import EarlyStopping
 StateDict = dict[str, Tensor]
 
 
+class HostBuffers:
+    """Copies of tensors on the host, in memory that the next copy reuses.
+
+    From a CUDA device the copies go to pinned memory and the host does not wait for them: they are complete once the
+    device has done the work that was queued before.
+    """
+
+    def __init__(self) -> None:
+        self._buffers: dict[tuple[Any, ...], Tensor] = {}
+
+    @torch.no_grad()
+    def copy(self, value: Any, *place: Any) -> Any:
+        """Copy ``value`` with every tensor in it, at any depth of mappings and lists.
+
+        Args:
+            value: Tensors keep their memory layout, which makes the copy as fast as it can be.
+            place: Where ``value`` is in a larger one; a place must hold a tensor of the same size each time.
+        """
+        if isinstance(value, Mapping):
+            return {name: self.copy(item, *place, name) for name, item in value.items()}
+        if isinstance(value, list):
+            return [self.copy(item, *place, number) for number, item in enumerate(value)]
+        if not isinstance(value, Tensor):
+            return value
+        if place not in self._buffers:
+            self._buffers[place] = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
+        return self._buffers[place].copy_(value, non_blocking=value.is_cuda)
+
+
 @dataclass(slots=True)
 class TrainingState:
     """All that the rest of a training depends on.
 
     There is no generator in it: every random decision is a pure function of the seed and of the place in the training,
-    and the learning rate one of the step. So going on from here gives what never stopping would have given.
+    and the learning rate one of the step. So a resumed training gives what an uninterrupted one would have given.
     """
 
     model: nn.Module
     optimizer: Optimizer
     stopping: EarlyStopping
-    loss_sum: Tensor  # of the images of the epoch at hand, on the device, shape ()
+    loss_sum: Tensor  # of the images of the current epoch, on the device, shape ()
     history: list[EpochRecord] = field(default_factory=list)
-    steps_done: int = 0  # in the epoch at hand; all of them if only its validation is left
-    seconds: float = 0.0  # spent on the epoch at hand before an interruption
-    best_weights: StateDict = field(default_factory=dict)  # of the best epoch, on the CPU; empty before the first
+    steps_done: int = 0  # in the current epoch; all of them if only its validation is left
+    seconds: float = 0.0  # spent on the current epoch before an interruption
+    best_weights: StateDict = field(default_factory=dict)  # of the best epoch, on the host; empty before the first
+    _buffers: HostBuffers = field(default_factory=HostBuffers)
 
     @property
     def epoch(self) -> int:
-        """The epoch at hand, counted from 1."""
+        """The current epoch, counted from 1."""
         return len(self.history) + 1
 
     def is_finished(self, num_epochs: int) -> bool:
@@ -42,30 +73,38 @@ class TrainingState:
         return self.epoch > num_epochs or self.stopping.should_stop
 
     def finish_epoch(self, record: EpochRecord) -> None:
-        """Add an epoch's record; the next epoch is at hand then."""
+        """Add an epoch's record and move on to the next epoch.
+
+        The best weights are copied over those of the epoch that was the best before.
+        """
         self.history.append(record)
         self.loss_sum.zero_()
         self.steps_done, self.seconds = 0, 0.0
         if record.is_best:
-            self.best_weights = plain_state_dict(self.model)
+            self.best_weights = self._buffers.copy(self.model.state_dict(), "best_weights")
 
-    def as_dict(self) -> dict[str, Any]:
-        """The state as values that ``torch.load(…, weights_only=True)`` reads."""
-        best_is_current = self.steps_done == 0 and self.stopping.best_epoch == len(self.history)
+    def snapshot(self) -> dict[str, Any]:
+        """Copy the state as values that ``torch.load(…, weights_only=True)`` reads.
+
+        The tensors are on the host, whatever the device, in memory that the next snapshot reuses; see ``HostBuffers``
+        for when they are complete.
+        """
+        best_is_current = self.steps_done == 0 and 0 < self.stopping.best_epoch == len(self.history)
+        copy = self._buffers.copy
         return {
-            "model": plain_state_dict(self.model),
-            "optimizer": self.optimizer.state_dict(),
+            # the same tensors are neither copied nor written twice
+            "model": self.best_weights if best_is_current else copy(self.model.state_dict(), "model"),
+            "optimizer": copy(self.optimizer.state_dict(), "optimizer"),
             "early_stopping": asdict(self.stopping),
             "history": [asdict(record) for record in self.history],
             "steps_done": self.steps_done,
-            "loss_sum": self.loss_sum.cpu(),
+            "loss_sum": copy(self.loss_sum, "loss_sum"),
             "seconds": self.seconds,
-            # the same tensors are not written twice
             "best_weights": None if best_is_current else self.best_weights,
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Take over what ``as_dict`` gave.
+        """Take over what ``snapshot`` gave.
 
         Raises:
             KeyError, RuntimeError, TypeError, ValueError: ``saved`` is of another model or program.
@@ -77,9 +116,3 @@ class TrainingState:
         self.steps_done, self.seconds = saved["steps_done"], saved["seconds"]
         self.loss_sum.copy_(saved["loss_sum"])
         self.best_weights = saved["model"] if saved["best_weights"] is None else saved["best_weights"]
-
-
-def plain_state_dict(model: nn.Module) -> StateDict:
-    """The model's tensors on the CPU in their usual memory layout, whatever device and layout they trained in."""
-    # torch.clone keeps a tensor's layout, so contiguous has to come after it
-    return {name: torch.clone(tensor.detach()).cpu().contiguous() for name, tensor in model.state_dict().items()}

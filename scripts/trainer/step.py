@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -17,6 +19,17 @@ from scripts.data_handler.sources import DeviceSplit
 from scripts.data_handler.tasks import SINGLE_LABEL_TASK, Task
 from scripts.trainer.mixup import mix
 from scripts.trainer.state import TrainingState
+
+# from labels, class indices (N,) or 0 and 1 (N, L), and probabilities (N, K) to the AUC; None where it is undefined
+AucFunction = Callable[[NDArray[np.integer[Any]], NDArray[np.floating[Any]]], "float | None"]
+
+
+class Validation(NamedTuple):
+    """The figures of a split."""
+
+    loss: float  # mean over the images
+    accuracy: float  # a fraction in [0, 1]: of right images, or with several labels per image the mean of the labels'
+    auc: float | None  # a fraction in [0, 1]; None where it is undefined or was not requested
 
 
 def training_step(
@@ -35,7 +48,7 @@ def training_step(
         optimizer: Updates the model's parameters.
         images: Normalised float32 images, shape (B, 3, H, W).
         targets: Probabilities, float32, shape (B, K): one-hot rows or rows of 0 and 1, or mixtures of them.
-        task: Tells the loss of an image: cross-entropy, or the mean over its labels of binary cross-entropies.
+        task: Gives the loss of an image: cross-entropy, or the mean over its labels of binary cross-entropies.
         precision: ``"fp32"`` or ``"bf16"`` for the network; the loss is always computed in fp32.
 
     Returns:
@@ -61,15 +74,15 @@ def train_epoch(
     precision: str,
     after_step: Callable[[], None] = lambda: None,
 ) -> float:
-    """The rest of one pass over the training split; the host never waits for the device until it ends.
+    """Finish one pass over the training split; the host never waits for the device until it ends.
 
     Args:
-        state: Model, optimiser and the steps of this epoch done so far; it moves on step by step.
+        state: Model, optimiser and the steps of this epoch done so far; it is updated step by step.
         train: The training split.
         plan: Every random decision of this epoch.
         batch_size: Images per step.
         rotates: Whether the plan's angles may differ from 0.
-        learning_rate: From the number of the step in this epoch, counted from 0, to its learning rate.
+        learning_rate: Maps the number of the step in this epoch, counted from 0, to its learning rate.
         precision: ``"fp32"`` or ``"bf16"``.
         after_step: Called after each step, with the state up to date.
 
@@ -97,24 +110,26 @@ def train_epoch(
 
 @torch.inference_mode()
 def validate(
-    model: nn.Module, val: DeviceSplit, *, precision: str, after_batch: Callable[[], None] = lambda: None
-) -> tuple[float, float]:
-    """Mean loss and accuracy over a split, without augmentation.
+    model: nn.Module,
+    val: DeviceSplit,
+    *,
+    precision: str,
+    auc: AucFunction | None = None,
+    after_batch: Callable[[], None] = lambda: None,
+) -> Validation:
+    """Compute the figures of a split, without augmentation.
 
     Args:
         model: The network, on the device.
         val: The split.
         precision: ``"fp32"`` or ``"bf16"``.
+        auc: Computes the AUC; without it there is none.
         after_batch: Called after each batch.
-
-    Returns:
-        The loss, and the accuracy as a fraction in [0, 1]: the share of right images; with several labels per image
-        the mean of the labels' shares.
     """
     model.eval()
     device = val.targets.device
     loss_sum, num_right = torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device)
-    num_answers = 0
+    num_answers, probabilities = 0, list[Tensor]()
     batches = val.source.batches(np.arange(val.size), val.eval_batch_size)
     for targets, images in zip(val.targets.split(val.eval_batch_size), batches, strict=True):
         inputs = normalise(to_float(images)).contiguous(memory_format=torch.channels_last)
@@ -124,8 +139,14 @@ def validate(
         is_right = val.task.is_right(logits, targets)
         num_right += is_right.sum()
         num_answers += is_right.numel()
+        if auc is not None:
+            probabilities.append(val.task.probabilities(logits))
         after_batch()
-    return float(loss_sum) / val.size, int(num_right) / num_answers
+    loss, accuracy = float(loss_sum) / val.size, int(num_right) / num_answers
+    if auc is None or not math.isfinite(loss):
+        return Validation(loss, accuracy, None)
+    labels = val.targets.argmax(dim=1) if val.task is SINGLE_LABEL_TASK else val.targets.long()
+    return Validation(loss, accuracy, auc(labels.cpu().numpy(), torch.cat(probabilities).cpu().numpy()))
 
 
 def is_finite(*losses: float) -> bool:

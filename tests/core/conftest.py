@@ -1,9 +1,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -69,6 +71,21 @@ def processes() -> Iterator[Processes]:
         yield started
     finally:
         started.end()
+
+
+@pytest.fixture
+def unwritable_folder() -> Iterator[Path]:
+    """A folder that this process cannot write to, even where the tests run as root."""
+    folder = Path(tempfile.mkdtemp(prefix="unwritable_"))  # tmp_path is closed to other users
+    folder.chmod(0o555)
+    user = os.geteuid()
+    if user == 0:
+        os.seteuid(12345)
+    try:
+        yield folder
+    finally:
+        os.seteuid(user)
+        shutil.rmtree(folder)
 
 
 def line_of(process: subprocess.Popen[str]) -> str:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from scripts.core.command_line import build_parser, parse_command_line
+from scripts.core.command_line import ArgumentParser, build_parser, parse_command_line
 from scripts.core.config import SETTINGS, Config
 from scripts.core.errors import ConfigError
 from tests.core.test_config import CONTRACT
@@ -119,6 +119,10 @@ def test_all_problems_of_a_command_line_are_named_at_once():
             ["--zzz", "--epochs", "3", "5"],
             ["Unknown flag '--zzz'. See --help.", "Unexpected argument '5': every setting is given as --name value."],
         ),
+        (
+            ["--zzz=1", "5"],
+            ["Unknown flag '--zzz'. See --help.", "Unexpected argument '5': every setting is given as --name value."],
+        ),
         (["-e", "--epochs=3"], ["Unexpected argument '-e': every setting is given as --name value."]),
         (
             ["--no_tta", "false"],
@@ -128,7 +132,7 @@ def test_all_problems_of_a_command_line_are_named_at_once():
         (["--help=5", "--epochs=0"], ["--help takes no value, got '5'.", "--epochs must be at least 1, got 0."]),
     ],
 )
-def test_a_wrong_word_gets_one_sentence(words, problems):
+def test_a_wrong_argument_gets_one_sentence(words, problems):
     assert problems_of(*words) == problems
 
 
@@ -154,7 +158,7 @@ def test_the_environment_is_part_of_what_is_checked():
     ]
 
 
-def test_the_checks_of_other_packages_are_asked_too_and_see_defaults_in_place_of_wrong_values():
+def test_the_checks_of_other_packages_are_made_too_and_see_defaults_in_place_of_wrong_values():
     seen = []
 
     def check(config: Config) -> list[str]:
@@ -222,9 +226,17 @@ def test_any_command_line_gives_a_config_or_an_explained_refusal(words, environm
     except ConfigError as error:
         problems = error.problems
     except SystemExit:
-        problems = ("Help was asked for.",) if asks_for_help else ()
+        problems = ("Help was requested.",) if asks_for_help else ()
     else:
         assert config == Config(**{name: getattr(config, name) for name in SETTINGS})
         return
     assert problems
     assert all(problem.endswith((".", "?")) for problem in problems)
+
+
+def test_a_tools_parser_raises_what_argparse_would_print_as_a_sentence():
+    parser = ArgumentParser(prog="tool")
+    parser.add_argument("--side", type=int)
+    with pytest.raises(ConfigError) as caught:
+        parser.parse_args(["--side", "wide"])
+    assert caught.value.problems == ("Argument --side: invalid int value: 'wide'.",)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from scripts.core import download
 from scripts.core.download import fetch
 from scripts.core.errors import DataError, StorageError
 from scripts.core.log import log
@@ -115,7 +116,7 @@ def drip(handler: Handler) -> None:
     handler.send_header("Content-Length", str(len(CONTENT)))
     handler.end_headers()
     for byte in CONTENT:
-        if handler.server.ended.wait(0.02):
+        if handler.server.ended.wait(0.01):
             return
         handler.wfile.write(bytes([byte]))
 
@@ -193,16 +194,11 @@ class Pauses(list[float]):
         self.append(seconds)
 
 
-def fetch_quickly(url: str, path: Path, *, digest: str = MD5, pauses: Pauses | None = None, **settings) -> None:
-    fetch(
-        url,
-        path,
-        digest=digest,
-        what="TestMNIST",
-        offline=OFFLINE,
-        sleep=Pauses() if pauses is None else pauses,
-        **{"read_timeout_s": 5.0, **settings},
-    )
+def fetch_quickly(
+    url: str, path: Path, *, digest: str = MD5, algorithm: str = "md5", pauses: Pauses | None = None
+) -> None:
+    pauses = Pauses() if pauses is None else pauses
+    fetch(url, path, digest=digest, algorithm=algorithm, what="TestMNIST", offline=OFFLINE, sleep=pauses)
 
 
 def test_a_good_file_arrives_whole_under_its_name_alone(serve, tmp_path):
@@ -246,40 +242,37 @@ def test_a_digest_too_short_to_prove_anything_is_a_programmers_mistake(tmp_path)
         fetch_quickly("http://127.0.0.1:9/", tmp_path / "set.npz", digest="")
 
 
-def test_an_invalid_file_is_replaced_and_its_owner_told(serve, tmp_path, logged):
+def test_an_invalid_file_is_replaced_with_a_warning(serve, tmp_path, logged):
     path = tmp_path / "set.npz"
     path.write_bytes(b"half a file")
     fetch_quickly(serve(good).url, path)
 
     assert path.read_bytes() == CONTENT
     assert logged == [
-        f"{path} is not TestMNIST: its MD5 is {hashlib.md5(b'half a file').hexdigest()}, expected is {MD5}. "
-        "It is kept until its verified replacement is there."
+        f"{path} is not TestMNIST: its MD5 is {hashlib.md5(b'half a file').hexdigest()}, expected {MD5}. "
+        "It is kept until its verified replacement is complete."
     ]
 
 
 @pytest.mark.parametrize("action", [other_content, cut, cut_chunked, web_page, status(404)])
-def test_an_invalid_file_keeps_its_place_until_a_verified_one_takes_it(serve, tmp_path, action):
+def test_an_invalid_file_stays_until_its_verified_replacement_is_complete(serve, tmp_path, action):
     path = tmp_path / "set.npz"
     path.write_bytes(b"half a file")
-    with pytest.raises(DataError) as caught:
+    with pytest.raises(DataError):
         fetch_quickly(serve(action).url, path)
 
     assert path.read_bytes() == b"half a file"
     assert names_in(tmp_path) == ["set.npz"]
-    digest = hashlib.md5(b"half a file").hexdigest()
-    assert str(caught.value).endswith(f"The file that is there now was left alone: its MD5 is {digest}.")
 
 
-def test_wrong_content_is_refused_with_all_that_is_known_of_it(serve, tmp_path):
+def test_wrong_content_is_refused_and_described(serve, tmp_path):
     server = serve(other_content)
     with pytest.raises(DataError) as caught:
         fetch_quickly(server.url, tmp_path / "set.npz")
 
     assert str(caught.value) == (
-        f"Cannot download TestMNIST from {server.url}: expected MD5 {MD5}, but what came has MD5 "
-        f"{hashlib.md5(CONTENT[::-1]).hexdigest()}, 1,024,000 bytes and content type application/octet-stream; it was "
-        "cut short or changed on the way, or the file on the server is another one. "
+        f"Cannot download TestMNIST from {server.url}: received 1,024,000 bytes with MD5 "
+        f"{hashlib.md5(CONTENT[::-1]).hexdigest()} and content type application/octet-stream. "
         f"Put the file with MD5 {MD5} at {tmp_path / 'set.npz'} yourself, or {OFFLINE}."
     )
     assert server.num_requests == 1
@@ -287,19 +280,17 @@ def test_wrong_content_is_refused_with_all_that_is_known_of_it(serve, tmp_path):
 
 
 def test_a_web_page_in_place_of_the_file_is_recognised(serve, tmp_path):
-    with pytest.raises(DataError, match="36 bytes and content type text/html; charset=utf-8; it is a web page"):
+    with pytest.raises(DataError, match=r"36 bytes with .* content type text/html; charset=utf-8; it is a web page"):
         fetch_quickly(serve(web_page).url, tmp_path / "set.npz")
 
 
-def test_an_empty_answer_is_called_empty(serve, tmp_path):
-    with pytest.raises(DataError, match="0 bytes and content type not given; it is empty"):
+def test_an_empty_answer_is_refused(serve, tmp_path):
+    with pytest.raises(DataError, match=r"received 0 bytes with .* content type not given"):
         fetch_quickly(serve(lambda handler: handler.answer(200)).url, tmp_path / "set.npz")
 
 
-def test_a_wrong_beginning_of_a_digest_is_named_as_one(serve, tmp_path):
-    with pytest.raises(
-        DataError, match=f"expected SHA-256 beginning with 00000000, but what came has SHA-256 {SHA256}"
-    ):
+def test_the_message_says_that_only_the_beginning_of_a_digest_is_known(serve, tmp_path):
+    with pytest.raises(DataError, match=f"SHA256 {SHA256} .* Put the file with SHA256 beginning with 00000000 at"):
         fetch_quickly(serve(good).url, tmp_path / "set.npz", digest="00000000", algorithm="sha256")
 
 
@@ -314,7 +305,7 @@ def test_a_wrong_beginning_of_a_digest_is_named_as_one(serve, tmp_path):
         (status(408), "the server answered 408 Request Timeout"),
     ],
 )
-def test_a_passing_failure_is_met_again_after_growing_pauses(serve, tmp_path, logged, action, reason):
+def test_a_temporary_failure_is_retried_after_growing_pauses(serve, tmp_path, logged, action, reason):
     server, pauses = serve(action, action, good), Pauses()
     fetch_quickly(server.url, tmp_path / "set.npz", pauses=pauses)
 
@@ -324,23 +315,23 @@ def test_a_passing_failure_is_met_again_after_growing_pauses(serve, tmp_path, lo
     assert all(message.startswith(f"Downloading TestMNIST: {reason}") for message in logged), logged
 
 
-def test_a_connection_cut_every_time_ends_with_a_letter(serve, tmp_path):
+def test_a_connection_cut_every_time_ends_with_every_alternative(serve, tmp_path):
     server, pauses = serve(cut), Pauses()
     with pytest.raises(DataError) as caught:
-        fetch_quickly(server.url, tmp_path / "set.npz", pauses=pauses, attempts=3)
+        fetch_quickly(server.url, tmp_path / "set.npz", pauses=pauses)
 
     assert str(caught.value) == (
         f"Cannot download TestMNIST from {server.url}: "
-        "the connection was cut after 300,000 of 1,024,000 bytes (attempt 3 of 3). "
+        "the connection was cut after 300,000 of 1,024,000 bytes (attempt 4 of 4). "
         f"Put the file with MD5 {MD5} at {tmp_path / 'set.npz'} yourself, or {OFFLINE}."
     )
-    assert server.num_requests == 3
-    assert pauses == [2.0, 4.0]
+    assert server.num_requests == 4
+    assert pauses == [2.0, 4.0, 8.0]
     assert names_in(tmp_path) == []
 
 
 @pytest.mark.parametrize("code", [401, 403, 404, 410, 204])
-def test_an_answer_that_will_not_change_is_not_asked_for_again(serve, tmp_path, code):
+def test_a_permanent_failure_is_not_retried(serve, tmp_path, code):
     server = serve(status(code))
     with pytest.raises(DataError, match=f"the server answered {code} "):
         fetch_quickly(server.url, tmp_path / "set.npz")
@@ -364,7 +355,7 @@ def test_an_answer_that_will_not_change_is_not_asked_for_again(serve, tmp_path, 
         ("Fri, 31 Dec 2199 23:59:59 -0000", 120.0),
     ],
 )
-def test_a_busy_server_is_asked_again_when_it_says(serve, tmp_path, retry_after, pause):
+def test_the_pause_is_what_retry_after_says_up_to_two_minutes(serve, tmp_path, retry_after, pause):
     pauses = Pauses()
     fetch_quickly(serve(status(429, Retry_After=retry_after), good).url, tmp_path / "set.npz", pauses=pauses)
 
@@ -372,7 +363,7 @@ def test_a_busy_server_is_asked_again_when_it_says(serve, tmp_path, retry_after,
     assert pauses == [pause]
 
 
-def test_a_busy_server_may_say_when_as_a_date(serve, tmp_path):
+def test_retry_after_may_be_a_date(serve, tmp_path):
     pauses = Pauses()
     date = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=60), usegmt=True)
     fetch_quickly(serve(status(429, Retry_After=date), good).url, tmp_path / "set.npz", pauses=pauses)
@@ -382,21 +373,21 @@ def test_a_busy_server_may_say_when_as_a_date(serve, tmp_path):
 
 
 @pytest.mark.parametrize("action", [hang, hang_midway])
-def test_a_silent_server_is_left_after_the_timeout(serve, tmp_path, logged, action):
-    fetch_quickly(serve(action, good).url, tmp_path / "set.npz", read_timeout_s=0.3)
+def test_a_silent_server_is_left_after_the_timeout(serve, tmp_path, logged, monkeypatch, action):
+    monkeypatch.setattr(download, "READ_TIMEOUT_S", 0.2)
+    fetch_quickly(serve(action, good, good).url, tmp_path / "set.npz")
 
     assert (tmp_path / "set.npz").read_bytes() == CONTENT
-    assert logged == ["Downloading TestMNIST: no answer within 0.3 s; attempt 2 of 4 in 2 s."]
+    assert logged[0] == "Downloading TestMNIST: no answer within 0.2 s; attempt 2 of 4 in 2 s."
 
 
 @pytest.mark.parametrize("action", [drip, burst_then_drip])
-def test_a_server_that_drips_bytes_does_not_hold_us_for_ever(serve, tmp_path, logged, action):
-    start = time.monotonic()
-    fetch_quickly(serve(action, good).url, tmp_path / "set.npz", pace_window_s=0.3)
+def test_a_server_that_sends_a_byte_now_and_then_is_left(serve, tmp_path, logged, monkeypatch, action):
+    monkeypatch.setattr(download, "PACE_WINDOW_S", 0.1)
+    monkeypatch.setattr(download, "MIN_BYTES_PER_S", 5000)  # the drip gives 100 at most
+    fetch_quickly(serve(action, good, good).url, tmp_path / "set.npz")
 
-    assert time.monotonic() - start < 5
     assert (tmp_path / "set.npz").read_bytes() == CONTENT
-    assert len(logged) == 1
     assert " bytes came in 0 s; attempt 2 of 4" in logged[0]
 
 
@@ -413,7 +404,7 @@ def test_redirects_in_a_circle_end(serve, tmp_path):
         fetch_quickly(serve(redirect).url, tmp_path / "set.npz")
 
 
-def test_without_a_network_the_message_names_every_way_out(serve, tmp_path, monkeypatch):
+def test_without_a_network_the_message_names_every_alternative(serve, tmp_path, monkeypatch):
     serve(good)  # for its environment
     with socket.socket() as taken:  # bound but not listening: a connection is refused
         taken.bind(("127.0.0.1", 0))
@@ -430,7 +421,7 @@ def test_without_a_network_the_message_names_every_way_out(serve, tmp_path, monk
 
 
 @pytest.mark.parametrize("url", ["no address", "ftp://127.0.0.1/set.npz", "http://"])
-def test_an_address_that_is_none_is_not_tried_twice(tmp_path, url):
+def test_an_invalid_address_is_not_retried(tmp_path, url):
     pauses = Pauses()
     with pytest.raises(DataError, match="the address cannot be used"):
         fetch_quickly(url, tmp_path / "set.npz", pauses=pauses)
@@ -467,7 +458,7 @@ def test_two_downloads_of_one_file_at_once_do_not_disturb_each_other(serve, tmp_
     assert names_in(tmp_path) == ["set.npz"]
 
 
-def test_a_full_disk_is_a_storage_error_met_once(serve, tmp_path, monkeypatch):
+def test_a_full_disk_is_a_storage_error_and_is_not_retried(serve, tmp_path, monkeypatch):
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -585,6 +576,19 @@ def test_a_folder_that_cannot_be_made_is_a_storage_error(tmp_path):
         fetch_quickly("http://127.0.0.1:9/", tmp_path / "dataset" / "set.npz")
 
 
+def test_a_folder_that_cannot_be_written_is_found_before_the_network_is_used(serve, unwritable_folder):
+    server = serve(good)
+    with pytest.raises(StorageError) as caught:
+        fetch_quickly(server.url, unwritable_folder / "set.npz")
+
+    assert str(caught.value) == (
+        f"Cannot write the file at {unwritable_folder}/set.npz. Permission is denied: change the folder's "
+        "permissions, or choose another place."
+    )
+    assert caught.value.exit_code == 6
+    assert server.num_requests == 0
+
+
 def test_a_folder_in_the_files_place_is_left_alone(tmp_path):
     path = tmp_path / "set.npz"
     path.mkdir()
@@ -592,7 +596,8 @@ def test_a_folder_in_the_files_place_is_left_alone(tmp_path):
         fetch_quickly("http://127.0.0.1:9/", path)
 
     assert str(caught.value) == (
-        f"The place of TestMNIST, {path}, is taken by something that is no file: move it away, and start again."
+        f"Cannot read TestMNIST at {path}: it is not a regular file. Make the file readable, or move it away to "
+        "download it again."
     )
 
 

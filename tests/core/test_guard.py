@@ -46,20 +46,32 @@ time.sleep(60)
 """
 
 GUARD = """
-import subprocess, sys
+import subprocess, sys, time
 from pathlib import Path
 from scripts.core.log import screen_log
 from scripts.core.system.guard import terminate_ghosts
+
+sleep = time.sleep
+def pause(seconds):
+    if seconds != GRACE_S:
+        return sleep(seconds)
+    print("pausing", flush=True)
+    sys.stdin.readline()
+
+GRACE_S, (entry_point, terminate_wait_s, *command) = 1234, sys.argv[1:]
+time.sleep = pause
 print("ready", flush=True)
 sys.stdin.readline()
-if len(sys.argv) > 3:
-    child = subprocess.Popen(sys.argv[3:], stdout=subprocess.PIPE, text=True)
+if command:
+    child = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
     child.stdout.readline()
 sys.stderr = sys.stdout
 with screen_log():
-    ended = terminate_ghosts(Path(sys.argv[1]), grace_s=float(sys.argv[2]), terminate_wait_s=0.5, kill_wait_s=10)
+    ended = terminate_ghosts(
+        Path(entry_point), grace_s=GRACE_S, terminate_wait_s=float(terminate_wait_s), kill_wait_s=30
+    )
 print("ended", ended, flush=True)
-if len(sys.argv) > 3:
+if command:
     print("child", child.poll(), flush=True)
     child.kill()
     child.communicate()
@@ -78,20 +90,22 @@ def start_guard(
     processes: Processes,
     entry_point: Path,
     *child: object,
-    grace_s: float = 0.2,
+    terminate_wait_s: float = 30,
     variables: dict[str, str] | None = None,
 ) -> subprocess.Popen[str]:
-    """A guard that is older than what is started from now on, and waits to be told to look around."""
-    time.sleep(0.02)  # the system counts in hundredths of a second who is older
-    guard = processes.python("-c", GUARD, entry_point, grace_s, *child, variables=variables)
+    """A guard that is older than what is started from now on, and waits for a line before it begins."""
+    time.sleep(0.02)  # the system measures age in hundredths of a second
+    guard = processes.python("-c", GUARD, entry_point, terminate_wait_s, *child, variables=variables)
     assert line_of(guard) == "ready"
     return guard
 
 
 def result_of(guard: subprocess.Popen[str]) -> list[str]:
-    """Everything that a guard says once it is told to look around."""
-    output, _ = guard.communicate("go\n", timeout=60)
-    return output.splitlines()
+    """Everything that a guard prints, apart from the pause for suspects, which is ended at once."""
+    output, _ = guard.communicate("go\ngo\n", timeout=60)
+    lines = output.splitlines()
+    assert lines.count("pausing") == (lines[-1] != "ended 0")
+    return [line for line in lines if line != "pausing"]
 
 
 def start_main(
@@ -118,7 +132,7 @@ def test_ghosts_are_ended_however_their_command_line_was_written(processes, entr
     ]
     lines = result_of(start_guard(processes, project.parent / "link.py"))
     assert lines[-1] == "ended 5"
-    assert [ghost.wait(timeout=10) for ghost in ghosts] == [-signal.SIGTERM] * 5
+    assert [ghost.wait(timeout=30) for ghost in ghosts] == [-signal.SIGTERM] * 5
 
 
 def test_each_action_is_logged_with_pid_age_and_command(processes, entry_point):
@@ -127,9 +141,9 @@ def test_each_action_is_logged_with_pid_age_and_command(processes, entry_point):
     name = rf"pid {ghost.pid} \(age 0:00:0\d, {re.escape(sys.executable)} {re.escape(str(entry_point))} sleep 'a b'\)"
     assert len(lines) == 3
     assert re.fullmatch(
-        rf"warning: Process guard: asked {name} to end: it runs this program without holding a lock\.", lines[0]
+        rf"warning: Process guard: terminating {name}: it runs this program without holding a lock\.", lines[0]
     )
-    assert re.fullmatch(rf"Process guard: {name} is gone\.", lines[1])
+    assert re.fullmatch(rf"Process guard: {name} has ended\.", lines[1])
     assert lines[2] == "ended 1"
 
 
@@ -142,12 +156,12 @@ def test_an_orphaned_ghost_that_ignores_sigterm_is_killed(processes, entry_point
     starter = processes.python("-W", "ignore", "-c", program, entry_point)
     pid = processes.adopt(int(line_of(starter).split()[0]))
     starter.wait()
-    lines = result_of(start_guard(processes, entry_point))
+    lines = result_of(start_guard(processes, entry_point, terminate_wait_s=0.1))
     assert not is_alive(pid)
     assert len(lines) == 4
-    assert lines[0].startswith(f"warning: Process guard: asked pid {pid} (age ")
+    assert lines[0].startswith(f"warning: Process guard: terminating pid {pid} (age ")
     assert lines[1].startswith(f"warning: Process guard: killed pid {pid} (age ")
-    assert lines[1].endswith("main.py stubborn): it did not end within 0.5 s.")
+    assert lines[1].endswith("main.py stubborn): it did not end within 0.1 s.")
     assert lines[3] == "ended 1"
 
 
@@ -161,23 +175,21 @@ def test_the_worker_that_a_killed_run_left_behind_is_a_ghost(processes, entry_po
     assert not is_alive(worker)
 
 
-def test_without_ghosts_there_is_no_pause_and_no_word(processes, entry_point):
-    guard = start_guard(processes, entry_point, grace_s=30)
-    before = time.monotonic()
-    assert result_of(guard) == ["ended 0"]
-    assert time.monotonic() - before < 15
+def test_without_ghosts_there_is_no_pause_and_no_message(processes, entry_point):
+    output, _ = start_guard(processes, entry_point).communicate("go\n", timeout=60)
+    assert output == "ended 0\n"
 
 
 @pytest.fixture
 def ghost(processes, entry_point):
-    """A true ghost beside each process that must survive, so that a guard which does nothing is found out."""
+    """A ghost beside each process that must survive, so that a guard that does nothing fails the test."""
     return start_main(processes, entry_point)
 
 
 def assert_spared(survivors: list[int], guard: subprocess.Popen[str], ghost: subprocess.Popen[str]) -> None:
     lines = result_of(guard)
     assert lines[-1] == "ended 1"
-    assert ghost.wait(timeout=10) == -signal.SIGTERM
+    assert ghost.wait(timeout=30) == -signal.SIGTERM
     assert [pid for pid in survivors if not is_alive(pid)] == []
     assert [pid for pid in survivors if f"pid {pid} " in "\n".join(lines)] == []
 
@@ -221,20 +233,20 @@ def test_a_younger_twin_survives(processes, entry_point, ghost):
 
 def test_parent_and_grandparent_survive(processes, entry_point, ghost):
     me = [sys.executable, entry_point, "run"]
-    family = processes.start(*me, *me, sys.executable, "-c", GUARD, entry_point, 0.2)
+    family = processes.start(*me, *me, sys.executable, "-c", GUARD, entry_point, 30)
     assert line_of(family) == "ready"
     (parent,) = psutil.Process(family.pid).children()
     assert parent.cmdline()[:3] == [str(word) for word in me]
     lines = result_of(family)  # they end with the guard that they started, and so with its code
     assert lines[-1] == "ended 1"
     assert family.returncode == 0
-    assert ghost.wait(timeout=10) == -signal.SIGTERM
+    assert ghost.wait(timeout=30) == -signal.SIGTERM
 
 
 def test_a_child_survives(processes, entry_point, ghost):
     lines = result_of(start_guard(processes, entry_point, sys.executable, entry_point))
-    assert lines[-2:] == ["ended 1", "child None"]
-    assert ghost.wait(timeout=10) == -signal.SIGTERM
+    assert lines[-2:] == ["ended 1", "child None"]  # the child still runs
+    assert ghost.wait(timeout=30) == -signal.SIGTERM
 
 
 def start_locked(processes: Processes, entry_point: Path, lock_file: Path) -> list[int]:
@@ -258,12 +270,17 @@ def test_a_twin_survives_although_its_lock_file_was_cleaned_away(processes, entr
 
 def test_a_twin_that_takes_its_lock_during_the_pause_survives(processes, entry_point, ghost, tmp_path):
     twin = processes.python(entry_point, "locked", tmp_path / "lock")
-    guard = start_guard(processes, entry_point, grace_s=2)
+    guard = start_guard(processes, entry_point)
     tell(guard)
-    time.sleep(0.5)  # by now the guard has looked once
+    assert line_of(guard) == "pausing"
     tell(twin)
     worker = processes.adopt(int(line_of(twin)))
-    assert_spared([twin.pid, worker], guard, ghost)
+    tell(guard)
+    output, _ = guard.communicate(timeout=60)
+    assert output.endswith("ended 1\n")
+    assert ghost.wait(timeout=30) == -signal.SIGTERM
+    assert is_alive(twin.pid)
+    assert is_alive(worker)
 
 
 def test_members_of_a_launchers_group_survive(processes, entry_point, ghost):
@@ -301,7 +318,7 @@ def test_a_zombie_is_left_to_its_parent(processes, entry_point):
 
 
 @pytest.mark.parametrize("name", LAUNCHER_VARIABLES)
-def test_the_guard_is_off_under_a_launcher_and_says_so(processes, entry_point, ghost, name, monkeypatch, caplog):
+def test_the_guard_is_off_under_a_launcher_and_logs_it(processes, entry_point, ghost, name, monkeypatch, caplog):
     monkeypatch.setenv(name, "1")
     with caplog.at_level(logging.INFO, logger="medmnist"):
         assert terminate_ghosts(entry_point) == 0
@@ -330,7 +347,7 @@ def test_the_guard_is_off_in_a_run_that_a_launcher_started(processes, entry_poin
         ({"SLURM_CONF": "/etc/slurm.conf", "PATH": "/bin"}, None),
     ],
 )
-def test_a_launcher_shows_itself_by_its_variable(environment, variable):
+def test_a_launcher_is_recognised_by_its_variable(environment, variable):
     assert launcher_variable(environment) == variable
 
 

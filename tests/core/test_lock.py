@@ -6,7 +6,6 @@ import os
 import re
 import signal
 import subprocess
-import tempfile
 import time
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -57,7 +56,7 @@ def take(lock_file: Path) -> None:
         pass
 
 
-def test_of_four_simultaneous_starts_exactly_one_wins_and_the_others_are_told_who(processes, tmp_path):
+def test_of_four_simultaneous_starts_exactly_one_wins_and_the_others_name_it(processes, tmp_path):
     contenders = [processes.python("-c", HOLD, tmp_path / "lock") for _ in range(4)]
     assert [line_of(contender) for contender in contenders] == ["ready"] * 4
     for contender in contenders:
@@ -71,7 +70,7 @@ def test_of_four_simultaneous_starts_exactly_one_wins_and_the_others_are_told_wh
     )
 
 
-def test_the_refused_one_is_told_who_holds_the_lock_and_what_to_do(processes, tmp_path):
+def test_a_refusal_names_the_holder_and_what_to_do(processes, tmp_path):
     lock_file, run_folder = tmp_path / "lock", tmp_path / "outputs" / "run"
     program = START + (
         "with ensure_single_instance(Path(sys.argv[1])) as lock:\n"
@@ -125,7 +124,7 @@ def test_a_holder_that_has_not_written_its_record_is_still_respected(tmp_path, c
         with pytest.raises(LockHeldError) as caught:
             take(lock_file)
     assert str(caught.value) == (
-        f"Another process holds the lock {lock_file}, and has not written who it is. "
+        f"Another process holds the lock {lock_file} and has not recorded its pid. "
         "Wait for it to end, or give this run another --lock_file."
     )
     assert lock_file.read_bytes() == content
@@ -152,7 +151,7 @@ def test_a_released_lock_leaves_an_empty_private_file_that_can_be_taken_again(tm
     assert lock_file.stat().st_ino == inode
 
 
-def test_a_failure_inside_frees_the_lock_and_goes_on(tmp_path):
+def test_a_failure_inside_frees_the_lock_and_is_raised(tmp_path):
     with pytest.raises(ZeroDivisionError), ensure_single_instance(tmp_path / "lock"):
         _ = 1 / 0
     take(tmp_path / "lock")
@@ -174,7 +173,7 @@ def test_a_lock_leaves_no_descriptor_behind_whether_taken_or_refused(tmp_path):
 
 def test_a_released_lock_is_free_although_a_copy_of_its_descriptor_is_still_open(tmp_path):
     with ensure_single_instance(tmp_path / "lock") as lock:
-        copy = os.dup(lock._own_descriptor())  # as a program that is being started has it for a moment
+        copy = os.dup(lock.descriptor)  # as a program that is being started has it for a moment
     try:
         take(tmp_path / "lock")
     finally:
@@ -268,7 +267,7 @@ def test_a_file_with_anything_else_in_it_is_kept(tmp_path):
     with pytest.raises(StorageError) as caught:
         take(tmp_path / "notes")
     assert str(caught.value) == (
-        f"The lock file {tmp_path / 'notes'} holds something that no run wrote there, which would be lost. "
+        f"The lock file {tmp_path / 'notes'} has content that no run wrote, which would be lost. "
         "Move it away, or choose another --lock_file."
     )
     assert (tmp_path / "notes").read_text() == "not to be lost"
@@ -281,7 +280,7 @@ def test_a_symbolic_link_is_refused_and_not_followed(tmp_path, target):
     with pytest.raises(StorageError) as caught:
         take(tmp_path / "lock")
     assert str(caught.value) == (
-        f"The lock file {tmp_path / 'lock'} is a symbolic link, and what it leads to could be anything. "
+        f"The lock file {tmp_path / 'lock'} is a symbolic link, which could lead to any file. "
         "Remove it, or choose another --lock_file."
     )
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["file", "lock"]
@@ -296,7 +295,7 @@ def make_pipe(path: Path) -> None:
 
 
 @pytest.mark.parametrize("make", [make_folder, make_pipe])
-def test_what_is_no_regular_file_is_refused(tmp_path, make):
+def test_a_file_that_is_not_regular_is_refused(tmp_path, make):
     make(tmp_path / "lock")
     with pytest.raises(StorageError) as caught:
         take(tmp_path / "lock")
@@ -313,39 +312,38 @@ def test_a_file_of_another_user_is_refused(tmp_path):
         take(tmp_path / "lock")
 
 
-@pytest.mark.parametrize(("folder", "reason"), [("missing", "No such file or directory"), ("file", "Not a directory")])
-def test_a_folder_that_is_not_there_is_a_storage_error_and_is_not_made(tmp_path, folder, reason):
+def test_a_missing_folder_is_made(tmp_path):
+    lock_file = tmp_path / "not" / "yet" / "there" / "lock"
+    with ensure_single_instance(lock_file):
+        assert record_of(lock_file) is not None
+
+
+def test_a_file_in_the_folders_place_is_a_storage_error(tmp_path):
     (tmp_path / "file").touch()
-    lock_file = tmp_path / folder / "lock"
     with pytest.raises(StorageError) as caught:
-        take(lock_file)
+        take(tmp_path / "file" / "lock")
     assert str(caught.value) == (
-        f"Cannot open the lock file (--lock_file) at {lock_file}. {reason}: check the path, or choose another place."
+        f"Cannot make the folder of the lock file (--lock_file) at {tmp_path}/file. File exists: check the path, "
+        "or choose another place."
     )
-    assert [entry.name for entry in tmp_path.iterdir()] == ["file"]
 
 
-def test_a_read_only_temp_folder_is_a_storage_error_that_names_the_flag(processes, tmp_path):
-    # a lock of one's own in a folder that only another user may write to, even where the tests run as root
-    program = START + (
-        "os.chmod(Path(sys.argv[1]).parent, 0o555)\n"
-        "if os.geteuid() == 0:\n"
-        "    os.seteuid(12345)\n"
-        "try:\n"
-        "    with ensure_single_instance(Path(sys.argv[1])):\n"
-        "        print('held')\n"
-        "except PipelineError as error:\n"
-        "    print(error.exit_code, error, flush=True)\n"
+@pytest.mark.parametrize("folder", [".", "deeper"])
+def test_a_folder_that_is_a_loop_of_links_is_named_as_one(tmp_path, folder):
+    (tmp_path / "loop").symlink_to(tmp_path / "loop")
+    with pytest.raises(StorageError) as caught:
+        take(tmp_path / "loop" / folder / "lock")
+    assert str(caught.value).endswith("The path is a loop of symbolic links: remove them, or choose another place.")
+
+
+def test_a_folder_that_cannot_be_written_is_a_storage_error_that_names_the_flag(unwritable_folder):
+    with pytest.raises(StorageError) as caught:
+        take(unwritable_folder / "lock")
+    assert str(caught.value) == (
+        f"Cannot open the lock file (--lock_file) at {unwritable_folder}/lock. Permission is denied: change the "
+        "folder's permissions, or choose another place."
     )
-    folder = Path(tempfile.mkdtemp(prefix="lock_test_"))  # tmp_path is closed to other users
-    try:
-        assert line_of(processes.python("-c", program, folder / "lock")) == (
-            f"6 Cannot open the lock file (--lock_file) at {folder}/lock. Permission is denied: change the folder's "
-            "permissions, or choose another place."
-        )
-        assert list(folder.iterdir()) == []
-    finally:
-        folder.rmdir()
+    assert list(unwritable_folder.iterdir()) == []
 
 
 def test_a_full_disk_is_a_storage_error_and_frees_the_lock(processes, tmp_path):
@@ -384,11 +382,11 @@ def test_a_full_disk_is_a_storage_error_and_frees_the_lock(processes, tmp_path):
         b"[" * 100_000,
     ],
 )
-def test_only_a_whole_record_is_taken_for_one(content):
+def test_only_a_complete_record_is_accepted(content):
     assert LockRecord.parse(content) is None
 
 
-def test_a_record_survives_its_file_even_with_a_folder_that_is_no_text():
+def test_a_record_round_trips_even_with_a_folder_name_that_is_not_utf_8():
     record = LockRecord(7, "2026-01-31T22:15:00+01:00", "runs_é_\udcff")
     assert LockRecord.parse(record.as_bytes()) == record
 
@@ -401,13 +399,13 @@ def test_a_process_holds_a_lock_from_taking_it_to_its_release(tmp_path):
     assert not holds_lock(own)
 
 
-def test_a_lock_whose_file_was_cleaned_away_is_still_held(processes, tmp_path):
+def test_a_lock_whose_file_was_removed_is_still_held(processes, tmp_path):
     holder = start_holder(processes, tmp_path / "lock")
     (tmp_path / "lock").unlink()
     assert holds_lock(psutil.Process(holder.pid))
 
 
-def test_who_only_reads_the_lock_file_does_not_hold_it(processes, tmp_path):
+def test_a_process_that_only_reads_the_lock_file_does_not_hold_it(processes, tmp_path):
     start_holder(processes, tmp_path / "lock")
     reader = processes.python(
         "-c", "import sys; f = open(sys.argv[1]); print('open', flush=True); input()", tmp_path / "lock"
@@ -424,7 +422,7 @@ def test_open_pipes_and_sockets_are_not_read_in_search_of_a_lock(processes, tmp_
     assert not holds_lock(psutil.Process(process.pid))  # reading the pipe would never end
 
 
-def test_a_process_that_has_ended_cannot_be_asked(processes):
+def test_a_process_that_has_ended_raises_no_such_process(processes):
     process = processes.python("-c", "input()")
     handle = psutil.Process(process.pid)
     process.kill()

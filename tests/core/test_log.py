@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import io
 import logging
 import re
 import subprocess
@@ -51,7 +52,7 @@ def test_a_later_run_adds_to_the_log_and_removes_nothing(tmp_path):
     assert [line.split()[-1] for line in (tmp_path / "run.log").read_text().splitlines()] == ["first", "second"]
 
 
-def test_a_name_that_is_no_text_is_logged_with_its_escape(tmp_path, capsys):
+def test_a_name_that_is_not_text_is_logged_with_its_escape(tmp_path, capsys):
     with screen_log(), file_log(tmp_path / "run.log"):
         log.handlers[-1].handle(logging.makeLogRecord({"msg": "runs_\udcff", "levelno": 20, "levelname": "INFO"}))
     assert (tmp_path / "run.log").read_text(encoding="utf-8").endswith("runs_\\udcff\n")
@@ -67,7 +68,7 @@ def test_an_expected_failure_is_logged_as_its_message(tmp_path, error):
     assert "Traceback" not in logged
 
 
-def test_an_unexpected_failure_is_logged_with_its_traceback_and_told_in_one_sentence(tmp_path):
+def test_an_unexpected_failure_is_logged_with_its_traceback_and_reported_in_one_sentence(tmp_path):
     with screen_log(), pytest.raises(UnexpectedError) as caught, file_log(tmp_path / "run.log"):
         _ = 1 / 0
     assert str(caught.value) == (
@@ -141,3 +142,17 @@ with screen_log():
     found = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, check=True)
     assert found.stdout.splitlines()[-1].startswith(caught)
     assert found.stderr == ""
+
+
+@pytest.mark.parametrize(
+    ("encoding", "shown"),
+    [("ascii", r"7\xd77 \u65e5 \udcff"), ("latin-1", r"7×7 \u65e5 \udcff"), ("utf-8", r"7×7 日 \udcff")],
+)
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_screen_of_any_encoding_shows_every_line(monkeypatch, capsys, encoding, shown, name):
+    raw = io.BytesIO()
+    monkeypatch.setattr(sys, name, io.TextIOWrapper(raw, encoding=encoding, errors="strict", write_through=True))
+    with screen_log():
+        log.log({"stdout": logging.INFO, "stderr": logging.ERROR}[name], "7×7 日 \udcff")
+    assert raw.getvalue().decode(encoding).removeprefix("error: ") == f"{shown}\n"
+    assert "Traceback" not in "".join(capsys.readouterr())

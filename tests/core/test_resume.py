@@ -1,4 +1,4 @@
-"""Going on with a run: which settings count, what may be said anew, and what is refused with which words."""
+"""Resuming a run: which settings count, which may be given again, and which are refused with which message."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import random
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ import pytest
 from scripts.core.command_line import parse_command_line
 from scripts.core.config import SETTINGS, Config
 from scripts.core.errors import ConfigError
-from scripts.core.resume import FREE, UNSTORED, differences, resume_command, start_command
+from scripts.core.paths import RunPaths
+from scripts.core.resume import FREE, UNSTORED, differences, next_step, resume_command, start_command
 
 STARTED_WITH = Config(
     epochs=4,
@@ -61,7 +63,7 @@ def test_a_resumed_run_has_the_settings_it_was_started_with(folder):
     assert (config.feed, config.num_workers) == ("auto", 4)  # of the invocation, not of the run
 
 
-def test_what_changes_no_bit_may_be_said_anew(folder, tmp_path):
+def test_what_changes_no_bit_may_be_given_anew(folder, tmp_path):
     words = ["--lock_file", "mine.lock", "--no_process_guard", "--num_workers", "1", "--feed", "resident"]
     config = resumed(folder, *words, "--data_dir", str(tmp_path))
     assert (config.lock_file, config.no_process_guard) == (Path("mine.lock"), True)
@@ -81,16 +83,24 @@ def test_only_settings_that_change_no_bit_are_free():
     ]
 
 
-def test_saying_the_same_again_is_no_problem(folder):
+def test_giving_the_same_again_is_no_problem(folder):
     words = ["--epochs", "4", "--lr", "1e-2", "--dataset", "synthblood", "--no_tta", "--output_dir", "elsewhere"]
     assert resumed(folder, *words) == resumed(folder)
-    assert resumed(folder, "--device", "auto", "--precision", "auto").device == "cpu"
+
+
+def test_auto_is_no_conflict_with_what_the_run_chose_and_another_choice_is_one(folder):
+    resolved = [name for name, known in SETTINGS.items() if known.is_resolved]
+    assert sorted(resolved) == ["device", "feed", "monitor", "precision", "stem"]
+    write_config(folder, replace(STARTED_WITH, monitor="auc", stem="stock"))
+    assert resumed(folder, *(word for name in resolved for word in (f"--{name}", "auto"))) == resumed(folder)
+    (problem,) = problems_of(folder, "--monitor", "loss")
+    assert problem.startswith(f"--monitor loss cannot be used with --resume {folder}, which was started with auc: ")
 
 
 def test_every_flag_that_would_change_the_result_has_its_line(folder):
     words = ["--lr", "0.02", "--seed", "7", "--reproducible", "--device", "cuda", "--dataset", "bloodmnist"]
     start = f"cannot be used with --resume {folder}, which was started with"
-    end = "the result would be another. Leave it out, or start a new run."
+    end = "the result would change. Leave it out, or start a new run."
     assert problems_of(folder, *words) == [
         f"--lr 0.02 {start} 0.01: {end}",
         f"--seed 7 {start} 42: {end}",
@@ -106,7 +116,7 @@ def test_the_resolution_and_the_stem_are_taken_over_and_no_others_accepted(tmp_p
     assert (resumed(folder).resolution, resumed(folder).stem) == (64, "adapted")
     assert resumed(folder, "--stem", "auto", "--resolution", "64") == resumed(folder)
     start = f"cannot be used with --resume {folder}, which was started with"
-    end = "the result would be another. Leave it out, or start a new run."
+    end = "the result would change. Leave it out, or start a new run."
     assert problems_of(folder, "--resolution", "28", "--stem", "stock") == [
         f"--resolution 28 {start} 64: {end}",
         f"--stem stock {start} adapted: {end}",
@@ -124,7 +134,7 @@ def test_a_run_from_before_a_setting_was_known_is_refused_rather_than_guessed_at
     ]
 
 
-def test_where_left_and_right_differ_hflip_may_be_said_again_since_it_has_no_effect(tmp_path):
+def test_where_left_and_right_differ_hflip_may_be_given_again_since_it_has_no_effect(tmp_path):
     for name, orientation_free in (("organs", False), ("cells", True)):
         write_config(tmp_path / name, Config(dataset="organamnist", hflip=0.0))
         content = json.loads((tmp_path / name / "config.json").read_text())
@@ -140,7 +150,7 @@ def test_where_left_and_right_differ_hflip_may_be_said_again_since_it_has_no_eff
     assert problem.startswith("--hflip 0.5 cannot be used with --resume")
 
 
-def test_the_default_model_name_may_be_said_again_where_the_stem_changed_it_and_only_there(tmp_path):
+def test_the_default_model_name_may_be_given_again_where_the_stem_changed_it_and_only_there(tmp_path):
     for name in ("ResNet-18", "Mine"):
         write_config(tmp_path / name, Config(dataset="bloodmnist", resolution=224, stem="stock", model_name=name))
     default = ("--model_name", "ResNet-18 Adapted")
@@ -149,7 +159,7 @@ def test_the_default_model_name_may_be_said_again_where_the_stem_changed_it_and_
     assert problems_of(tmp_path / "ResNet-18", "--model_name", "Mine")[0].startswith("--model_name Mine cannot be used")
 
 
-def test_the_device_may_be_said_again_as_it_was_typed(tmp_path):
+def test_the_device_may_be_given_again_as_it_was_typed(tmp_path):
     write_config(tmp_path / "run", Config(dataset="bloodmnist", device="cuda:0"))  # as --device cuda is applied
     assert resumed(tmp_path / "run", "--device", "cuda").device == "cuda:0"
     (problem,) = problems_of(tmp_path / "run", "--device", "cuda:1")
@@ -164,7 +174,7 @@ def test_the_environment_counts_as_a_flag(folder):
 def test_other_epochs_are_refused_with_the_reason(folder):
     assert problems_of(folder, "--epochs", "8") == [
         f"--epochs 8 cannot be used with --resume {folder}, which was started with 4: the learning rate follows a "
-        "cosine over all epochs, so with another number of them every epoch so far would have been another. "
+        "cosine over all epochs, so another number would have changed every epoch so far. "
         f"Leave it out, or start a new run, from these weights if you like (--weights {folder}/models/best_model.pth)."
     ]
 
@@ -194,12 +204,12 @@ def test_what_is_no_folder_of_a_run_is_refused_in_one_sentence(tmp_path, monkeyp
     assert problem.endswith(".")
 
 
-def test_a_folder_without_settings_has_nothing_to_go_on_with(tmp_path):
+def test_a_folder_without_settings_has_nothing_to_resume(tmp_path):
     assert problems_of(tmp_path) == [
         f"--resume must be the folder of a run, but {tmp_path} has no config.json, so nothing was trained there yet."
     ]
     assert problems_of(tmp_path / "missing") == [
-        f"--resume must be the folder of a run, but {tmp_path}/missing is not there."
+        f"--resume must be the folder of a run, but {tmp_path}/missing does not exist."
     ]
 
 
@@ -297,3 +307,13 @@ def test_differences_that_may_change_bits_are_named_and_no_others():
         "torch was 2.8 and is 2.9",
     ]
     assert list(differences(before, before)) == []
+
+
+def test_after_a_stop_the_advice_is_to_resume_once_there_is_a_checkpoint_and_to_start_again_before(typed, tmp_path):
+    typed("python", "main.py", "--epochs", "4")
+    paths = RunPaths(tmp_path)
+    paths.models.mkdir()
+    assert next_step(Config(), paths) == "Start again with: python main.py --epochs 4"
+    assert next_step(Config(resume=str(tmp_path)), paths) == f"Go on with: python main.py --resume {tmp_path}"
+    paths.last_checkpoint.touch()
+    assert next_step(Config(), paths) == f"Go on with: python main.py --resume {tmp_path}"

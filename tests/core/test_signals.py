@@ -1,4 +1,4 @@
-"""SIGINT and SIGTERM: at once, deferred, and twice."""
+"""SIGHUP, SIGINT and SIGTERM: at once, deferred, and twice."""
 
 from __future__ import annotations
 
@@ -12,7 +12,15 @@ from scripts.core.system.signals import STOP_SIGNALS, stop_request
 from tests.core.conftest import line_of
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
+@pytest.fixture(autouse=True)
+def _hangup_not_ignored():
+    """Undo what a test suite that runs under nohup inherits."""
+    earlier = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, earlier)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])
 def test_a_signal_stops_the_run_at_once_and_says_how_to_go_on(number, code):
     def run() -> None:
         with stop_request() as stop:
@@ -25,7 +33,7 @@ def test_a_signal_stops_the_run_at_once_and_says_how_to_go_on(number, code):
     assert str(caught.value) == f"Stopped by {signal.Signals(number).name}. Go on with: this."
 
 
-def test_a_deferred_signal_waits_until_it_is_asked_for():
+def test_a_deferred_signal_waits_until_the_code_is_ready():
     summary = []
 
     def run() -> None:
@@ -41,7 +49,7 @@ def test_a_deferred_signal_waits_until_it_is_asked_for():
     assert str(caught.value) == "Stopped by SIGTERM. All is saved."
 
 
-def test_a_deferred_signal_that_nobody_asked_for_stops_the_run_at_the_end_of_the_block():
+def test_a_deferred_signal_stops_the_run_at_the_end_of_the_block_at_the_latest():
     summary = []
 
     def run() -> None:
@@ -67,7 +75,7 @@ def test_without_a_signal_nothing_is_raised():
 def test_afterwards_signals_mean_what_they_meant_before():
     before = [signal.getsignal(number) for number in STOP_SIGNALS]
     with stop_request() as stop:
-        assert [signal.getsignal(number) for number in STOP_SIGNALS] == [stop.handle, stop.handle]
+        assert [signal.getsignal(number) for number in STOP_SIGNALS] == [stop.handle] * 3
     assert [signal.getsignal(number) for number in STOP_SIGNALS] == before
 
 
@@ -89,3 +97,26 @@ with stop_request() as stop, stop.deferred():
     assert line_of(process) == "stopping"
     process.send_signal(second)
     assert process.wait(10) == code
+
+
+def test_the_advice_is_the_one_that_is_true_when_the_signal_comes():
+    saved = list[str]()
+
+    def run() -> None:
+        with stop_request() as stop:
+            stop.advice = lambda: "Resume it." if saved else "Start again."
+            saved.append("a checkpoint")
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    with pytest.raises(Interrupted, match=r"^Stopped by SIGTERM\. Resume it\.$"):
+        run()
+
+
+def test_a_hangup_stays_ignored_under_nohup_and_an_interrupt_does_not():
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    with stop_request() as stop:
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGINT) == stop.handle
+    assert stop.signal_number is None
+    assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN

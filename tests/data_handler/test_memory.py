@@ -52,10 +52,10 @@ def test_sizes_are_counted_in_bytes_of_all_splits():
             "0.0 MB of images do not fit into half of the 0.0 MB that are free on the",
         ),
         ("auto", 19_999, 99_999, "streamed", "0.0 MB of images do not fit into half of the 0.0 MB that are free here"),
-        ("resident", 10_000, None, "resident", "0.0 MB of images, as asked"),
-        ("resident", 10_000, 10_000, "resident", "0.0 MB of images, as asked"),
-        ("streamed", 99_999, 99_999, "streamed", "0.0 MB of images, as asked"),
-        ("streamed", 0, 0, "streamed", "0.0 MB of images, as asked"),
+        ("resident", 10_000, None, "resident", "0.0 MB of images, as requested"),
+        ("resident", 10_000, 10_000, "resident", "0.0 MB of images, as requested"),
+        ("streamed", 99_999, 99_999, "streamed", "0.0 MB of images, as requested"),
+        ("streamed", 0, 0, "streamed", "0.0 MB of images, as requested"),
     ],
 )
 def test_images_stay_resident_as_long_as_they_take_no_more_than_half(asked, host, device, feed, reason):
@@ -73,7 +73,7 @@ def test_resident_is_refused_where_it_cannot_be(host, device, there, where):
     with pytest.raises(DataError) as caught:
         choose_feed("resident", IMAGES, free(host, device))
     assert str(caught.value) == (
-        f"--feed resident was asked for, but the images need 10,000 bytes of memory, and {there} are free {where}. "
+        f"--feed resident was requested, but the images need 10,000 bytes of memory, and {there} are free {where}. "
         "Use --feed streamed, which reads them from the disk batch by batch."
     )
 

@@ -249,7 +249,6 @@ def test_a_file_replaced_while_it_is_opened_is_not_used_under_the_earlier_md5(
     path = save()
     if is_unpacked:
         unpack = open_dataset(str(path), tmp_path).unpack
-        assert unpack is not None
         unpack(tmp_path)
         (next((tmp_path / "uncompressed").glob("*val*"))).unlink()  # so that the checksums are compared again
     before = {entry.name for entry in (tmp_path / "uncompressed").glob("*")}
@@ -257,7 +256,6 @@ def test_a_file_replaced_while_it_is_opened_is_not_used_under_the_earlier_md5(
     dataset = open_dataset(str(path), tmp_path)
 
     unpack_anew = dataset.unpack
-    assert unpack_anew is not None
     for use in (lambda: dataset.load("train"), lambda: unpack_anew(tmp_path)):
         with pytest.raises(DataError, match="has changed since the run began"):
             use()
@@ -267,11 +265,9 @@ def test_a_file_replaced_while_it_is_opened_is_not_used_under_the_earlier_md5(
 def test_labels_of_a_replaced_file_do_not_join_images_that_were_unpacked(save, tmp_path, replaced_while):
     path = save()
     unpack = open_dataset(str(path), tmp_path).unpack
-    assert unpack is not None
     unpack(tmp_path)
     replaced_while("_md5_of", lambda: save(train_labels=toy_arrays()["train_labels"][::-1]))
     dataset = open_dataset(str(path), tmp_path)
-    assert dataset.unpack is not None
     with pytest.raises(DataError, match="has changed since the run began"):
         dataset.unpack(tmp_path)
 

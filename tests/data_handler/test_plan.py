@@ -7,10 +7,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from numpy.testing import assert_allclose
 
-from scripts.data_handler.plan import ANGLE, FLIP, EpochPlan, draw_plan, uniform
+from scripts.data_handler.plan import ANGLE, FLIP, MIX, ORDER, EpochPlan, draw_plan, uniform
 
 CPU = torch.device("cpu")
+FLIP_NUMBERS = [0.8169515477502323, 0.23212999342682084, 0.33515335525580614]
+MIX_WEIGHTS = (0.019328393667179134, 0.4924196762781838, 0.008369062346324622)
 
 
 def plan(num_images: int = 1000, **changes) -> EpochPlan:
@@ -27,30 +30,42 @@ def plan(num_images: int = 1000, **changes) -> EpochPlan:
     return draw_plan(num_images, **(settings | changes))
 
 
-def splitmix64(state: int) -> int:
-    """The published algorithm in Python's own whole numbers."""
-    state = (state + 0x9E3779B97F4A7C15) % 2**64
-    state = ((state ^ (state >> 30)) * 0xBF58476D1CE4E5B9) % 2**64
-    state = ((state ^ (state >> 27)) * 0x94D049BB133111EB) % 2**64
-    return state ^ (state >> 31)
+def test_the_bits_are_those_published_for_philox():
+    """Known answers of Random123's philox4x64 with 10 rounds: counter and key of zeros, and of ones."""
+    published = {
+        0: (0x16554D9ECA36314C, 0xDB20FE9D672D0FDC, 0xD7E772CEE186176B, 0x7E68B68AEC7BA23B),
+        2**64 - 1: (0x87B092C3013FE90B, 0x438C3C67BE8D0224, 0x9CC7D7C69CD777B6, 0xA09CAEBF594F0BA0),
+    }
+    for word, expected in published.items():
+        # NumPy adds 1 to the counter before each block
+        before = (word * (1 + 2**64 + 2**128 + 2**192) - 1) % 2**256
+        assert tuple(np.random.Philox(key=[word, word], counter=before).random_raw(4)) == expected
 
 
-def test_the_hash_is_splitmix64():
-    # the generator seeded with 0 is known to begin with this number
-    assert splitmix64(0) == 0xE220A8397B1DCDAF
+def test_the_numbers_are_the_same_with_every_version():
+    assert uniform(7, 3, FLIP, 3).tolist() == FLIP_NUMBERS
+    assert_allclose(plan(300, mixup_alpha=0.4).mix, MIX_WEIGHTS, rtol=1e-12)
 
-    state = 0
-    for word in (7, 3, FLIP):
-        state = splitmix64((state + word) % 2**64)
-    slow = [(splitmix64((state + index * 0x9E3779B97F4A7C15) % 2**64) >> 11) / 2**53 for index in (0, 1, 99_999)]
 
-    assert uniform(7, 3, FLIP, np.array([0, 1, 99_999])).tolist() == slow
+def test_a_number_depends_on_its_index_and_not_on_how_many_are_drawn():
+    for stream in (ORDER, FLIP, MIX):
+        assert np.array_equal(uniform(7, 3, stream, 1000)[:10], uniform(7, 3, stream, 10))
+    angles = {count: by_sample(plan(count)) for count in (100, 1000)}
+    assert np.array_equal(angles[100], angles[1000][:100])
+    assert plan(1000).mix[:3] == plan(300).mix
+    assert np.array_equal(plan(1000).partner[:256], plan(300).partner[:256])
+
+
+def by_sample(drawn: EpochPlan) -> np.ndarray:
+    """The angle of every sample, by its index."""
+    angles = np.empty(len(drawn.order), dtype=np.float32)
+    angles[drawn.order] = drawn.augmentation.angle.numpy()
+    return angles
 
 
 def test_the_numbers_are_uniform_and_streams_are_independent():
-    indices = np.arange(100_000)
-    flips, angles = uniform(1, 1, FLIP, indices), uniform(1, 1, ANGLE, indices)
-    next_epoch, next_seed = uniform(1, 2, FLIP, indices), uniform(2, 1, FLIP, indices)
+    flips, angles = uniform(1, 1, FLIP, 100_000), uniform(1, 1, ANGLE, 100_000)
+    next_epoch, next_seed = uniform(1, 2, FLIP, 100_000), uniform(2, 1, FLIP, 100_000)
 
     counts, _ = np.histogram(flips, bins=10, range=(0, 1))
     assert flips.min() >= 0
@@ -72,12 +87,9 @@ def test_the_order_is_a_permutation_that_changes_with_epoch_and_seed():
 
 def test_augmentation_belongs_to_the_sample_not_to_its_place():
     small, large = plan(batch_size=10), plan(batch_size=500, mixup_alpha=0)
-    by_sample = np.empty(1000, dtype=np.float32)
-    by_sample[small.order] = small.augmentation.angle.numpy()
 
-    assert np.array_equal(by_sample[large.order], large.augmentation.angle.numpy())
-    expected = (-10 + 20 * uniform(7, 3, ANGLE, np.array([5]))).astype(np.float32)
-    assert by_sample[5] == expected[0]
+    assert np.array_equal(by_sample(small), by_sample(large))
+    assert by_sample(small)[5] == np.float32(-10 + 20 * uniform(7, 3, ANGLE, 6)[5])
 
 
 def test_parameters_keep_to_their_ranges_and_use_them():

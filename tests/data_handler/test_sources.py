@@ -12,7 +12,9 @@ import sys
 import numpy as np
 import pytest
 import torch
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from scripts.core.errors import ResourceError
 from scripts.core.system import worker_init_fn
 from scripts.data_handler.dataset import Split
 from scripts.data_handler.sources import ResidentSource, StreamedSource, make_device_split
@@ -67,6 +69,41 @@ def test_workers_outlive_the_signals_that_reach_the_whole_group_and_end_with_the
     for worker in workers:
         worker.join(20)
     assert [worker.exitcode for worker in workers] == [0, 0]
+
+
+@pytest.mark.parametrize("moment", ["within an epoch", "between epochs"])
+def test_a_killed_worker_is_named_with_what_helps_against_lack_of_memory(monkeypatch, moment):
+    # PyTorch checks every 5 s whether its workers live
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,))
+    handler = signal.getsignal(signal.SIGCHLD)
+    source = StreamedSource(IMAGES, CPU, num_workers=1)
+    batches = source.batches(np.arange(10).repeat(10), 1)
+    next(batches)
+    if moment == "between epochs":
+        list(batches)
+        batches = source.batches(ORDER, 1)
+    (worker,) = multiprocessing.active_children()
+    worker.kill()
+    worker.join(20)
+
+    with pytest.raises(ResourceError) as caught:
+        list(batches)
+    assert str(caught.value) == (
+        "A worker process that reads images was killed, probably because memory ran out. Use fewer --num_workers or a "
+        "smaller --batch_size, or give the run more memory (in a container also more shared memory: docker run "
+        "--shm-size 2g)."
+    )
+    assert caught.value.exit_code == 1
+    assert signal.getsignal(signal.SIGCHLD) is handler  # else the error would come wherever the program happens to be
+
+
+def test_other_errors_of_a_stream_pass_unchanged(monkeypatch):
+    def out_of_memory(*_: object, **__: object) -> None:
+        raise RuntimeError("CUDA error: unspecified")
+
+    monkeypatch.setattr(torch.Tensor, "to", out_of_memory)
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        list(StreamedSource(IMAGES, CPU, 0).batches(ORDER, 3))
 
 
 CIRCLE = """

@@ -15,7 +15,7 @@ def test_it_has_the_promised_shape_and_says_that_it_is_synthetic():
     elapsed_s = time.perf_counter() - started
 
     assert elapsed_s < 2
-    assert dataset.note == "Synthetic pictures drawn by the program: no medical result."
+    assert dataset.note == "Synthetic images drawn by the program: no medical result."
     assert len(dataset.class_names) == 8
     for name, count in {"train": 2000, "val": 400, "test": 600}.items():
         split = dataset.load(name)

@@ -23,8 +23,7 @@ import torch
 
 from scripts.core.errors import DataError, StorageError
 from scripts.core.log import log
-from scripts.data_handler import dataset as dataset_module
-from scripts.data_handler import npz, unpacked
+from scripts.data_handler import npz, opening, unpacked
 from scripts.data_handler.dataset import Dataset
 from scripts.data_handler.opening import open_dataset, preview_dataset
 from scripts.data_handler.sources import StreamedSource, make_device_split
@@ -58,7 +57,6 @@ def logged() -> Iterator[list[str]]:
 def unpack(path: Path) -> Dataset:
     """The data set with its images on the disk, beside the file."""
     dataset = open_dataset(str(path), path.parent)
-    assert dataset.unpack is not None
     return dataset.unpack(path.parent)
 
 
@@ -132,7 +130,7 @@ def test_what_is_not_whole_is_made_again_or_refused(path, spoil):
         with pytest.raises(StorageError, match=re.escape(str(file.path))):
             unpack(path)
         return
-    assert not file.is_whole()
+    assert not file.is_complete()
     np.testing.assert_array_equal(unpack(path).load("train").images, toy_arrays()["train_images"])
 
 
@@ -151,7 +149,7 @@ def test_damage_leaves_nothing_that_is_taken_for_whole(tmp_path, monkeypatch):
     path = tmp_path / "toy.npz"
     rest: dict[str, Any] = {f"{split}_images": images[:count] for split, count in NUM_SAMPLES.items()}
     np.savez(path, **toy_arrays(**rest))
-    monkeypatch.setattr(dataset_module, "verify_checksums", lambda _: None)
+    monkeypatch.setattr(opening, "verify_checksums", lambda _: None)
     with zipfile.ZipFile(path) as archive:
         info = archive.getinfo("val_images.npy")
     content = bytearray(path.read_bytes())
@@ -165,7 +163,7 @@ def test_damage_leaves_nothing_that_is_taken_for_whole(tmp_path, monkeypatch):
 
 def test_damage_is_found_again_only_until_the_images_are_unpacked(path, monkeypatch):
     compared: list[object] = []
-    monkeypatch.setattr(dataset_module, "verify_checksums", compared.append)
+    monkeypatch.setattr(opening, "verify_checksums", compared.append)
     unpack(path)
     assert len(compared) == 1
     unpack(path)
@@ -224,7 +222,6 @@ def test_a_folder_that_cannot_be_made_is_named(path):
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_may_not_be_written_is_named(path):
     dataset = open_dataset(str(path), path.parent)
-    assert dataset.unpack is not None
     path.parent.chmod(0o500)
     try:
         with pytest.raises(StorageError, match="Permission is denied"):
@@ -248,7 +245,7 @@ def child(program: str, *words: object) -> subprocess.Popen[str]:
     prelude = (
         "import resource, sys, time\nfrom pathlib import Path\nimport numpy as np\n"
         "from scripts.core.errors import PipelineError\n"
-        "from scripts.data_handler import unpacked\nfrom scripts.data_handler.dataset import open_dataset\n"
+        "from scripts.data_handler import unpacked\nfrom scripts.data_handler.opening import open_dataset\n"
         "path = Path(sys.argv[1])\ndataset = open_dataset(str(path), path.parent)\n"
     )
     command = [sys.executable, "-c", prelude + program, *map(str, words)]
@@ -315,7 +312,7 @@ def test_neither_unpacking_nor_reading_takes_the_memory_of_the_whole(tmp_path):
         "pages = int(Path('/proc/self/statm').read_text().split()[0])\n"
         "limit = pages * resource.getpagesize() + 60_000_000\n"
         "resource.setrlimit(resource.RLIMIT_AS, (limit, limit))\n"
-        "files = unpacked.image_files(dataset.image_sizes, dataset.md5, path.parent)\n"
+        "files = unpacked.image_files(dataset, dataset.md5, path.parent)\n"
         "dataset.unpack(path.parent)\n"
         "reader = unpacked.ImageReader(files['train'])\n"
         "order = np.random.default_rng(0).permutation(3000)\n"
@@ -404,7 +401,7 @@ def test_free_space_is_that_of_the_nearest_folder_there_is(tmp_path):
 
 def test_an_outlook_knows_the_images_without_reading_them(path, monkeypatch):
     for reading in ("read_array", "read_labels", "verify_checksums", "fetch"):
-        monkeypatch.setattr(dataset_module, reading, None)
+        monkeypatch.setattr(opening, reading, None)
     outlook = preview_dataset(str(path), path.parent)
     assert outlook.images.num_samples == NUM_SAMPLES
     assert outlook.images.total_bytes == 9 * 90

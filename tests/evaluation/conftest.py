@@ -1,24 +1,32 @@
-"""A finished toy run: what reports are written from."""
+"""A finished toy run, from which reports are written."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from scripts.core.config import Config
+from scripts.core.files import write_json
+from scripts.core.paths import RunPaths
 from scripts.core.records import EpochRecord, TrainingResult
 from scripts.data_handler.dataset import Dataset, Split
 from scripts.data_handler.registry import MULTI_CLASS, MULTI_LABEL
 from scripts.evaluation.metrics import EvaluationResult, Metrics, compute_metrics
+from scripts.evaluation.reports import RunReport
 
 LONG_NAME = "immature granulocytes(myelocytes, metamyelocytes and promyelocytes)"
 NAMES = ("basophil", LONG_NAME, "platelet")
+FINISHED = datetime(2026, 1, 31, 22, 15, 0)
 
 
 def toy_split(
     num_images: int, num_classes: int, *, side: int = 28, width: int | None = None, channels: int = 3
 ) -> Split:
-    """Noise images, ``side`` high and, if not told otherwise, wide, whose labels go round the classes."""
+    """Noise images, ``side`` high and, by default, wide, whose labels cycle through the classes."""
     shape: tuple[int, ...] = (num_images, side, width or side)
     if channels > 1:
         shape = (*shape, channels)
@@ -49,22 +57,22 @@ def toy_dataset(
 def toy_evaluation(
     *, num_images: int = 30, names: Sequence[str] = NAMES, task: str = MULTI_CLASS, tta: bool = True, wrong: int = 4
 ) -> EvaluationResult:
-    """Labels that go round the classes; the first ``wrong`` images are taken for the next class, ever more surely.
+    """Labels cycle through the classes; the first ``wrong`` images are predicted as the next class, ever more surely.
 
-    TTA puts the last of the wrong ones right.
+    With TTA the last of the wrong ones is right.
     """
     num_classes = len(names)
     labels = np.arange(num_images) % num_classes
 
     def scores_of(confidence: float, num_wrong: int) -> np.ndarray:
-        called = labels.copy()
-        called[:num_wrong] = (called[:num_wrong] + 1) % num_classes
+        predicted = labels.copy()
+        predicted[:num_wrong] = (predicted[:num_wrong] + 1) % num_classes
         scores = np.full((num_images, num_classes), (1 - confidence) / (num_classes - 1))
         sure = confidence + 0.09 * np.arange(num_images) / num_images
-        scores[np.arange(num_images), called] = sure
+        scores[np.arange(num_images), predicted] = sure
         return scores / scores.sum(axis=1, keepdims=True)
 
-    def judge(scores: np.ndarray) -> Metrics:
+    def metrics_of(scores: np.ndarray) -> Metrics:
         return compute_metrics(labels, scores, task=task, class_names=names, seed=1, resamples=50)
 
     plain, mean = scores_of(0.9, wrong), scores_of(0.8, max(0, wrong - 1))
@@ -72,8 +80,8 @@ def toy_evaluation(
         labels=labels,
         plain_scores=plain,
         tta_scores=mean if tta else None,
-        plain=judge(plain),
-        tta=judge(mean) if tta else None,
+        plain=metrics_of(plain),
+        tta=metrics_of(mean) if tta else None,
         views=("plain", "flipped") if tta else (),
     )
 
@@ -91,16 +99,16 @@ def toy_label_evaluation(
 ) -> EvaluationResult:
     """The labels of ``toy_label_split``, of which the first ``wrong`` images have one missed and a false one instead.
 
-    What is called has 0.9, what is not has 0.2; TTA puts the last of the wrong images right.
+    A predicted label has 0.9, any other 0.2; with TTA the last of the wrong images is right.
     """
     labels = toy_label_split(num_images, len(names)).labels
 
     def scores_of(num_wrong: int) -> np.ndarray:
-        called = labels.copy()
-        called[:num_wrong] = np.roll(called[:num_wrong], 1, axis=1)
-        return np.where(called == 1, 0.9, 0.2)
+        predicted = labels.copy()
+        predicted[:num_wrong] = np.roll(predicted[:num_wrong], 1, axis=1)
+        return np.where(predicted == 1, 0.9, 0.2)
 
-    def judge(scores: np.ndarray) -> Metrics:
+    def metrics_of(scores: np.ndarray) -> Metrics:
         return compute_metrics(labels, scores, task=MULTI_LABEL, class_names=names, seed=1, resamples=50)
 
     plain, mean = scores_of(wrong), scores_of(max(0, wrong - 1))
@@ -108,24 +116,28 @@ def toy_label_evaluation(
         labels=labels,
         plain_scores=plain,
         tta_scores=mean if tta else None,
-        plain=judge(plain),
-        tta=judge(mean) if tta else None,
+        plain=metrics_of(plain),
+        tta=metrics_of(mean) if tta else None,
         views=("plain", "flipped") if tta else (),
     )
 
 
 def toy_training(
-    num_epochs: int = 3, *, best_epoch: int = 2, best: float = 0.9, val_loss: float = 1.25
+    num_epochs: int = 3, *, best_epoch: int = 2, best: float = 0.9, val_loss: float = 1.25, monitor: str = "accuracy"
 ) -> TrainingResult:
-    """Validation accuracy is ``best`` at ``best_epoch`` and 0.5 at all others; losses and rate fall as 1 / epoch."""
+    """Validation accuracy is ``best`` at ``best_epoch`` and 0.5 at all others; losses and rate fall as 1 / epoch.
+
+    AUC and images per second of the first epoch are unknown.
+    """
     history = tuple(
         EpochRecord(
             epoch=epoch,
             train_loss=1.5 / epoch,
             val_loss=val_loss / epoch,
             val_accuracy=best if epoch == best_epoch else 0.5,
+            val_auc=None if epoch == 1 else 0.75,
             learning_rate=0.008 / epoch,
-            images_per_second=1234.5,
+            images_per_second=1234.5 if epoch > 1 else None,
             seconds=2.5,
             is_best=epoch in (1, best_epoch),
         )
@@ -136,6 +148,29 @@ def toy_training(
         best_epoch=best_epoch,
         best_val_accuracy=best,
         best_val_loss=val_loss / best_epoch,
+        best_val_auc=None if best_epoch == 1 else 0.75,
+        monitor=monitor,
         stopped_early=False,
         seconds=3725.4,
     )
+
+
+def toy_report(folder: Path, **changes: Any) -> RunReport:
+    """The report of a finished toy run in a new run folder."""
+    dataset = changes.get("dataset", toy_dataset())
+    evaluation = changes.get("evaluation", toy_evaluation(names=dataset.class_names))
+    num_classes = len(dataset.class_names)
+    paths = RunPaths.create(folder, dataset.key, "resnet18", now=FINISHED)
+    write_json(paths.best_model_card, {"architecture": "resnet18"})
+    values = {
+        "paths": paths,
+        "config": Config(epochs=3, dataset="toy.npz", no_tta=True, lr=0.05),
+        "dataset": dataset,
+        "training": toy_training(3, best_epoch=2),
+        "evaluation": evaluation,
+        "environment": {"device": "cpu", "cuda": None, "packages": {"numpy": "2.4"}, "memory_bytes": 25_000_000_000},
+        "train": (toy_label_split if dataset.task == MULTI_LABEL else toy_split)(60, num_classes),
+        "test": toy_split(len(evaluation.labels), num_classes),
+        "finished": FINISHED,
+    }
+    return RunReport(**(values | changes))

@@ -31,12 +31,7 @@ def toy(num_images, num_classes, *, decimals=16):
 def figures_of(labels, predictions, scores, *, resamples=50, seed=3, auc_classes=None):
     auc_classes = range(scores.shape[1]) if auc_classes is None else auc_classes
     return resample_figures(
-        labels,
-        predictions,
-        scores,
-        auc_classes=auc_classes,
-        resamples=resamples,
-        generator=np.random.default_rng(seed),
+        labels, predictions, scores, auc_classes=auc_classes, resamples=resamples, generator=np.random.default_rng(seed)
     )
 
 

@@ -357,7 +357,7 @@ def test_kappa_is_undefined_where_everything_is_and_is_called_one_class():
     assert not metrics.quadratic_weighted_kappa.is_defined
     assert metrics.mean_absolute_error.value == 0
     assert metrics.notes[1:] == (
-        "Every image is of class 'class 1' and called so: quadratic-weighted kappa is undefined.",
+        "Every image is of class 'class 1' and predicted so: quadratic-weighted kappa is undefined.",
     )
     # with one of them called otherwise chance alone has all there is to find
     called_otherwise = metrics_of([1, 1], scores[:, [1, 0, 2]], ORDINAL)

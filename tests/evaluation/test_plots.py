@@ -1,37 +1,30 @@
-"""The pictures: drawn, of the right size, readable, and the same every time."""
+"""The figures: drawn, readable, of a sensible size, and the same every time."""
 
 from __future__ import annotations
 
-import dataclasses
-import subprocess
-import sys
-from datetime import datetime
+from dataclasses import replace
 
 import matplotlib as mpl
+import matplotlib.pyplot as plt
 import numpy as np
-import openpyxl
 import pytest
 from matplotlib.patches import Rectangle
+from matplotlib.text import Text
 from PIL import Image
 from sklearn.metrics import auc as area_under
 
-from scripts.core.config import Config
 from scripts.core.errors import StorageError
 from scripts.data_handler.registry import MULTI_LABEL
-from scripts.evaluation.label_plots import draw_label_curves, draw_label_figures, draw_label_predictions
+from scripts.evaluation import style
+from scripts.evaluation.frames import largest_confusions
+from scripts.evaluation.image_grids import draw_dataset_samples, draw_predictions
+from scripts.evaluation.label_plots import draw_label_curves, draw_label_figures
 from scripts.evaluation.metrics import EvaluationResult, compute_metrics
-from scripts.evaluation.page import DPI, RIGHT_COLOUR, WRONG_COLOUR, Caption, save_figure
-from scripts.evaluation.plots import (
-    draw_confusion_matrix,
-    draw_dataset_samples,
-    draw_sample_predictions,
-    draw_training_curves,
-)
-from scripts.evaluation.workbook import write_workbook
+from scripts.evaluation.plots import draw_confusion_matrix, draw_training_curves
+from scripts.evaluation.style import RIGHT_COLOUR, WRONG_COLOUR, Caption, save_figure, short_names
 from tests.evaluation.conftest import (
     LONG_NAME,
     NAMES,
-    toy_dataset,
     toy_evaluation,
     toy_label_evaluation,
     toy_label_split,
@@ -39,217 +32,180 @@ from tests.evaluation.conftest import (
     toy_training,
 )
 
-PICTURES = ("samples", "curves", "matrix", "predictions", "label samples", "ROC", "label figures", "label predictions")
 CAPTION = Caption("Toy cells", "ResNet-18 Adapted", None)
 NOTED = Caption("Toy cells", "ResNet-18 Adapted", "synthetic: no medical result")
-
-
-def draw(name, caption=CAPTION):
-    split, evaluation = toy_split(30, 3), toy_evaluation()
-    if name == "samples":
-        return draw_dataset_samples(split.images, split.labels, NAMES, caption)
-    if name == "curves":
-        return draw_training_curves(toy_training(), caption)
-    if name == "matrix":
-        return draw_confusion_matrix(evaluation.headline, caption, scores="with TTA")
-    if name == "predictions":
-        return draw_sample_predictions(split.images, evaluation, NAMES, caption)
-    of_labels = toy_label_split(30, 3)
-    if name == "label samples":
-        return draw_dataset_samples(of_labels.images, of_labels.labels, NAMES, caption)
-    if name == "ROC":
-        return draw_label_curves(toy_label_evaluation(), caption)
-    if name == "label figures":
-        return draw_label_figures(toy_label_evaluation(), caption)
-    return draw_label_predictions(of_labels.images, toy_label_evaluation(), NAMES, caption)
+SPLIT, LABEL_SPLIT = toy_split(30, 3), toy_label_split(30, 3)
+EVALUATION, LABEL_EVALUATION = toy_evaluation(), toy_label_evaluation()
+DRAWINGS = {
+    "samples": lambda caption: draw_dataset_samples(SPLIT.images, SPLIT.labels, NAMES, caption),
+    "curves": lambda caption: draw_training_curves(toy_training(), caption),
+    "matrix": lambda caption: draw_confusion_matrix(EVALUATION.variants[-1], caption),
+    "predictions": lambda caption: draw_predictions(SPLIT.images, EVALUATION, NAMES, caption),
+    "ROC": lambda caption: draw_label_curves(LABEL_EVALUATION, caption),
+    "label figures": lambda caption: draw_label_figures(LABEL_EVALUATION, caption),
+    "label predictions": lambda caption: draw_predictions(LABEL_SPLIT.images, LABEL_EVALUATION, NAMES, caption),
+}
 
 
 def texts_of(figure):
-    return [text.get_text() for axes in figure.axes for text in axes.texts]
+    return [text.get_text() for text in figure.findobj(Text) if text.get_text() and text.get_visible()]
 
 
-def pixels_of(path):
-    with Image.open(path) as image:
+def shown_in(figure):
+    return [np.asarray(image.get_array()) for image in figure.axes[0].images]
+
+
+def saved(figure, folder):
+    """The pixels of a figure's file."""
+    save_figure(figure, folder / "figure.png")
+    with Image.open(folder / "figure.png") as image:
         return np.asarray(image.convert("RGB"))
 
 
-def workbook_with(picture, dataset):
-    """A toy workbook with one picture, as it is read back."""
-    write_workbook(
-        picture.with_suffix(".xlsx"),
-        caption=CAPTION,
-        config=Config(),
-        dataset=dataset,
-        training=toy_training(),
-        evaluation=toy_evaluation(),
-        environment={},
-        figures={"Picture": picture},
-        finished=datetime(2026, 1, 31),
-    )
-    return openpyxl.load_workbook(picture.with_suffix(".xlsx"))
-
-
-def frames_of(figure):
-    return [patch for patch in figure.axes[0].patches if isinstance(patch, Rectangle)]
-
-
-@pytest.mark.parametrize("name", PICTURES)
-def test_a_picture_is_as_large_as_its_figure_and_not_blank(tmp_path, name):
-    figure = draw(name)
-    save_figure(figure, tmp_path / "picture.png")
-    pixels = pixels_of(tmp_path / "picture.png")
-    width, height = (round(inches * DPI) for inches in figure.get_size_inches())
-    assert pixels.shape == pytest.approx((height, width, 3), abs=1)  # a point has fractions of a pixel
-    assert len(set(pixels[::3, ::3].ravel().tolist())) > 50
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_a_figure_keeps_a_margin_and_the_same_values_give_the_same_bytes(tmp_path, name):
+    pixels = saved(DRAWINGS[name](NOTED), tmp_path)
+    first = (tmp_path / "figure.png").read_bytes()
     assert np.mean(pixels < 250) > 0.01
-    # nothing runs over the edge
-    for edge in (pixels[:4], pixels[-4:], pixels[:, :4], pixels[:, -4:]):
+    for edge in (pixels[:30], pixels[-30:], pixels[:, :30], pixels[:, -30:]):
         assert (edge == 255).all()
-
-
-@pytest.mark.parametrize("name", PICTURES)
-def test_the_same_values_give_the_same_bytes_whatever_the_users_settings(tmp_path, name):
-    save_figure(draw(name), tmp_path / "first.png")
     with mpl.rc_context({"font.size": 30, "axes.grid": True, "savefig.facecolor": "black", "lines.linewidth": 9}):
-        save_figure(draw(name), tmp_path / "second.png")
-    assert (tmp_path / "first.png").read_bytes() == (tmp_path / "second.png").read_bytes()
+        saved(DRAWINGS[name](NOTED), tmp_path)
+    assert (tmp_path / "figure.png").read_bytes() == first
 
 
-def test_drawing_needs_no_pyplot():
-    code = "import sys, scripts.evaluation.plots; sys.exit('matplotlib.pyplot' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_drawing_changes_no_setting():
+@pytest.mark.parametrize("name", DRAWINGS)
+def test_a_figure_says_where_it_comes_from_and_changes_nothing_global(name):
     before = dict(mpl.rcParams)
-    for name in PICTURES:
-        draw(name)
+    plain, noted = texts_of(DRAWINGS[name](CAPTION)), texts_of(DRAWINGS[name](NOTED))
+    assert "Toy cells · ResNet-18 Adapted" in plain
+    assert ("synthetic: no medical result" in plain, "synthetic: no medical result" in noted) == (False, True)
     assert dict(mpl.rcParams) == before
+    assert plt.get_fignums() == []  # seaborn imports pyplot; nothing is drawn through it
 
 
-@pytest.mark.parametrize("name", PICTURES)
-def test_every_picture_says_where_it_comes_from_and_shows_the_note(name):
-    assert "Toy cells · ResNet-18 Adapted" in texts_of(draw(name))
-    assert "synthetic: no medical result" not in texts_of(draw(name))
-    assert "synthetic: no medical result" in texts_of(draw(name, NOTED))
-
-
-def test_a_name_cannot_start_a_formula_or_break_a_line():
+def test_a_name_cannot_start_a_formula_or_break_a_line(tmp_path):
     split = toy_split(4, 2)
     figure = draw_dataset_samples(split.images, split.labels, ["$x_1$", "a\x00\nb"], CAPTION)
-    assert r"\$x_1\$" in texts_of(figure)  # which matplotlib shows as $x_1$
-    assert "a b" in texts_of(figure)
+    assert {"$x_1$", "a b"} <= set(texts_of(figure))
     assert len(figure.axes[0].images) == 4
+    assert not any(text.get_parse_math() for text in figure.axes[0].texts)
+    saved(figure, tmp_path)
 
 
-def test_a_script_that_the_font_lacks_is_no_error(tmp_path):
-    split = toy_split(4, 2)
-    save_figure(draw_dataset_samples(split.images, split.labels, ["細胞", "x"], CAPTION), tmp_path / "p.png")
-    assert pixels_of(tmp_path / "p.png").std() > 0
+def test_characters_that_no_font_has_become_class_numbers_and_escapes_never_boxes(tmp_path, monkeypatch):
+    monkeypatch.setattr(style, "font_with", lambda character: style.FONT if character.isascii() else None)
+    assert short_names(["日本", "Blood"], width=20, lines=1) == ["class 0", "Blood"]
+    figure = draw_dataset_samples(SPLIT.images, SPLIT.labels, ["日本", "b", "c"], Caption("日", "x", None))
+    saved(figure, tmp_path)  # a glyph that is missing is a warning, and so an error
+    assert {"class 0", r"\u65e5 \xb7 x"} <= set(texts_of(figure))
 
 
-def test_a_picture_that_cannot_be_written_is_a_storage_error(tmp_path):
+def test_a_text_falls_back_to_a_font_that_has_its_characters(tmp_path, monkeypatch):
+    monkeypatch.setattr(style, "font_with", lambda one: "DejaVu Sans Mono" if one == "細" else style.FONT)
+    figure = draw_dataset_samples(SPLIT.images, SPLIT.labels, ["細", "b", "c"], CAPTION)
+    for text in figure.findobj(Text):
+        style._choose_fonts(text)
+    families = {text.get_text(): text.get_fontfamily() for text in figure.findobj(Text)}
+    assert families["細"] == [style.FONT, "DejaVu Sans Mono"]
+    assert families["b"] == [style.FONT]
+
+
+def test_the_fonts_are_searched_for_a_character_and_boxes_for_everything_are_none():
+    assert style.font_with("x") == style.FONT
+    assert style.font_with("\U000fffff") is None  # of a private plane, which only a font of last resort has
+
+
+def test_a_figure_that_cannot_be_written_is_a_storage_error(tmp_path):
     with pytest.raises(StorageError):
-        save_figure(draw("curves"), tmp_path / "missing" / "p.png")
+        save_figure(DRAWINGS["curves"](CAPTION), tmp_path / "missing" / "p.png")
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_samples_show_the_very_pixels_in_their_rows(tmp_path, channels):
     split = toy_split(6, 2, channels=channels)
     figure = draw_dataset_samples(split.images, split.labels, ["even", "odd"], CAPTION)
-    shown = [np.asarray(image.get_array()) for image in figure.axes[0].images]
     expected = [split.images[index] for index in (0, 2, 4, 1, 3, 5)]
     expected = [image if channels == 3 else np.stack([image] * 3, axis=-1) for image in expected]
-    assert all(np.array_equal(one, other) for one, other in zip(shown, expected, strict=True))
-    save_figure(figure, tmp_path / "p.png")
-    left, right, bottom, top = (int(edge) for edge in figure.axes[0].images[0].get_extent())
-    enlarged = np.repeat(np.repeat(expected[0], 3, axis=0), 3, axis=1)
-    assert np.array_equal(pixels_of(tmp_path / "p.png")[top:bottom, left:right], enlarged)
+    assert all(np.array_equal(one, other) for one, other in zip(shown_in(figure), expected, strict=True))
+    pixels, enlarged = saved(figure, tmp_path), np.kron(expected[0], np.ones((3, 3, 1), np.uint8))
+    corners = np.argwhere((pixels[:-83, :-83] == enlarged[0, 0]).all(axis=-1))
+    assert any(np.array_equal(pixels[y : y + 84, x : x + 84], enlarged) for y, x in corners)
 
 
 def test_at_most_twelve_samples_of_a_class_from_its_first_to_its_last():
     split = toy_split(100, 1)
     figure = draw_dataset_samples(split.images, split.labels, ["all", "none"], CAPTION)
-    shown = [np.asarray(image.get_array()) for image in figure.axes[0].images]
+    shown = shown_in(figure)
     assert len(shown) == 12
     assert np.array_equal(shown[0], split.images[0])
     assert np.array_equal(shown[-1], split.images[99])
     assert "0 images" in texts_of(figure)
 
 
-def test_of_very_many_classes_the_first_are_sampled_and_the_picture_says_so():
-    split = toy_split(120, 40)
+def test_of_very_many_classes_the_first_are_sampled_and_the_figure_says_so():
+    split = toy_split(120, 40, side=12, width=20)
     figure = draw_dataset_samples(split.images, split.labels, [f"kind {index}" for index in range(40)], CAPTION)
-    assert "120 images of 28 × 28 pixels, the first 30 of 40 classes" in texts_of(figure)
+    assert "120 images of 20 × 12 pixels, the first 30 of 40 classes" in texts_of(figure)
     assert "kind 29" in texts_of(figure)
     assert "kind 30" not in texts_of(figure)
 
 
-@pytest.mark.parametrize("num_images", [4, 12, 30])
-def test_samples_leave_no_more_room_on_the_right_than_the_margin(tmp_path, num_images):
-    split = toy_split(num_images, 2, side=12, width=20)
-    figure = draw_dataset_samples(split.images, split.labels, ["an even number", "an odd number"], NOTED)
-    save_figure(figure, tmp_path / "p.png")
-    used = np.flatnonzero((pixels_of(tmp_path / "p.png") < 250).any(axis=(0, 2)))
-    # beyond the margin of 48 there is the gap of 8 after an image, or what the heading was estimated too wide
-    assert 48 <= round(figure.get_size_inches()[0] * DPI) - used[-1] - 1 <= 48 + 60
-
-
-def test_a_narrow_picture_of_samples_still_has_its_heading_in_full(tmp_path):
-    split, note = toy_split(2, 2), "synthetic: no medical result, and a note that is rather long"
-    figure = draw_dataset_samples(split.images, split.labels, ["a", "b"], Caption("A data set", "A network", note))
-    assert {"A data set · A network", "2 images of 28 × 28 pixels", note} <= set(texts_of(figure))
-    save_figure(figure, tmp_path / "p.png")
-    assert (pixels_of(tmp_path / "p.png")[:, -24:] == 255).all()
-
-
-def test_a_very_long_heading_makes_no_wider_picture_than_twelve_samples_do():
-    widths = []
-    for num_images, title in ((24, "Toy cells"), (2, "A very long title " * 20)):
-        split = toy_split(num_images, 2)
-        figure = draw_dataset_samples(split.images, split.labels, ["a", "b"], Caption(title, "ResNet-18", None))
-        widths.append(figure.get_size_inches()[0])
-    # the counts "12 images" and "1 images" differ by one letter of 7.5 points
-    assert widths[0] - widths[1] == pytest.approx(7.5 / 72 * 0.57, abs=1 / DPI)
-
-
-def test_sizes_read_width_by_height_in_the_picture_and_the_workbook(tmp_path):
-    split = toy_split(6, 3, side=12, width=20)
+def test_samples_of_several_labels_show_an_image_in_the_row_of_each():
+    split = toy_label_split(6, 3)  # images 0 and 5 have two labels
     figure = draw_dataset_samples(split.images, split.labels, NAMES, CAPTION)
-    assert "6 images of 20 × 12 pixels" in texts_of(figure)
-    save_figure(figure, tmp_path / "p.png")
-    book = workbook_with(tmp_path / "p.png", dataclasses.replace(toy_dataset(), height=12, width=20))
-    facts = {row[0]: row[1] for row in book["Summary"].iter_rows(min_row=10, max_col=2, values_only=True)}
-    assert facts["Image size, width × height"] == "20 × 12, RGB"
-    # a small picture is not blown up
-    extent = book["Figures"]._images[0].anchor.ext
-    height, width, _ = pixels_of(tmp_path / "p.png").shape
-    assert width < 1000
-    assert (extent.width // 9525, extent.height // 9525) == (width, height)  # English Metric Units per pixel
+    expected = [split.images[index] for index in (0, 3, 5, 0, 1, 4, 2, 5)]
+    assert all(np.array_equal(one, other) for one, other in zip(shown_in(figure), expected, strict=True))
+    assert "6 images of 28 × 28 pixels, in the row of each of their labels" in texts_of(figure)
+    assert [text for text in texts_of(figure) if text[0].isdigit() and text.endswith(" images")] == [
+        "3 images",
+        "3 images",
+        "2 images",
+    ]
 
 
 def test_curves_mark_the_best_epoch():
     figure = draw_training_curves(toy_training(5, best_epoch=4), CAPTION)
-    _, loss, accuracy, rate = figure.axes
+    loss, accuracy, rate = figure.axes
     assert [line.get_label() for line in loss.lines[:2]] == ["training", "validation"]
     assert loss.lines[0].get_ydata() == pytest.approx([1.5, 0.75, 0.5, 0.375, 0.3])
     assert np.asarray(accuracy.lines[1].get_xydata()).tolist() == [[4, 0.9]]
     assert np.asarray(rate.lines[0].get_ydata())[0] == 0.008
-    assert "◆ best: 90.00% in epoch 4" in texts_of(figure)
-    assert "5 epochs, not stopped early" in texts_of(figure)
+    assert {"◆ best: 90.00% in epoch 4", "5 epochs, not stopped early"} <= set(texts_of(figure))
+
+
+@pytest.mark.parametrize(
+    ("monitor", "title", "best"),
+    [("auc", "Validation AUC", "◆ best: 0.7500 in epoch 2"), ("loss", "Validation loss", "◆ best: 0.6250 in epoch 2")],
+)
+def test_the_panel_shows_the_monitored_figure(monitor, title, best):
+    assert {title, best} <= set(texts_of(draw_training_curves(toy_training(monitor=monitor), CAPTION)))
+
+
+def test_a_monitored_figure_that_no_epoch_has_is_called_undefined(tmp_path):
+    figure = draw_training_curves(toy_training(1, best_epoch=1, monitor="auc"), CAPTION)
+    assert "undefined in every epoch" in texts_of(figure)
+    saved(figure, tmp_path)
+
+
+def test_of_one_epoch_both_losses_are_seen_even_where_they_are_equal():
+    figure = draw_training_curves(toy_training(1, best_epoch=1, val_loss=1.5), CAPTION)
+    training, validation = figure.axes[0].lines[:2]
+    assert [np.asarray(line.get_xydata()).tolist() for line in (training, validation)] == [[[1, 1.5]]] * 2
+    assert training.get_markersize() > 1.5 * validation.get_markersize()
+    assert training.get_markerfacecolor() == "none"
 
 
 @pytest.mark.parametrize("num_epochs", [1, 2, 60])
 def test_the_epoch_axis_has_whole_numbers_only(num_epochs):
-    figure = draw_training_curves(toy_training(num_epochs, best_epoch=1), CAPTION)
-    ticks = figure.axes[1].get_xticks()
+    ticks = draw_training_curves(toy_training(num_epochs, best_epoch=1), CAPTION).axes[0].get_xticks()
     assert all(tick == round(tick) for tick in ticks)
     assert sum(1 <= tick <= num_epochs for tick in ticks) >= min(num_epochs, 3)
 
 
 @pytest.mark.parametrize(("num_epochs", "best"), [(1, 1.0), (1, 0.0), (3, 1.0), (3, 0.0), (3, 0.98)])
 def test_the_accuracy_axis_names_nothing_impossible(num_epochs, best):
-    axes = draw_training_curves(toy_training(num_epochs, best_epoch=1, best=best), CAPTION).axes[2]
+    axes = draw_training_curves(toy_training(num_epochs, best_epoch=1, best=best), CAPTION).axes[1]
     lowest, highest = axes.get_ylim()
     ticks = axes.get_yticks()
     assert len(ticks) >= 3
@@ -266,24 +222,24 @@ def test_the_accuracy_axis_names_nothing_impossible(num_epochs, best):
 def test_no_point_of_a_curve_lies_on_the_upper_edge_or_is_cut(num_epochs, val_loss):
     # the training loss of the first epoch is 1.5: two points near each other and far from zero
     figure = draw_training_curves(toy_training(num_epochs, best_epoch=1, val_loss=val_loss), CAPTION)
-    for axes in figure.axes[1:]:
-        edge = axes.get_window_extent().y1
-        curves = [line for line in axes.lines if line.get_marker() in ("o", "D")]
+    figure.draw_without_rendering()
+    for axes in figure.axes:
+        curves = [line for line in axes.lines if line.get_marker() in ("o", "s", "D")]
         assert curves
         for line in curves:
             points = axes.transData.transform(line.get_xydata())
-            assert points[:, 1].max() < edge - 10
+            assert points[:, 1].max() < axes.get_window_extent().y1 - 10
             assert not line.get_clip_on()  # as at the lower edge, where a rate of zero lies
 
 
+def matrix(evaluation):
+    return draw_confusion_matrix(evaluation.variants[0], CAPTION)
+
+
 def test_the_matrix_shows_counts_and_shares():
-    # of 15 images, 5 per class, the first two are taken for the next class
-    figure = draw_confusion_matrix(toy_evaluation(num_images=15, wrong=2).plain, CAPTION, scores="without TTA")
-    texts = texts_of(figure)
-    assert texts.count("4") == 2
-    assert texts.count("80.0") == 2
-    assert texts.count("20.0") == 2
-    assert texts.count("100.0") == 1
+    # of 15 images, 5 per class, the first two are predicted as the next class
+    texts = texts_of(matrix(toy_evaluation(num_images=15, wrong=2)))
+    assert [texts.count(number) for number in ("4", "80.0", "20.0", "100.0")] == [2, 2, 2, 1]
     assert any(text.startswith("13 of 15 test images right without TTA: 86.67% (95% interval ") for text in texts)
     assert texts.count("predicted class") == 2
     assert texts.count("immature granulocytes…") == 3
@@ -291,197 +247,206 @@ def test_the_matrix_shows_counts_and_shares():
 
 
 def test_a_class_without_images_has_a_dash_for_its_shares():
-    evaluation = toy_evaluation(num_images=2, wrong=0)
-    assert texts_of(draw_confusion_matrix(evaluation.plain, CAPTION, scores="")).count("–") == 3
+    assert texts_of(matrix(toy_evaluation(num_images=2, wrong=0))).count("–") == 3
 
 
-def test_errors_are_orange_and_hits_are_blue():
-    figure = draw_confusion_matrix(toy_evaluation(num_images=15, wrong=2).plain, CAPTION, scores="")
-    for panel in figure.axes[0].images:
-        red, _, blue = np.moveaxis(np.asarray(panel.get_array()), -1, 0)
-        assert (np.diag(blue) > np.diag(red)).all()
-        assert red[0, 1] > blue[0, 1]
-        assert red[1, 0] == blue[1, 0] == red[0, 2] == 1.0
+def test_wrong_cells_are_orange_and_right_ones_blue():
+    for axes in matrix(toy_evaluation(num_images=15, wrong=2)).axes:
+        axes.figure.draw_without_rendering()
+        blue, orange = (mesh.get_facecolor().reshape(3, 3, 4) for mesh in axes.collections)
+        assert (blue[..., 3].astype(bool) == np.eye(3, dtype=bool)).all()  # each masked where the other is drawn
+        assert (orange[..., 3].astype(bool) == ~np.eye(3, dtype=bool)).all()
+        assert (np.diagonal(blue[..., 2]) > np.diagonal(blue[..., 0])).all()
+        assert orange[0, 1, 0] > orange[0, 1, 2]
+        assert orange[1, 0, :3].tolist() == [1, 1, 1]
 
 
-@pytest.mark.parametrize("num_classes", [2, 14, 25, 70])
+@pytest.mark.parametrize("num_classes", [2, 14, 25, 70, 150])
 def test_the_matrix_holds_from_two_classes_to_very_many(tmp_path, num_classes):
     names = [f"a rather long name of kind {index}" for index in range(num_classes)]
-    evaluation = toy_evaluation(num_images=2 * num_classes, names=names)
-    save_figure(draw_confusion_matrix(evaluation.headline, CAPTION, scores="with TTA"), tmp_path / "p.png")
-    height, width, _ = pixels_of(tmp_path / "p.png").shape
-    assert height < 2000
+    height, width, _ = saved(matrix(toy_evaluation(num_images=2 * num_classes, names=names)), tmp_path).shape
+    assert height < 2100
     assert width < 3200
+
+
+def test_beyond_a_hundred_classes_the_largest_confusions_are_drawn():
+    names = [f"class {index}" for index in range(101)]
+    evaluation = toy_evaluation(num_images=202, names=names, wrong=102, tta=False)  # twice 0 → 1
+    texts = texts_of(matrix(evaluation))
+    assert any(text.endswith("; the 30 largest confusions of 101 classes") for text in texts)
+    assert {"class 0 → class 1", "2 · 100.0%", "1 · 50.0%"} <= set(texts)
+    first = largest_confusions(evaluation.plain, 1).iloc[0]
+    assert (first["true"], first["predicted"], first["images"], first["share"]) == (0, 1, 2, 1.0)
+    without_errors = toy_evaluation(num_images=202, names=names, wrong=0)
+    assert "no image is predicted wrong" in texts_of(matrix(without_errors))
 
 
 def test_names_that_shortening_makes_equal_are_numbered():
     names = ["very long common beginning of one", "very long common beginning of two"]
-    texts = texts_of(draw_confusion_matrix(toy_evaluation(names=names).plain, CAPTION, scores=""))
-    assert "0: very long common beginn…" in texts
-    assert "1: very long common beginn…" in texts
+    texts = texts_of(matrix(toy_evaluation(names=names)))
+    assert {"0: very long common beginn…", "1: very long common beginn…"} <= set(texts)
 
 
 def test_numbers_of_columns_are_those_of_the_rows():
     # in two lines the names differ, in one line only the last does
     names = [*(f"a very long class name that differs late {index}" for index in range(10)), "platelet"]
-    texts = texts_of(draw_confusion_matrix(toy_evaluation(names=names).plain, CAPTION, scores=""))
+    texts = texts_of(matrix(toy_evaluation(names=names)))
     for index in range(10):
         assert texts.count(f"{index}: a very long class name\nthat differs late {index}") == 1
         assert texts.count(f"{index}: a very long class name…") == 2
     assert texts.count("10: platelet") == 3
 
 
-def test_predictions_name_truth_guess_and_confidence_and_the_surest_errors_first():
+def test_predictions_name_row_truth_guess_and_confidence_and_the_most_confident_errors_first():
     evaluation = toy_evaluation(num_images=30, wrong=4)
-    images = toy_split(30, 3).images
-    figure = draw_sample_predictions(images, evaluation, NAMES, CAPTION)
+    figure = draw_predictions(SPLIT.images, evaluation, NAMES, CAPTION)
     texts = texts_of(figure)
     assert "✓  Right: 16 of 27, from each class in turn" in texts
     assert "✗  Wrong: 3 of 3, the most confident first" in texts
-    assert "test images; 27 of 30 are right" in texts
-    # of the wrong images 0, 1 and 2 the last is the surest; a platelet, it is taken for the first class
-    shown = [np.asarray(image.get_array()) for image in figure.axes[0].images]
-    assert all(np.array_equal(shown[16 + place], images[index]) for place, index in enumerate((2, 1, 0)))
-    assert f"✗ {evaluation.headline_scores[2].max():.1%}" in texts
-    assert "true  platelet\npred. basophil" in texts
+    assert "test images with TTA; 27 of 30 are right" in texts
+    # of the wrong images 0, 1 and 2 the last has the highest confidence; a platelet, predicted as the first class
+    shown = shown_in(figure)
+    assert all(np.array_equal(shown[16 + place], SPLIT.images[index]) for place, index in enumerate((2, 1, 0)))
+    wrong = texts.index("test #2")
+    confidence = f"✗ {evaluation.headline_scores[2].max():.1%}"
+    assert texts[wrong : wrong + 4] == ["test #2", "true  platelet", "pred. basophil", confidence]
     # right and wrong differ in more than colour
-    assert {frame.get_linestyle() for frame in frames_of(figure)[:16]} == {"-"}
-    assert all(frame.get_linestyle() != "-" for frame in frames_of(figure)[16:])
+    frames = [patch for patch in figure.axes[0].patches if isinstance(patch, Rectangle)]
+    assert {frame.get_linestyle() for frame in frames[:16]} == {"-"}
+    assert all(frame.get_linestyle() != "-" for frame in frames[16:])
+
+
+def test_predictions_without_tta_say_so():
+    texts = texts_of(draw_predictions(SPLIT.images, toy_evaluation(tta=False), NAMES, CAPTION))
+    assert "test images without TTA; 26 of 30 are right" in texts
 
 
 @pytest.mark.parametrize(("wrong", "heading"), [(0, "✗  Wrong"), (13, "✓  Right")])
 def test_a_group_without_images_is_left_out(wrong, heading):
     evaluation = toy_evaluation(num_images=12, wrong=wrong)
-    figure = draw_sample_predictions(toy_split(12, 3).images, evaluation, NAMES, CAPTION)
+    figure = draw_predictions(toy_split(12, 3).images, evaluation, NAMES, CAPTION)
     assert not any(text.startswith(heading) for text in texts_of(figure))
-    assert len(frames_of(figure)) == 12
+    assert len(figure.axes[0].images) == 12
 
 
 def test_right_predictions_take_turns_between_the_classes():
-    evaluation = toy_evaluation(num_images=30, wrong=0)
-    figure = draw_sample_predictions(toy_split(30, 3).images, evaluation, NAMES, CAPTION)
-    shown = [text.split("\n")[0].removeprefix("true  ") for text in texts_of(figure) if text.startswith("true")]
+    texts = texts_of(draw_predictions(SPLIT.images, toy_evaluation(wrong=0), NAMES, CAPTION))
+    shown = [text.removeprefix("true  ") for text in texts if text.startswith("true  ")]
     assert shown[:6] == ["basophil", "immature granul…", "platelet"] * 2
 
 
-def test_large_grey_pictures_are_reduced_not_sampled():
+def test_large_grey_images_are_reduced_not_sampled():
     split = toy_split(12, 3, side=224, channels=1)
-    figure = draw_sample_predictions(split.images, toy_evaluation(num_images=12), NAMES, CAPTION)
+    figure = draw_predictions(split.images, toy_evaluation(num_images=12), NAMES, CAPTION)
     assert {image.get_interpolation() for image in figure.axes[0].images} == {"antialiased"}
 
 
-def test_samples_of_several_labels_show_an_image_in_the_row_of_each():
-    split = toy_label_split(6, 3)  # images 0 and 5 have two labels
-    figure = draw_dataset_samples(split.images, split.labels, NAMES, CAPTION)
-    shown = [np.asarray(image.get_array()) for image in figure.axes[0].images]
-    expected = [split.images[index] for index in (0, 3, 5, 0, 1, 4, 2, 5)]
-    assert all(np.array_equal(one, other) for one, other in zip(shown, expected, strict=True))
-    assert "6 images of 28 × 28 pixels, in the row of each of their labels" in texts_of(figure)
-    assert [text for text in texts_of(figure) if text[0].isdigit() and text.endswith(" images")] == [
-        "3 images",
-        "3 images",
-        "2 images",
-    ]
-
-
-def test_each_label_has_its_curve_with_its_auc_and_its_images():
+def test_each_label_has_the_curve_of_the_metrics_with_its_auc_and_its_images():
     evaluation = toy_label_evaluation(wrong=6)
-    _, *panels = draw_label_curves(evaluation, CAPTION).axes
-    texts = texts_of(draw_label_curves(evaluation, CAPTION))
-    assert len(panels) == 3
-    for index, (panel, figures) in enumerate(zip(panels, evaluation.headline.per_class, strict=True)):
-        _, curve = panel.lines
-        false_alarms, found = np.transpose(curve.get_xydata())
+    figure = draw_label_curves(evaluation, CAPTION)
+    metrics, texts = evaluation.headline, texts_of(figure)
+    assert len(figure.axes) == 3
+    for index, (panel, figures, curve) in enumerate(
+        zip(figure.axes, metrics.per_class, metrics.roc_curves, strict=True)
+    ):
+        assert curve is not None
+        line = panel.lines[1]
+        assert np.array_equal(np.transpose(line.get_xydata()), [curve.false_positive_rate, curve.true_positive_rate])
         # the area under the drawn curve is the AUC that stands above it
-        assert area_under(false_alarms, found) == pytest.approx(figures.auc, abs=1e-12)
+        assert area_under(*np.transpose(line.get_xydata())) == pytest.approx(figures.auc, abs=1e-12)
         assert f"AUC {figures.auc:.3f} · {figures.support:,} images" in texts
-        assert curve.get_color() == RIGHT_COLOUR
-        assert (false_alarms[-1], found[-1]) == (1, 1)
+        assert line.get_color() == RIGHT_COLOUR
         assert bool(panel.get_ylabel()) == (index == 0)
-    auc = evaluation.headline.auc
+    auc = metrics.auc
     assert f"30 test images with TTA; mean AUC {auc.value:.3f} (95% interval {auc.low:.3f} to {auc.high:.3f})" in texts
 
 
 def test_a_label_without_a_curve_says_why():
     evaluation = toy_label_evaluation(num_images=2, wrong=0)  # image 0 has the first two labels, image 1 the second
-    _, first, second, third = draw_label_curves(evaluation, CAPTION).axes
-    assert len(first.lines) == 2
-    assert (len(second.lines), second.texts[0].get_text()) == (0, "every image\nhas this label")
-    assert (len(third.lines), third.texts[0].get_text()) == (0, "no image\nhas this label")
-    assert "AUC undefined · 0 images" in texts_of(draw_label_curves(evaluation, CAPTION))
+    figure = draw_label_curves(evaluation, CAPTION)
+    assert [len(axes.lines) for axes in figure.axes] == [2, 0, 0]
+    assert {"every image\nhas this label", "no image\nhas this label", "AUC undefined · 0 images"} <= set(
+        texts_of(figure)
+    )
 
 
-def test_where_no_label_varies_the_mean_is_called_undefined():
+def test_where_no_label_varies_the_mean_is_called_undefined(tmp_path):
     evaluation = toy_label_evaluation(num_images=1, wrong=0, tta=False)
-    for draw_it in (draw_label_curves, draw_label_figures):
-        assert "1 test image without TTA; the mean AUC is undefined" in texts_of(draw_it(evaluation, CAPTION))
+    for draw in (draw_label_curves, draw_label_figures):
+        figure = draw(evaluation, CAPTION)
+        assert "1 test image without TTA; the mean AUC is undefined" in texts_of(figure)
+        saved(figure, tmp_path)
 
 
 def test_the_figures_of_labels_lie_where_they_belong_and_are_written_beside():
     evaluation = toy_label_evaluation(wrong=6)
-    figure = draw_label_figures(evaluation, CAPTION)
-    page, metrics = figure.axes[0], evaluation.headline
-    points = [line for line in page.lines if line.get_marker() == "o"]
-    values = [getattr(one, name) for name in ("auc", "precision", "recall", "f1") for one in metrics.per_class]
-    assert len(points) == len(values) == 12
-    stems = [line for line in page.lines if line.get_marker() != "o" and line.get_color() == RIGHT_COLOUR]
-    for stem, point, value in zip(stems, points, values, strict=True):
-        (beginning, height), end = np.asarray(stem.get_xydata())
-        assert end.tolist() == [pytest.approx(beginning + 230 * value), height]
-        assert np.asarray(point.get_xydata()).tolist() == [end.tolist()]
-        assert f"{value:.3f}" in texts_of(figure)
-    assert f"mean {metrics.auc.value:.3f}" in texts_of(figure)
-    assert f"mean {metrics.macro_f1.value:.3f}" in texts_of(figure)
+    figure, metrics = draw_label_figures(evaluation, CAPTION), evaluation.headline
+    for axes, name in zip(figure.axes, ("auc", "precision", "recall", "f1"), strict=True):
+        values = [getattr(of_class, name) for of_class in metrics.per_class]
+        points = np.concatenate([np.ma.getdata(dots.get_offsets()) for dots in axes.collections[1:]])
+        assert points == pytest.approx(np.transpose([values, range(3)]))
+        assert {f"{value:.3f}" for value in values} <= set(texts_of(figure))
+    assert {f"mean {metrics.auc.value:.3f}", f"mean {metrics.macro_f1.value:.3f}"} <= set(texts_of(figure))
 
 
 def test_an_undefined_figure_of_a_label_has_a_dash_and_no_point():
     figure = draw_label_figures(toy_label_evaluation(num_images=2, wrong=0), CAPTION)
     # of the third label nothing is defined; of the second, which every image has, all but the AUC
     assert texts_of(figure).count("–") == 4 + 1
-    assert sum(line.get_marker() == "o" for line in figure.axes[0].lines) == 12 - 5
+    points = [np.ma.getdata(dots.get_offsets()) for axes in figure.axes for dots in axes.collections[1:]]
+    assert np.isfinite(np.concatenate(points)).all(axis=1).sum() == 12 - 5
 
 
 @pytest.mark.parametrize("num_labels", [2, 14, 70])
-def test_the_pictures_of_labels_hold_from_two_to_very_many(tmp_path, num_labels):
+def test_the_figures_of_labels_hold_from_two_to_very_many(tmp_path, num_labels):
     names = [f"a rather long name of label {index}" for index in range(num_labels)]
     evaluation = toy_label_evaluation(num_images=2 * num_labels, names=names)
-    for draw_it, most in ((draw_label_curves, 30), (draw_label_figures, 60)):
-        figure = draw_it(evaluation, CAPTION)
-        save_figure(figure, tmp_path / "p.png")
-        height, width, _ = pixels_of(tmp_path / "p.png").shape
-        assert height < 2800
+    for draw, most in ((draw_label_curves, 30), (draw_label_figures, 60)):
+        figure = draw(evaluation, CAPTION)
+        height, width, _ = saved(figure, tmp_path).shape
+        assert height < 2900
         assert width < 2200
-        said = any(text.endswith(f"; the first {most} of 70 labels") for text in texts_of(figure))
-        assert said == (num_labels > most)
+        is_cut = any(text.endswith(f"; the first {most} of 70 labels") for text in texts_of(figure))
+        assert is_cut == (num_labels > most)
 
 
-def test_predictions_of_labels_tell_the_found_the_missed_and_the_false_ones():
-    images, evaluation = toy_label_split(30, 3).images, toy_label_evaluation(wrong=3)
-    figure = draw_label_predictions(images, evaluation, NAMES, CAPTION)
+def test_predictions_of_labels_name_the_found_the_missed_and_the_false_ones():
+    evaluation = toy_label_evaluation(wrong=3)
+    figure = draw_predictions(LABEL_SPLIT.images, evaluation, NAMES, CAPTION)
     texts = texts_of(figure)
     assert "✓  Right in every label: 16 of 28, from each label in turn" in texts
     assert "✗  Wrong in some: 2 of 2, the most confident first" in texts
-    assert any(text.startswith("test images; 28 of 30 are right in every label · ✓ true and pred") for text in texts)
-    # image 0 has the first two labels and was given the last two; image 1 the second, and was given the third
-    assert texts[-5:] == [
-        "✗ platelet 90%",
-        "○ basophil 20%",
-        "✓ immature granul… 90%",
-        "✗ platelet 90%",
-        "○ immature granul… 20%",
+    assert any(
+        text.startswith("test images with TTA; 28 of 30 are right in every label · ✓ true and") for text in texts
+    )
+    # image 0 has the first two labels, predicted are the last two; image 1 has the second, predicted is the third
+    lines = [(text.get_text(), text.get_color()) for text in figure.axes[0].texts[-7:]]
+    assert lines[1:4] + lines[5:] == [
+        ("✗ platelet 90%", WRONG_COLOUR),
+        ("○ basophil 20%", WRONG_COLOUR),
+        ("✓ immature granul… 90%", RIGHT_COLOUR),
+        ("✗ platelet 90%", WRONG_COLOUR),
+        ("○ immature granul… 20%", WRONG_COLOUR),
     ]
-    colours = [text.get_color() for text in figure.axes[0].texts[-5:]]
-    assert colours == [WRONG_COLOUR, WRONG_COLOUR, RIGHT_COLOUR, WRONG_COLOUR, WRONG_COLOUR]
-    shown = [np.asarray(image.get_array()) for image in figure.axes[0].images]
-    assert all(np.array_equal(shown[16 + place], images[place]) for place in range(2))
+    assert [lines[0][0], lines[4][0]] == ["test #0", "test #1"]
+    shown = shown_in(figure)
+    assert all(np.array_equal(shown[16 + place], LABEL_SPLIT.images[place]) for place in range(2))
 
 
-def test_of_many_labels_of_an_image_the_first_are_told_and_the_rest_counted():
+def test_of_many_labels_of_an_image_the_first_are_named_and_the_rest_counted():
     names = [f"label {index}" for index in range(8)]
     rows = np.ones((2, 8), dtype=np.int64)
     rows[1] = 0
     scores = np.where(rows == 1, 0.7, 0.1)
     metrics = compute_metrics(rows, scores, task=MULTI_LABEL, class_names=names, seed=1, resamples=5)
     evaluation = EvaluationResult(labels=rows, plain_scores=scores, tta_scores=None, plain=metrics, tta=None, views=())
-    texts = texts_of(draw_label_predictions(toy_split(2, 2).images, evaluation, names, CAPTION))
-    assert texts[-6:] == [*(f"✓ label {index} 70%" for index in range(4)), "and 4 more", "no label, none predicted"]
+    figure = draw_predictions(toy_split(2, 2).images, evaluation, names, CAPTION)
+    texts = [text.get_text() for text in figure.axes[0].texts]
+    assert texts[-7:-2] == [*(f"✓ label {index} 70%" for index in range(4)), "and 4 more"]
+    assert texts[-2:] == ["test #1", "no label, none predicted"]
+
+
+def test_the_variants_are_listed_in_one_place():
+    keys = [(one.key, one.title, one.phrase) for one in EVALUATION.variants]
+    assert keys == [("plain", "Without TTA", "without TTA"), ("tta", "With TTA", "with TTA")]
+    assert [one.key for one in replace(EVALUATION, tta=None, tta_scores=None).variants] == ["plain"]

@@ -3,32 +3,19 @@
 from __future__ import annotations
 
 import json
-import time
 import zipfile
 from dataclasses import asdict, replace
-from datetime import datetime
 
 import numpy as np
 import openpyxl
 import pytest
-from PIL import Image
 
 from scripts.core.config import Config
-from scripts.core.files import write_json
-from scripts.core.paths import RunPaths
 from scripts.data_handler.registry import BINARY, MULTI_LABEL, ORDINAL
-from scripts.evaluation.reports import RunReport, write_reports
-from tests.evaluation.conftest import (
-    NAMES,
-    toy_dataset,
-    toy_evaluation,
-    toy_label_evaluation,
-    toy_label_split,
-    toy_split,
-    toy_training,
-)
+from scripts.evaluation import figures, reports, style
+from scripts.evaluation.reports import write_reports
+from tests.evaluation.conftest import NAMES, toy_dataset, toy_evaluation, toy_label_evaluation, toy_report
 
-FINISHED = datetime(2026, 1, 31, 22, 15, 0)
 NOTE = "synthetic: no medical result"
 
 
@@ -36,24 +23,11 @@ def refuse_constants(name):
     raise AssertionError(f"{name} is not JSON")
 
 
-def report(folder, *, dataset=None, evaluation=None, environment=None):
+def report(folder, **changes):
     """Reports of a toy run, and where they are."""
-    dataset, evaluation = dataset or toy_dataset(), evaluation or toy_evaluation()
-    paths = RunPaths.create(folder, dataset.key, "resnet18", now=FINISHED)
-    num_classes = len(dataset.class_names)
-    write_json(paths.best_model_card, {})
-    run_report = RunReport(
-        paths=paths,
-        config=Config(epochs=3),
-        dataset=dataset,
-        training=toy_training(3, best_epoch=2),
-        evaluation=evaluation,
-        environment=environment or {"device": "cpu"},
-        train=(toy_label_split if dataset.task == MULTI_LABEL else toy_split)(60, num_classes),
-        test=toy_split(len(evaluation.labels), num_classes),
-        finished=FINISHED,
-    )
-    return paths, write_reports(run_report), json.loads(paths.summary.read_text(), parse_constant=refuse_constants)
+    run_report = toy_report(folder, **changes)
+    written, paths = write_reports(run_report), run_report.paths
+    return paths, written, json.loads(paths.summary.read_text(encoding="utf-8"), parse_constant=refuse_constants)
 
 
 @pytest.fixture(scope="module")
@@ -85,25 +59,10 @@ def test_every_file_that_the_summary_names_exists_and_none_is_missing(finished_r
 
 
 def test_files_of_earlier_steps_are_named_where_they_are(tmp_path):
-    now = datetime(2026, 1, 31, 22, 15, 1)
-    paths = RunPaths.create(tmp_path, "toy", "resnet18", now=now)
-    paths.best_model.write_bytes(b"weights")
-    split, evaluation = toy_split(30, 3), toy_evaluation()
-    write_json(paths.best_model_card, {})
-    write_reports(
-        RunReport(
-            paths=paths,
-            config=Config(),
-            dataset=toy_dataset(),
-            training=toy_training(),
-            evaluation=evaluation,
-            environment={},
-            train=split,
-            test=split,
-            finished=now,
-        )
-    )
-    files = json.loads(paths.summary.read_text())["files"]
+    run_report = toy_report(tmp_path)
+    run_report.paths.best_model.write_bytes(b"weights")
+    write_reports(run_report)
+    files = json.loads(run_report.paths.summary.read_text(encoding="utf-8"))["files"]
     assert "models/best_model.pth" in files
     assert "history.jsonl" not in files
 
@@ -128,13 +87,15 @@ def test_the_summary_has_what_a_program_wants(finished_run):
         "epochs": 3,
         "epochs_at_most": 3,
         "best_epoch": 2,
+        "monitor": "accuracy",
         "best_val_accuracy": 0.9,
+        "best_val_auc": 0.75,
         "best_val_loss": 0.625,
         "stopped_early": False,
         "seconds": 3725.4,
     }
     assert summary["dataset"]["num_samples"] == {"train": 60, "val": 12, "test": 30}
-    assert summary["config"] == Config(epochs=3).as_dict()
+    assert summary["config"] == Config(epochs=3, dataset="toy.npz", no_tta=True, lr=0.05).as_dict()
     assert summary["finished"] == "2026-01-31T22:15:00"
     assert summary["note"] == NOTE
 
@@ -193,7 +154,7 @@ def test_several_labels_have_reports_of_their_own(tmp_path):
         "sample_predictions.png",
         "training_curves.png",
     }
-    assert {paths.root / name for name in summary["files"]} == set(written) - {paths.summary}
+    assert {paths.root / name for name in summary["files"]} == {*written, paths.best_model_card} - {paths.summary}
     plain = summary["test"]["plain"]
     assert "confusion" not in plain
     assert "confusion_by_row" not in plain
@@ -220,23 +181,53 @@ def test_what_is_undefined_is_null(tmp_path):
     assert plain["notes"] == ["Every image of this split is of class 'a': AUC is undefined."]
 
 
-def test_hostile_names_reach_every_report_unharmed(tmp_path):
+def test_hostile_names_reach_every_report_unharmed(tmp_path, caplog):
     names = ("=cmd|' /C calc'!A0", "bell\x07 $x^2$ \udcff", "細胞" * 40)
     dataset = replace(toy_dataset(names=names), source="bytes \udcff.npz", title="$\\frac$ \udcff")
     environment = {"device": "cpu", "figure": float("nan"), "count": np.int64(3)}
-    paths, written, summary = report(
-        tmp_path, dataset=dataset, evaluation=toy_evaluation(names=names), environment=environment
-    )
+    paths, written, summary = report(tmp_path, dataset=dataset, environment=environment)
     assert all(path.stat().st_size > 100 for path in written)
     assert summary["dataset"]["class_names"] == [names[0], "bell\x07 $x^2$ \\udcff", names[2]]
     assert summary["environment"] == {"device": "cpu", "figure": None, "count": 3}
     assert openpyxl.load_workbook(paths.workbook)["Per class"]["A5"].data_type == "s"
 
 
-def test_reports_on_a_usual_test_split_take_a_few_seconds(tmp_path):
-    evaluation = toy_evaluation(num_images=3400, wrong=100)
-    start = time.process_time()
-    paths, _, _ = report(tmp_path, evaluation=evaluation)
-    assert time.process_time() - start < 8  # 2 to 3 on a machine that does nothing else
-    with Image.open(paths.figures / "sample_predictions.png") as picture:
-        assert picture.width > 1000
+def test_names_that_no_font_has_are_named_in_one_warning_and_whole_in_the_workbook(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(style, "font_with", lambda character: style.FONT if character.isascii() else None)
+    monkeypatch.setattr(style, "missing_characters", lambda text: {one for one in text if one in "日本"})
+    monkeypatch.setattr(figures, "missing_characters", style.missing_characters)
+    with caplog.at_level("WARNING", logger="medmnist"):
+        paths, _, _ = report(tmp_path, dataset=toy_dataset(names=("日本", "b", "c")))
+    (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert warning.startswith("No installed font has all characters of 日本: figures show numbers")
+    assert openpyxl.load_workbook(paths.workbook)["Per class"]["A5"].value == "日本"
+
+
+def test_a_writer_is_added_by_one_line(tmp_path, monkeypatch):
+    def write_text_report(run_report):
+        path = run_report.paths.reports / "report.txt"
+        path.write_text(f"{run_report.evaluation.headline.num_correct} right", encoding="utf-8")
+        return [path]
+
+    monkeypatch.setattr(reports, "WRITERS", (write_text_report,))
+    _, written, summary = report(tmp_path)
+    assert written[0].read_text(encoding="utf-8") == "27 right"
+    assert summary["files"][-1] == "reports/report.txt"
+
+
+def test_the_card_has_the_test_figures_of_both_variants(finished_run):
+    card = json.loads(finished_run[0].best_model_card.read_text(encoding="utf-8"))
+    assert list(card["test"]) == ["without TTA", "with TTA"]
+    assert card["test"]["without TTA"]["accuracy"] == pytest.approx(26 / 30)
+    assert card["architecture"] == "resnet18"
+
+
+def test_a_thousand_classes_leave_reports_of_bounded_size(tmp_path, monkeypatch):
+    monkeypatch.setattr(reports, "WRITERS", ())
+    names = [f"class {index}" for index in range(1000)]
+    evaluation = toy_evaluation(num_images=1000, names=names, wrong=1, tta=False)
+    paths, _, summary = report(tmp_path, dataset=toy_dataset(names=names), evaluation=evaluation)
+    cells = summary["test"]["plain"]["confusion_cells"]
+    assert (len(cells), cells[:2]) == (1000, ["0,1,1", "1,1,1"])  # true class, predicted class, images
+    assert "confusion" not in summary["test"]["plain"]
+    assert paths.summary.stat().st_size < 500_000

@@ -3,54 +3,70 @@
 from __future__ import annotations
 
 import io
-from datetime import datetime, timedelta
+from dataclasses import replace
+from datetime import timedelta
 
 import openpyxl
+import pandas as pd
 import pytest
 from PIL import Image
 
 from scripts.core.config import Config
 from scripts.core.errors import StorageError
+from scripts.core.paths import RunPaths
 from scripts.data_handler.registry import MULTI_LABEL, ORDINAL
-from scripts.evaluation.page import Caption
-from scripts.evaluation.workbook import clean_text, write_workbook
+from scripts.evaluation import workbook
+from scripts.evaluation.sheets import clean_text, workbook_writer, write_frame
+from scripts.evaluation.style import Caption
+from scripts.evaluation.workbook import write_workbook
 from tests.evaluation.conftest import (
+    FINISHED,
     LONG_NAME,
     NAMES,
     toy_dataset,
     toy_evaluation,
     toy_label_evaluation,
-    toy_training,
+    toy_report,
 )
 
-FINISHED = datetime(2026, 1, 31, 22, 15, 0)
 SHEETS = ["Summary", "History", "Per class", "Confusion matrix", "Configuration", "Environment", "Figures"]
 
 
-def written(folder, *, caption=None, names=NAMES, evaluation=None, figures=(), **changes):
+@pytest.fixture(autouse=True)
+def _small_figures(monkeypatch, tmp_path):
+    """One small figure, so that tests of sheets draw none."""
+    Image.new("RGB", (2000, 500), "blue").save(tmp_path / "curves.png")
+    monkeypatch.setattr(
+        workbook, "figure_files", lambda _: {"Curves": tmp_path / "curves.png", "Again": tmp_path / "curves.png"}
+    )
+
+
+@pytest.fixture(scope="module")
+def book(tmp_path_factory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(workbook, "figure_files", lambda _: {})
+        return written(tmp_path_factory.mktemp("book"))
+
+
+def written(folder, **changes):
     """A toy workbook as it is read back."""
-    path = folder / "book.xlsx"
-    arguments = {
-        "caption": caption or Caption("Toy cells", "ResNet-18 Adapted", None),
-        "config": Config(epochs=3, dataset="toy.npz", no_tta=True, lr=0.05),
-        "dataset": toy_dataset(names=names),
-        "training": toy_training(3, best_epoch=2),
-        "evaluation": evaluation or toy_evaluation(names=names),
-        "environment": {"device": "cpu", "cuda": None, "packages": {"numpy": "2.4"}, "memory_bytes": 25_000_000_000},
-        "figures": dict(figures),
-        "finished": FINISHED,
-    }
-    write_workbook(path, **{**arguments, **changes})
-    return openpyxl.load_workbook(path)
+    report = toy_report(folder, **changes)
+    write_workbook(report)
+    return openpyxl.load_workbook(report.paths.workbook)
+
+
+def sheet_of(folder, frame, **look):
+    with workbook_writer(folder / "book.xlsx", "title") as writer:
+        write_frame(writer, frame, "Sheet", Caption("a", "b", None), **look)
+    return openpyxl.load_workbook(folder / "book.xlsx")["Sheet"]
 
 
 def facts_of(sheet):
     return {row[0].value: row[1] for row in sheet.iter_rows(min_row=10, max_col=2)}
 
 
-@pytest.fixture(scope="module")
-def book(tmp_path_factory):
-    return written(tmp_path_factory.mktemp("book"))
+def values_of(cells):
+    return [cell.value for cell in cells]
 
 
 def test_the_sheets_are_there_in_order(book):
@@ -70,63 +86,78 @@ def test_the_summary_has_each_figure_with_its_interval_without_and_with_tta(book
         start=5,
     ):
         plain, tta = getattr(evaluation.plain, name), getattr(evaluation.tta, name)
-        values = [cell.value for cell in sheet[row]][:7]
-        assert values == [title, plain.value, plain.low, plain.high, tta.value, tta.low, tta.high]
+        assert values_of(sheet[row])[:7] == [title, plain.value, plain.low, plain.high, tta.value, tta.low, tta.high]
         assert {cell.number_format for cell in sheet[row][1:7]} == {number_format}
 
 
 def test_the_summary_has_typed_facts(book):
     facts = facts_of(book["Summary"])
-    assert facts["Test images"].value == 30
-    assert facts["Right without TTA"].value == 26
-    assert facts["Right with TTA"].value == 27
-    assert facts["Views of TTA"].value == "plain, flipped"
-    assert facts["Best epoch"].value == 2
-    assert facts["Best validation accuracy"].value == 0.9
+    assert {title: cell.value for title, cell in facts.items()}.items() >= {
+        "Test images": 30,
+        "Right without TTA": 26,
+        "Right with TTA": 27,
+        "Views of TTA": "plain, flipped",
+        "Best epoch": 2,
+        "Selected by": "validation accuracy",
+        "Best validation accuracy": 0.9,
+        "Validation AUC of that epoch": 0.75,
+        "Stopped early": False,
+        "Finished": FINISHED,
+        "Training time": timedelta(hours=1, minutes=2, seconds=5),
+        "Seed": 42,
+        "Image size, width × height": "28 × 28, RGB",
+    }.items()
     assert facts["Best validation accuracy"].number_format == "0.00%"
-    assert facts["Stopped early"].value is False
-    assert facts["Finished"].value == FINISHED
-    assert facts["Training time"].value == timedelta(hours=1, minutes=2, seconds=5)
-    assert facts["Seed"].value == 42
-    assert facts["Image size, width × height"].value == "28 × 28, RGB"
+    assert type(facts["Stopped early"].value) is bool
 
 
 def test_without_tta_there_is_no_column_for_it(tmp_path):
     book = written(tmp_path, evaluation=toy_evaluation(tta=False))
     assert book["Summary"]["E3"].value is None
-    assert [cell.value for cell in book["Per class"][4]] == ["Class", "Test images", "Precision", "Recall", "F1", "AUC"]
+    assert values_of(book["Per class"][4]) == ["Class", "Test images", "Precision", "Recall", "F1", "AUC"]
     assert facts_of(book["Summary"])["Views of TTA"].value == "none: test-time augmentation was off"
 
 
 def test_the_history_has_a_typed_row_per_epoch_and_marks_the_best(book):
     rows = list(book["History"].iter_rows(min_row=4))
-    assert [[cell.value for cell in row] for row in rows] == [
-        [1, 1.5, 1.25, 0.5, 0.008, 1234.5, 2.5, True],
-        [2, 0.75, 0.625, 0.9, 0.004, 1234.5, 2.5, True],
-        [3, 0.5, pytest.approx(1.25 / 3), 0.5, pytest.approx(0.008 / 3), 1234.5, 2.5, False],
+    assert [values_of(row) for row in rows] == [
+        [1, 1.5, 1.25, 0.5, "–", 0.008, "–", 2.5, True],
+        [2, 0.75, 0.625, 0.9, 0.75, 0.004, 1234.5, 2.5, True],
+        [3, 0.5, pytest.approx(1.25 / 3), 0.5, 0.75, pytest.approx(0.008 / 3), 1234.5, 2.5, False],
     ]
     assert [row[0].font.bold for row in rows] == [False, True, False]
     assert rows[1][0].fill.fgColor.rgb != rows[0][0].fill.fgColor.rgb
-    assert (rows[0][3].number_format, rows[0][4].number_format) == ("0.00%", "0.00E+00")
+    assert (rows[0][3].number_format, rows[0][5].number_format) == ("0.00%", "0.00E+00")
     assert [type(cell.value) for cell in rows[0]][-1] is bool
 
 
 def test_each_class_has_its_figures(book):
     plain, tta = toy_evaluation().plain.per_class[1], toy_evaluation().headline.per_class[1]
-    values = [cell.value for cell in book["Per class"][6]]
     figures = [getattr(one, name) for one in (plain, tta) for name in ("precision", "recall", "f1", "auc")]
-    assert values == [LONG_NAME, 10, *figures]
+    assert values_of(book["Per class"][6]) == [LONG_NAME, 10, *figures]
 
 
 def test_the_confusion_matrix_is_there_in_counts_and_shares(book):
     sheet, headline = book["Confusion matrix"], toy_evaluation().headline
-    rows = [[cell.value for cell in row] for row in sheet.iter_rows(min_row=5, max_row=7)]
+    rows = [values_of(row) for row in sheet.iter_rows(min_row=5, max_row=7)]
     assert [row[1:4] for row in rows] == headline.confusion.tolist()
     assert [row[5:8] for row in rows] == headline.confusion_by_row.tolist()
     assert [row[0] for row in rows] == list(NAMES)
-    assert [cell.value for cell in sheet[4]][:4] == ["True class", *NAMES]
+    assert values_of(sheet[4])[:4] == ["True class", *NAMES]
     assert (sheet["B5"].number_format, sheet["F5"].number_format) == ("#,##0", "0.00%")
     assert sorted(str(scale.sqref) for scale in sheet.conditional_formatting) == ["B5:D7", "F5:H7"]
+
+
+def test_beyond_a_hundred_classes_the_largest_confusions_are_listed(tmp_path):
+    names = [f"class {index}" for index in range(101)]
+    evaluation = toy_evaluation(num_images=202, names=names, wrong=103)  # 102 with TTA: twice 0 → 1
+    book = written(tmp_path, dataset=toy_dataset(names=names), evaluation=evaluation)
+    sheet = book["Confusion matrix"]
+    assert sheet["A3"].value == "The 101 largest confusions of 101 classes; a matrix would be too large"
+    assert values_of(sheet[4]) == ["True class", "Predicted class", "Images", "Share of the true class"]
+    assert values_of(sheet[5]) == ["class 0", "class 1", 2, 1.0]
+    assert values_of(sheet[6]) == ["class 1", "class 2", 1, 0.5]
+    assert book["Per class"].max_row == 105
 
 
 def test_an_ordinal_task_has_its_kappa_and_its_error(tmp_path):
@@ -142,7 +173,7 @@ def test_an_ordinal_task_has_its_kappa_and_its_error(tmp_path):
         plain, tta = getattr(evaluation.plain, name), getattr(evaluation.tta, name)
         figures = [plain.value, plain.low, plain.high, tta.value, tta.low, tta.high]
         assert sheet.cell(row, 1).value == title
-        assert [cell.value for cell in sheet[row]][1:7] == pytest.approx(figures, abs=1e-15)  # a cell has 16 digits
+        assert values_of(sheet[row])[1:7] == pytest.approx(figures, abs=1e-15)  # a cell has 16 digits
         assert sheet.cell(row, 2).number_format == "0.0000"
     assert (sheet["A11"].value, sheet["A12"].value) == (None, "Test images")
 
@@ -152,13 +183,13 @@ def test_several_labels_have_their_counts_instead_of_a_confusion_matrix(tmp_path
     book = written(tmp_path, evaluation=evaluation, dataset=toy_dataset(task=MULTI_LABEL))
     changed = {"Per class": "Per label", "Confusion matrix": "Right and wrong per label"}
     assert book.sheetnames == [changed.get(title, title) for title in SHEETS]
-    assert [cell.value for cell in book["Per label"][4]][:3] == ["Label", "Test images", "Precision"]
+    assert values_of(book["Per label"][4])[:3] == ["Label", "Test images", "Precision"]
     sheet = book["Right and wrong per label"]
     titles = ["True positives", "False positives", "False negatives", "True negatives"]
-    assert [cell.value for cell in sheet[4]] == ["Label", "Test images", *titles, *titles]
+    assert values_of(sheet[4]) == ["Label", "Test images", *titles, *titles]
     assert (sheet["C3"].value, sheet["G3"].value) == ("Without TTA", "With TTA")
-    # of 30 images 12 have the first label; image 0 lost it to the third, image 2 gained it, which TTA puts right
-    assert [cell.value for cell in sheet[5]] == [NAMES[0], 12, 11, 1, 1, 17, 11, 0, 1, 18]
+    # of 30 images 12 have the first label; image 0 lost it to the third, image 2 gained it, but not with TTA
+    assert values_of(sheet[5]) == [NAMES[0], 12, 11, 1, 1, 17, 11, 0, 1, 18]
     facts = facts_of(book["Summary"])
     assert facts["Right in every label without TTA"].value == 27
     assert facts["Right in every label with TTA"].value == 28
@@ -167,7 +198,7 @@ def test_several_labels_have_their_counts_instead_of_a_confusion_matrix(tmp_path
 
 def test_an_undefined_figure_is_a_dash(tmp_path):
     book = written(tmp_path, evaluation=toy_evaluation(num_images=2, wrong=0))
-    assert [cell.value for cell in book["Per class"][7]][:6] == ["platelet", 0, "–", "–", "–", "–"]
+    assert values_of(book["Per class"][7])[:6] == ["platelet", 0, "–", "–", "–", "–"]
     assert book["Confusion matrix"]["F7"].value == "–"
     assert facts_of(book["Summary"])["Note"].value.startswith("No image of this split is of class 'platelet'")
 
@@ -175,31 +206,21 @@ def test_an_undefined_figure_is_a_dash(tmp_path):
 def test_the_configuration_has_every_setting_as_applied(book):
     rows = {row[0].value: row for row in book["Configuration"].iter_rows(min_row=4)}
     assert list(rows) == [f"--{name}" for name in Config().as_dict()]
-    assert [cell.value for cell in rows["--lr"]][1:3] == [0.05, 0.008]
+    assert values_of(rows["--lr"])[1:3] == [0.05, 0.008]
     assert rows["--no_tta"][1].value is True
     assert rows["--epochs"][1].value == 3
     assert rows["--data_dir"][1].value == "dataset"
-    # what differs from the default stands out
+    # settings that differ from their defaults are marked
     changed = {name for name, row in rows.items() if row[1].fill.fill_type == "solid"}
     assert changed == {"--epochs", "--dataset", "--no_tta", "--lr"}
 
 
 def test_the_environment_is_flat(book):
-    rows = [[cell.value for cell in row] for row in book["Environment"].iter_rows(min_row=4)]
+    rows = [values_of(row) for row in book["Environment"].iter_rows(min_row=4)]
     assert rows == [["device", "cpu"], ["cuda", "–"], ["packages / numpy", "2.4"], ["memory_bytes", 25_000_000_000]]
 
 
-@pytest.mark.parametrize(
-    ("title", "header_row"),
-    [
-        ("Summary", 4),
-        ("History", 3),
-        ("Per class", 4),
-        ("Confusion matrix", 4),
-        ("Configuration", 3),
-        ("Environment", 3),
-    ],
-)
+@pytest.mark.parametrize(("title", "header_row"), [*zip(SHEETS, (4, 3, 4, 4, 3, 3), strict=False)])
 def test_headers_are_bold_and_frozen_and_columns_wide_enough(book, title, header_row):
     sheet = book[title]
     assert sheet.freeze_panes == f"B{header_row + 1}"
@@ -207,50 +228,51 @@ def test_headers_are_bold_and_frozen_and_columns_wide_enough(book, title, header
     assert all(dimension.width >= 10 for dimension in sheet.column_dimensions.values() if dimension.width != 4)
 
 
-@pytest.mark.parametrize("title", SHEETS)
-def test_every_sheet_says_where_it_comes_from_and_shows_the_note(tmp_path, book, title):
-    assert book[title]["A1"].value == "Toy cells · ResNet-18 Adapted"
-    assert book[title]["A2"].value is None
-    noted = written(tmp_path, caption=Caption("Toy cells", "x", "synthetic: no medical result"))
-    assert noted[title]["A2"].value == "synthetic: no medical result"
+def test_every_sheet_says_where_it_comes_from_and_shows_the_note(tmp_path, book):
+    noted = written(tmp_path, dataset=toy_dataset(note="synthetic: no medical result"))
+    for title in SHEETS:
+        assert book[title]["A1"].value == "Toy cells · ResNet-18 Adapted"
+        assert book[title]["A2"].value is None
+        assert noted[title]["A2"].value == "synthetic: no medical result"
 
 
 def test_figures_are_embedded_at_a_readable_size_in_their_proportions(tmp_path):
-    path = tmp_path / "curves.png"
-    Image.new("RGB", (2000, 500), "blue").save(path)
-    sheet = written(tmp_path, figures={"Training curves": path, "Again": path})["Figures"]
-    assert [cell.value for cell in sheet["A"] if cell.value][1:] == ["Training curves", "Again"]
+    sheet = written(tmp_path)["Figures"]
+    assert [cell.value for cell in sheet["A"] if cell.value][1:] == ["Curves", "Again"]
     first, second = sheet._images
     extent = first.anchor.ext
     assert (extent.width // 9525, extent.height // 9525) == (1000, 250)  # English Metric Units per pixel
     first_row, second_row = first.anchor._from.row, second.anchor._from.row
     assert (second_row - first_row) * 20 >= 250
-    with Image.open(io.BytesIO(first._data())) as picture:
-        assert picture.size == (2000, 500)
+    with Image.open(io.BytesIO(first._data())) as image:
+        assert image.size == (2000, 500)
 
 
 @pytest.mark.parametrize("text", ["=cmd|' /C calc'!A0", "+1", "-1", "@SUM(A1)", "=1+1"])
 def test_text_never_becomes_a_formula(tmp_path, text):
-    names = (text, "b", "c")
-    cell = written(tmp_path, names=names)["Per class"]["A5"]
-    assert (cell.value, cell.data_type, cell.quotePrefix) == (text, "s", True)
+    sheet = sheet_of(tmp_path, pd.DataFrame({text: [text]}))
+    for cell in (sheet["A3"], sheet["A4"]):
+        assert (cell.value, cell.data_type, cell.quotePrefix) == (text, "s", True)
 
 
 def test_text_that_xml_cannot_hold_does_no_harm(tmp_path):
-    names = ("bell\x07", "half a pair \ud83d", "last\ufffe")
-    book = written(tmp_path, names=names, caption=Caption("a\x00b", "c\x1b", None))
-    assert [book["Per class"][f"A{row}"].value for row in (5, 6, 7)] == [
-        "bell\ufffd",
-        "half a pair \ufffd",
-        "last\ufffd",
-    ]
-    assert book["Summary"]["A1"].value == "a\ufffdb · c\ufffd"
+    sheet = sheet_of(tmp_path, pd.DataFrame({"a\x00b": ["bell\x07", "half a pair \ud83d", "last\ufffe"]}))
+    assert values_of(sheet["A"])[2:] == ["a\ufffdb", "bell\ufffd", "half a pair \ufffd", "last\ufffd"]
 
 
 def test_ordinary_text_stays_as_it_is():
     assert clean_text("naïve 細胞 🙂\tx\ny") == "naïve 細胞 🙂\tx\ny"
 
 
+def test_numbers_stay_numbers_and_long_texts_get_room(tmp_path):
+    frame = pd.DataFrame({"text": ["x" * 90, "y"], "number": [1, 2.5], "flag": [True, None]}, dtype=object)
+    sheet = sheet_of(tmp_path, frame, formats=[None, "0.000", None], widths=[34, 12, 12])
+    assert [values_of(row)[1:] for row in sheet.iter_rows(min_row=4)] == [[1, True], [2.5, "–"]]
+    assert sheet["B5"].number_format == "0.000"
+    assert sheet.row_dimensions[4].height == 45
+
+
 def test_a_folder_that_is_not_there_is_a_storage_error(tmp_path):
+    report = toy_report(tmp_path)
     with pytest.raises(StorageError):
-        written(tmp_path / "missing")
+        write_workbook(replace(report, paths=RunPaths(tmp_path / "missing")))

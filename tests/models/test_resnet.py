@@ -1,4 +1,4 @@
-"""The adapted ResNet-18 keeps small pictures large, and torchvision's names; the stock one is torchvision's own."""
+"""The adapted ResNet-18 keeps small images large, and torchvision's names; the stock one is torchvision's own."""
 
 from __future__ import annotations
 
@@ -27,17 +27,17 @@ def test_the_stock_one_is_torchvisions_bit_for_bit():
         torch.manual_seed(7)
         expected = resnet18(weights=None, num_classes=9).eval()
     model = build_resnet18(9, stem="stock", seed=7).eval()
-    pictures = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
+    images = torch.randn(2, 3, 128, 128, generator=torch.Generator().manual_seed(0))
 
     assert str(model) == str(expected)
     assert list(model.state_dict()) == list(expected.state_dict())
     assert all(torch.equal(value, expected.state_dict()[name]) for name, value in model.state_dict().items())
     with torch.no_grad():
-        assert torch.equal(model(pictures), expected(pictures))
+        assert torch.equal(model(images), expected(images))
 
 
 def sides_of_stages(stem: str, side: int) -> list[int]:
-    """The side of what each of the four stages gives for a picture of ``side`` pixels."""
+    """The side of what each of the four stages gives for an image of ``side`` pixels."""
     model, sides = build_resnet18(8, stem=stem, seed=0).eval(), []
     for name in ("layer1", "layer2", "layer3", "layer4"):
         getattr(model, name).register_forward_hook(lambda _, __, out: sides.append(out.shape[-1]))
@@ -62,7 +62,7 @@ def test_the_adapted_stem_is_one_convolution():
         ("stock", 224, [56, 28, 14, 7]),
     ],
 )
-def test_the_stages_see_what_the_stem_leaves_of_a_picture(stem, side, sides):
+def test_the_stages_see_what_the_stem_keeps_of_an_image(stem, side, sides):
     assert sides_of_stages(stem, side) == sides
 
 
@@ -99,7 +99,7 @@ def test_the_seed_makes_the_weights_and_leaves_the_global_generator_alone(stem):
 
 @pytest.mark.parametrize(("stem", "builder"), [("adapted", adapted_resnet18), ("stock", stock_resnet18)])
 def test_no_weights_are_the_seeds_own(tmp_path, stem, builder):
-    built = build_model(num_classes=5, weights="none", data_dir=tmp_path, seed=3, stem=stem).state_dict()
+    built = build_model(class_names="abcde", weights="none", data_dir=tmp_path, seed=3, stem=stem).state_dict()
     expected = builder(5, seed=3).state_dict()
 
     assert list(built) == list(expected)

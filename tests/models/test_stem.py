@@ -1,4 +1,4 @@
-"""A picture gets the stem that serves it; the small stem sees in a small one what the large one sees in a large."""
+"""The stem is chosen by image size; the transferred 3×3 kernels respond to an image as the 7×7 ones to a larger one."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ def oriented_kernels() -> torch.Tensor:
     return torch.stack(kernels).unsqueeze(1)
 
 
-def smooth_picture(side: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """One landscape of long waves, sampled with ``side`` pixels and with 7/3 as many; shapes (1, 1, n, n)."""
+def smooth_image(side: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """A sum of long waves, sampled with ``side`` pixels and with 7/3 as many; shapes (1, 1, n, n)."""
     random = np.random.default_rng(seed)
     waves = random.normal(0, 1, (12, 4))
 
@@ -41,23 +41,23 @@ def smooth_picture(side: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
     return sample(1, side), sample(ENLARGEMENT, round(side * ENLARGEMENT))
 
 
-def answers(seed: int, transfer=transfer_stem) -> tuple[torch.Tensor, torch.Tensor]:
-    """What the 7×7 kernels say of the enlarged picture and the 3×3 ones of the small picture, at the same places."""
+def responses(seed: int, transfer=transfer_stem) -> tuple[torch.Tensor, torch.Tensor]:
+    """Responses of the 7×7 kernels to the enlarged image and of the 3×3 ones to the small image, at the same places."""
     kernels = oriented_kernels()
-    small, large = smooth_picture(30, seed)
+    small, large = smooth_image(30, seed)
     ours = F.conv2d(small, transfer(kernels), padding=1)
-    # ideal: the large answer at the centres of the small pixels; 7/3 n + 2/3 is an integer for every third pixel
+    # ideal: the large response at the centres of the small pixels; 7/3 n + 2/3 is an integer for every third pixel
     ideal = F.conv2d(large, kernels, padding=3)
     places, ideal_places = torch.arange(1, 30, 3), torch.arange(1, 30, 3) * 7 // 3 + 1
-    inside = slice(1, -1)  # away from the rim, where padding speaks
+    inside = slice(1, -1)  # away from the border, where padding has an effect
     return (
         ideal[0][:, ideal_places][:, :, ideal_places][:, inside, inside].flatten(1),
         ours[0][:, places][:, :, places][:, inside, inside].flatten(1),
     )
 
 
-def test_the_answers_to_smooth_pictures_agree_in_shape_and_size():
-    pairs = [answers(seed) for seed in range(8)]
+def test_the_responses_to_smooth_images_agree_in_shape_and_size():
+    pairs = [responses(seed) for seed in range(8)]
     ideal, ours = (torch.cat(side, dim=1) for side in zip(*pairs, strict=True))
 
     correlation = float(torch.corrcoef(torch.stack((ideal.flatten(), ours.flatten())))[0, 1])
@@ -68,7 +68,7 @@ def test_the_answers_to_smooth_pictures_agree_in_shape_and_size():
     assert 0.95 < gain < 1.15
 
 
-def test_a_constant_picture_gets_the_same_answer():
+def test_the_response_to_a_constant_image_stays_the_same():
     kernels = torch.rand(64, 3, 7, 7, generator=torch.Generator().manual_seed(0))
 
     small = transfer_stem(kernels)
@@ -119,27 +119,25 @@ def test_other_kernels_are_refused():
         (1, 1, "adapted"),
     ],
 )
-def test_the_larger_side_decides_where_nobody_else_does(height, width, stem):
+def test_the_larger_side_decides_by_default(height, width, stem):
     assert choose_stem("auto", height, width)[0] == stem
 
 
-def test_the_reason_names_what_decided():
-    assert (
-        choose_stem("auto", 28, 30)[1] == "pictures of 28 × 30 pixels, which are small (up to 64): every pixel is kept"
-    )
+def test_the_reason_names_the_size():
+    assert choose_stem("auto", 28, 30)[1] == "images of 28 × 30 pixels, which are small (up to 64): every pixel is kept"
     assert choose_stem("auto", 224, 200)[1] == (
-        "pictures of 224 × 200 pixels, which are large (above 64): a quarter of each side is enough"
+        "images of 224 × 200 pixels, which are large (above 64): a quarter of each side is enough"
     )
 
 
-@pytest.mark.parametrize("asked", STEMS)
+@pytest.mark.parametrize("requested", STEMS)
 @pytest.mark.parametrize("side", [28, 224])
-def test_what_was_asked_for_is_taken_whatever_the_size(asked, side):
-    assert choose_stem(asked, side, side) == (asked, "as asked")
+def test_a_requested_stem_is_used_at_any_size(requested, side):
+    assert choose_stem(requested, side, side) == (requested, "as requested")
 
 
 @pytest.mark.parametrize("name", STEMS)
-def test_what_is_said_of_a_stem_is_what_it_is(name):
+def test_the_description_of_a_stem_is_true(name):
     model = build_resnet18(8, stem=name, seed=0)
     layers, kernel = STEMS[name].layers, STEMS[name].kernel
     assert model.conv1.kernel_size == (kernel, kernel)

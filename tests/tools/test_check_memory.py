@@ -114,7 +114,7 @@ def test_a_data_folder_that_is_a_file_ends_with_3(ask, make_npz: Npz, tmp_path):
     (tmp_path / "dataset").write_text("in the way")
     code, _, complaint = ask(str(make_npz()), "--feed", "streamed")
     assert code == 3
-    assert f"{tmp_path}/dataset is no folder" in complaint
+    assert f"{tmp_path}/dataset is not a folder" in complaint
 
 
 def test_resident_that_cannot_be_ends_with_3(ask, make_npz: Npz):
@@ -122,7 +122,7 @@ def test_resident_that_cannot_be_ends_with_3(ask, make_npz: Npz):
 
     assert code == 3
     assert answers["verdict"] == "it cannot be trained"
-    assert complaint.startswith("error: --feed resident was asked for, but the images need 38,016 bytes of memory")
+    assert complaint.startswith("error: --feed resident was requested, but the images need 38,016 bytes of memory")
 
 
 def test_what_lies_uncompressed_already_takes_no_disk_and_writes_nothing(ask, make_npz: Npz, tmp_path, read_only):
@@ -130,7 +130,6 @@ def test_what_lies_uncompressed_already_takes_no_disk_and_writes_nothing(ask, ma
 
     path = make_npz()
     dataset = open_dataset(str(path), tmp_path / "dataset")
-    assert dataset.unpack is not None
     dataset.unpack(tmp_path / "dataset")
     read_only(f"{tmp_path}/dataset/uncompressed")
     code, answers, _ = ask(str(path), "--feed", "streamed", disk=0)

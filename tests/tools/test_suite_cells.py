@@ -16,7 +16,7 @@ from scripts.core.system.device import select_device, select_precision
 from scripts.data_handler.dataset import Dataset
 from scripts.provenance import describe_run
 from scripts.resolve import resolve_settings
-from tests.test_resolve import pictures_of
+from tests.test_resolve import images_of as pictures_of
 from tools.suite.cells import (
     FINISHED,
     INTERRUPTED,

@@ -7,77 +7,22 @@ import io
 import json
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
-from datetime import datetime
-from pathlib import Path
 from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
-from scripts.core.config import Config
 from scripts.core.errors import DataError, DivergedError, Interrupted, StorageError
 from scripts.core.paths import RunPaths
-from scripts.core.records import EpochRecord, TrainingResult
-from scripts.core.system import StopRequest
-from scripts.data_handler.dataset import Split
-from scripts.data_handler.sources import DeviceSplit, make_device_split
+from scripts.core.records import EpochRecord
 from scripts.trainer import checkpoint
 from scripts.trainer.checkpoint import delete_previous_checkpoint, is_sealed, load_checkpoint, require_space, seal
-from scripts.trainer.fit import begin_training, epoch_line, fit
+from scripts.trainer.fit import epoch_line
 from scripts.trainer.step import validate
-from tests.conftest import coloured_squares
-
-CPU = torch.device("cpu")
-TIMES = ("seconds", "images_per_second")
-CONFIG = Config(epochs=3, batch_size=8, lr=0.02, precision="fp32", mixup_alpha=0.2)
-
-
-def small_network(seed: int = 0) -> nn.Module:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        layers = nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 6 * 6, 2)
-        return nn.Sequential(*layers).to(memory_format=torch.channels_last)
-
-
-def examples(count: int, feed: str = "resident", num_workers: int = 0) -> DeviceSplit:
-    images, labels = coloured_squares(count, side=8, seed=count)
-    split = Split(images, labels[:, 0].astype(np.int64))
-    return make_device_split(split, 2, feed=feed, device=CPU, num_workers=num_workers)
-
-
-def train(
-    folder: Path,
-    config: Config = CONFIG,
-    *,
-    model: nn.Module | None = None,
-    stop: StopRequest | None = None,
-    resume: bool = False,
-    **feed,
-) -> tuple[RunPaths, TrainingResult]:
-    if resume:
-        (root,) = folder.iterdir()
-        paths = RunPaths(root)
-    else:
-        paths = RunPaths.create(folder, "squares", "small", now=datetime(2026, 1, 31, 22, 15))
-    state = begin_training(model or small_network(), config, CPU)
-    if resume:
-        saved = load_checkpoint(paths)
-        assert saved is not None
-        state.restore(saved)
-    result = fit(
-        state,
-        examples(20, **feed),
-        examples(10, **feed),
-        config,
-        paths=paths,
-        provenance={"settings": config.as_dict()},
-        model_card={"class_names": ["dark", "bright"]},
-        stop=stop or StopRequest(),
-    )
-    return paths, result
+from tests.trainer.toys import CONFIG, NEVER, Disk, KilledError, StopAfter, examples, outcome, small_network, train
 
 
 def test_it_leaves_the_best_weights_their_card_the_state_and_the_history(tmp_path):
@@ -92,6 +37,7 @@ def test_it_leaves_the_best_weights_their_card_the_state_and_the_history(tmp_pat
     assert card["validation"] == {
         "epoch": result.best_epoch,
         "accuracy": result.best_val_accuracy,
+        "auc": result.best_val_auc,
         "loss": result.best_val_loss,
     }
     state = torch.load(paths.last_checkpoint, weights_only=True)
@@ -109,7 +55,8 @@ def test_the_best_file_is_of_the_best_epoch_not_the_last(tmp_path):
 
     model = small_network()
     model.load_state_dict(torch.load(paths.best_model, weights_only=True))
-    assert validate(model, examples(10), precision="fp32") == (result.best_val_loss, result.best_val_accuracy)
+    found = validate(model, examples(10), precision="fp32")
+    assert (found.loss, found.accuracy) == (result.best_val_loss, result.best_val_accuracy)
     assert [record.epoch for record in result.history if record.is_best][-1] == result.best_epoch
 
 
@@ -124,7 +71,8 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path):
 @pytest.mark.parametrize("num_workers", [0, 1, 4])
 def test_the_feed_and_its_workers_change_no_bit(tmp_path, num_workers):
     resident, _ = train(tmp_path / "resident")
-    streamed, _ = train(tmp_path / "streamed", feed="streamed", num_workers=num_workers)
+    splits = examples(20, "streamed", num_workers), examples(10, "streamed", num_workers)
+    streamed, _ = train(tmp_path / "streamed", splits=splits)
 
     assert resident.best_model.read_bytes() == streamed.best_model.read_bytes()
 
@@ -171,36 +119,20 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_good_weights(t
     assert all(tensor.isfinite().all() for tensor in torch.load(kept, weights_only=True).values())
 
 
-class StopAfter(StopRequest):
-    """A signal that comes while a certain step, or batch of a validation, is being computed."""
-
-    def __init__(self, ticks: int) -> None:
-        super().__init__()
-        self.ticks = ticks
-
-    def __getattribute__(self, name: str) -> object:
-        if name == "signal_number":
-            self.ticks -= 1
-            if self.ticks == 0:
-                self.signal_number = 15
-        return super().__getattribute__(name)
-
-
-def times_aside(history: Path) -> list[dict[str, object]]:
-    lines = [json.loads(line) for line in history.read_text().splitlines()]
-    return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
-
-
-def outcome(paths: RunPaths) -> tuple[bytes, list[dict[str, object]]]:
-    return paths.best_model.read_bytes(), times_aside(paths.history)
+@pytest.fixture(scope="module")
+def straight(tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
+    """A training that nothing interrupted."""
+    return train(tmp_path_factory.mktemp("straight"))[0]
 
 
 # three epochs of three steps and a validation of one batch are twelve places to be stopped at
+@pytest.mark.parametrize("checkpoint_every", [0, NEVER])
 @pytest.mark.parametrize("tick", range(1, 13))
-def test_a_training_stopped_at_any_place_and_resumed_ends_with_the_same_bytes(tmp_path, tick):
-    straight, _ = train(tmp_path / "straight")
+def test_a_training_stopped_at_any_place_and_resumed_ends_with_the_same_bytes(
+    tmp_path, straight, tick, checkpoint_every
+):
     with pytest.raises(Interrupted) as caught:
-        train(tmp_path / "cut", stop=StopAfter(tick))
+        train(tmp_path / "cut", replace(CONFIG, checkpoint_every=checkpoint_every), stop=StopAfter(tick))
     assert caught.value.exit_code == 143
     assert str(caught.value).startswith("Stopped by SIGTERM. Everything up to ")
 
@@ -210,8 +142,7 @@ def test_a_training_stopped_at_any_place_and_resumed_ends_with_the_same_bytes(tm
     assert len(result.history) == 3
 
 
-def test_a_training_stopped_again_and_again_ends_with_the_same_bytes(tmp_path):
-    straight, _ = train(tmp_path / "straight")
+def test_a_training_stopped_again_and_again_ends_with_the_same_bytes(tmp_path, straight):
     with pytest.raises(Interrupted):
         train(tmp_path / "cut", stop=StopAfter(1))
     for _ in range(9):
@@ -223,8 +154,7 @@ def test_a_training_stopped_again_and_again_ends_with_the_same_bytes(tmp_path):
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
-def test_a_damaged_newest_checkpoint_gives_way_to_its_predecessor(tmp_path, caplog, damage):
-    straight, _ = train(tmp_path / "straight")
+def test_a_damaged_newest_checkpoint_gives_way_to_its_predecessor(tmp_path, straight, caplog, damage):
     with pytest.raises(Interrupted):
         train(tmp_path / "cut", stop=StopAfter(10))
     (path,) = (tmp_path / "cut").rglob("last_checkpoint.pth")
@@ -239,16 +169,14 @@ def test_a_damaged_newest_checkpoint_gives_way_to_its_predecessor(tmp_path, capl
     assert outcome(resumed) == outcome(straight)
 
 
-def test_a_kill_after_resuming_from_the_predecessor_does_not_lose_both(tmp_path, monkeypatch):
-    straight, _ = train(tmp_path / "straight")
+def test_a_kill_after_resuming_from_the_predecessor_does_not_lose_both(tmp_path, straight, monkeypatch):
     with pytest.raises(Interrupted):
         train(tmp_path / "cut", stop=StopAfter(10))
     (path,) = (tmp_path / "cut").rglob("last_checkpoint.pth")
     path.write_bytes(path.read_bytes()[:-1])
     with monkeypatch.context() as patched:
-        # a kill, for all that is left on the disk
-        patched.setattr(checkpoint, "write_bytes", lambda *_, **__: (_ for _ in ()).throw(KeyboardInterrupt))
-        with pytest.raises(KeyboardInterrupt):
+        Disk(patched, kill_after=0)
+        with pytest.raises(KilledError):
             train(tmp_path / "cut", resume=True)
 
     resumed, _ = train(tmp_path / "cut", resume=True)
@@ -256,8 +184,7 @@ def test_a_kill_after_resuming_from_the_predecessor_does_not_lose_both(tmp_path,
     assert outcome(resumed) == outcome(straight)
 
 
-def test_a_kill_between_two_checkpoints_leaves_nothing_for_good(tmp_path):
-    straight, _ = train(tmp_path / "straight")
+def test_a_kill_between_two_checkpoints_leaves_nothing_for_good(tmp_path, straight):
     with pytest.raises(Interrupted):
         train(tmp_path / "cut", stop=StopAfter(12))
     (newest,) = (tmp_path / "cut").rglob("last_checkpoint.pth")
@@ -285,9 +212,7 @@ def test_the_predecessor_of_a_finished_training_can_be_forgotten(tmp_path):
     assert load_checkpoint(paths) is not None
 
 
-def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_earlier_ones(tmp_path, monkeypatch):
-    straight, _ = train(tmp_path / "straight")
-
+def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_earlier_ones(tmp_path, straight, monkeypatch):
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -305,8 +230,7 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_earlier_ones(tmp_
     assert outcome(resumed) == outcome(straight)
 
 
-def test_resuming_mends_best_weights_that_were_lost_or_are_ahead(tmp_path):
-    straight, _ = train(tmp_path / "straight")
+def test_resuming_mends_best_weights_that_were_lost_or_are_ahead(tmp_path, straight):
     with pytest.raises(Interrupted):
         train(tmp_path / "cut", stop=StopAfter(10))
     (path,) = (tmp_path / "cut").rglob("best_model.pth")
@@ -317,7 +241,7 @@ def test_resuming_mends_best_weights_that_were_lost_or_are_ahead(tmp_path):
     assert outcome(resumed) == outcome(straight)
 
 
-def test_a_training_killed_in_its_first_step_begins_again_with_the_weights_it_began_with(tmp_path):
+def test_a_training_killed_in_its_first_step_begins_again_with_the_weights_it_began_with(tmp_path, straight):
     class Killed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -329,13 +253,97 @@ def test_a_training_killed_in_its_first_step_begins_again_with_the_weights_it_be
         def state_dict(self, **options):
             return self.layers.state_dict(**options)
 
-    straight, _ = train(tmp_path / "straight")
     with pytest.raises(KeyboardInterrupt):
         train(tmp_path / "cut", model=Killed())
 
     resumed, _ = train(tmp_path / "cut", resume=True, model=small_network(seed=99))
 
     assert outcome(resumed) == outcome(straight)
+
+
+class Ticks:
+    """A clock that is one second later each time it is read."""
+
+    def __init__(self) -> None:
+        self.seconds = 0
+
+    def perf_counter(self) -> float:
+        self.seconds += 1
+        return float(self.seconds)
+
+
+def test_images_per_second_of_a_resumed_epoch_leave_out_the_empty_tail_of_its_last_batch(tmp_path, monkeypatch):
+    with pytest.raises(Interrupted):
+        train(tmp_path, stop=StopAfter(2))  # of 8 + 8 + 4 images, 4 are left
+    monkeypatch.setattr("scripts.trainer.fit.time", Ticks())
+    _, result = train(tmp_path, resume=True)
+
+    first, second, _ = result.history
+    assert first.images_per_second == 4 / 2  # a tick after the last step, another at the end of the training part
+    assert second.images_per_second == 20 / 4
+
+
+def test_an_epoch_of_which_only_the_validation_was_left_has_no_images_per_second(tmp_path, caplog):
+    with pytest.raises(Interrupted):
+        train(tmp_path, stop=StopAfter(3))
+    with caplog.at_level("INFO"):
+        paths, result = train(tmp_path, resume=True)
+
+    assert [record.images_per_second is None for record in result.history] == [True, False, False]
+    assert json.loads(paths.history.read_text().splitlines()[0])["images_per_second"] is None
+    assert ["img/s" in line for line in caplog.messages if line.startswith("epoch ")] == [False, True, True]
+
+
+def scripted(*figures: float | None) -> Callable[..., float | None]:
+    """An AUC function that returns the next figure at each call."""
+    given = iter(figures)
+    return lambda labels, scores: next(given)
+
+
+@pytest.mark.parametrize(
+    ("figures", "best", "num_epochs"),
+    [
+        ((0.5, 0.9, 0.8, 0.7), 2, 4),  # patience 2
+        ((None, 0.1, None, None), 2, 4),
+        ((0.1, 0.2, 0.3, 0.4, 0.5), 5, 5),
+    ],
+)
+def test_the_auc_selects_the_epoch_and_ends_the_patience_where_it_is_monitored(
+    tmp_path, caplog, figures, best, num_epochs
+):
+    with caplog.at_level("INFO"):
+        paths, result = train(tmp_path, replace(CONFIG, epochs=5, patience=2, monitor="auc"), auc=scripted(*figures))
+
+    assert (result.best_epoch, result.best_val_auc, result.monitor) == (best, figures[best - 1], "auc")
+    assert [record.val_auc for record in result.history] == list(figures)
+    assert len(result.history) == num_epochs
+    assert json.loads(paths.best_model_card.read_text())["validation"]["auc"] == figures[best - 1]
+    assert f"val_auc {figures[best - 1]:.4f}  " in caplog.messages[-1]
+
+
+def test_the_loss_selects_the_epoch_where_it_is_monitored(tmp_path):
+    _, result = train(tmp_path, replace(CONFIG, epochs=6, lr=2.0, momentum=0.0, monitor="loss"))
+
+    assert result.best_val_loss == min(record.val_loss for record in result.history)
+    assert result.monitor == "loss"
+
+
+def test_the_auc_is_recorded_but_not_shown_where_it_is_not_monitored(tmp_path, caplog):
+    with caplog.at_level("INFO"):
+        _, result = train(tmp_path, auc=scripted(0.1, 0.2, None))
+
+    assert [record.val_auc for record in result.history] == [0.1, 0.2, None]
+    assert "val_auc" not in caplog.text
+
+
+def test_an_accuracy_that_stays_at_its_maximum_ends_the_patience_while_the_loss_shrinks(tmp_path):
+    _, result = train(tmp_path, replace(CONFIG, epochs=99, patience=3))
+
+    assert result.best_val_accuracy == 1.0
+    assert result.stopped_early
+    losses = [record.val_loss for record in result.history if record.val_accuracy == 1.0]
+    assert len(losses) == 4
+    assert result.best_val_loss == min(losses)
 
 
 def test_a_finished_training_is_not_trained_again(tmp_path):
@@ -351,7 +359,7 @@ def test_a_finished_training_is_not_trained_again(tmp_path):
 def test_a_sealed_archive_shows_every_flipped_bit_and_is_still_read():
     buffer = io.BytesIO()
     torch.save({"numbers": torch.arange(3)}, buffer)
-    sealed = seal(buffer.getvalue())
+    sealed = seal(buffer)
 
     assert is_sealed(sealed)
     assert torch.load(io.BytesIO(sealed), weights_only=True)["numbers"].tolist() == [0, 1, 2]
@@ -364,9 +372,9 @@ def test_a_sealed_archive_shows_every_flipped_bit_and_is_still_read():
 
 def test_a_checkpoint_of_another_version_is_refused_rather_than_thrown_away(tmp_path, monkeypatch):
     paths, _ = train(tmp_path)
-    monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 2)
+    monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 3)
 
-    with pytest.raises(DataError, match=r"is of format 1, and this version of the program reads 2: go on with"):
+    with pytest.raises(DataError, match=r"is of format 2, and this version of the program reads 3: continue with"):
         load_checkpoint(paths)
 
 
@@ -422,4 +430,8 @@ def test_an_epoch_line_reads_as_documented():
         "epoch 12/60  train_loss 0.412  val_loss 0.388  val_acc 0.9613  lr 7.1e-03  1,240 img/s  eta 3m10s  best"
     )
     assert epoch_line(replace(record, epoch=3, is_best=False), 60, 7265).startswith("epoch  3/60  ")
+    assert epoch_line(replace(record, images_per_second=None), 60, 190).endswith("  lr 7.1e-03  eta 3m10s  best")
+    for auc, text in ((0.98765, "val_auc 0.9877"), (None, "val_auc undefined")):
+        line = epoch_line(replace(record, val_auc=auc), 60, 190, monitor="auc")
+        assert f"  val_acc 0.9613  {text}  lr 7.1e-03  " in line
     assert epoch_line(replace(record, is_best=False), 60, 7265).endswith("eta 2h01m05s")

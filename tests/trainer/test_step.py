@@ -112,7 +112,7 @@ def test_mixing_blends_every_image_and_target_with_its_partners():
 def test_training_lowers_the_loss_and_raises_the_accuracy(channels, alpha):
     model, examples = two_layers(), squares(channels=channels)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    before, _ = validate(model, examples, precision="fp32")
+    before = validate(model, examples, precision="fp32").loss
 
     for epoch in range(1, 9):
         train_epoch(
@@ -124,7 +124,7 @@ def test_training_lowers_the_loss_and_raises_the_accuracy(channels, alpha):
             learning_rate=lambda step: 0.05,
             precision="fp32",
         )
-    after, accuracy = validate(model, examples, precision="fp32")
+    after, accuracy, _ = validate(model, examples, precision="fp32")
 
     assert after < before / 2
     assert accuracy == 1.0
@@ -165,11 +165,51 @@ def test_validation_counts_right_answers_and_averages_over_images():
     split = Split(images, (np.arange(300) >= 225).astype(np.int64))  # three quarters are class 0
     examples = make_device_split(split, 2, feed="resident", device=CPU, num_workers=0)
 
-    loss, accuracy = validate(Says(), examples, precision="fp32")
+    loss, accuracy, _ = validate(Says(), examples, precision="fp32")
 
     assert accuracy == 0.75
     # it says 3/4 for class 0 and 1/4 for class 1
     assert loss == pytest.approx(-(0.75 * math.log(3 / 4) + 0.25 * math.log(1 / 4)), rel=1e-5)
+
+
+class RecordedAuc:
+    """An AUC function that keeps what it is given."""
+
+    given: tuple[np.ndarray, ...] = ()
+
+    def __call__(self, *given: np.ndarray) -> float:
+        self.given = given
+        return 0.25
+
+
+def test_validation_hands_labels_and_probabilities_of_all_images_to_the_auc():
+    examples, recorded_auc = replace(squares(20), eval_batch_size=8), RecordedAuc()
+    found = validate(two_layers(), examples, precision="fp32", auc=recorded_auc)
+
+    labels, probabilities = recorded_auc.given
+    assert found.auc == 0.25
+    assert labels.tolist() == [0, 1] * 10
+    assert probabilities.shape == (20, 2)
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-6)
+    # the accuracy is theirs, too
+    assert found.accuracy == (probabilities.argmax(axis=1) == labels).mean()
+
+
+def test_validation_hands_rows_of_labels_to_the_auc_where_images_have_several():
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, recorded_auc = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 3)), RecordedAuc()
+    validate(model, label_rows(20), precision="fp32", auc=recorded_auc)
+
+    labels, probabilities = recorded_auc.given
+    assert labels.dtype.kind == "i"
+    assert labels.tolist() == [[number % 2, 1, 0] for number in range(20)]
+    assert probabilities.shape == (20, 3)
+    assert ((probabilities >= 0) & (probabilities <= 1)).all()
+
+
+def test_validation_without_an_auc_has_none():
+    assert validate(two_layers(), squares(), precision="fp32").auc is None
 
 
 def label_rows(count: int = 20) -> DeviceSplit:
@@ -201,9 +241,9 @@ def test_training_learns_several_labels_at_once(alpha):
         torch.manual_seed(0)
         model = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    before, _ = validate(model, examples, precision="fp32")
+    before = validate(model, examples, precision="fp32").loss
 
-    for epoch in range(1, 13):
+    for epoch in range(1, 41):
         train_epoch(
             state_of(model, optimizer),
             examples,
@@ -213,7 +253,7 @@ def test_training_learns_several_labels_at_once(alpha):
             learning_rate=lambda step: 0.05,
             precision="fp32",
         )
-    after, accuracy = validate(model, examples, precision="fp32")
+    after, accuracy, _ = validate(model, examples, precision="fp32")
 
     assert after < before / 2
     assert accuracy == 1.0
@@ -229,7 +269,7 @@ def test_the_validation_accuracy_of_several_labels_is_the_mean_of_theirs():
     rows[:225, 0] = rows[:60, 1] = rows[:30, 2] = 1
     examples = make_device_split(Split(images, rows), 3, feed="resident", device=CPU, num_workers=0)
 
-    loss, accuracy = validate(Says(), examples, precision="fp32")
+    loss, accuracy, _ = validate(Says(), examples, precision="fp32")
 
     # it says yes, no (a half is no) and no: right for 225, 240 and 270 images
     assert accuracy == (225 + 240 + 270) / 900

@@ -1,6 +1,6 @@
-"""What a run asks of the machine: a device, a lock, no ghosts, the same bits."""
+"""The machine of a run: device, lock, process guard, reproducibility, signals."""
 
-from scripts.core.system.device import device_problems, select_device, select_precision
+from scripts.core.system.device import device_problems, memory_advice, select_device, select_precision
 from scripts.core.system.guard import terminate_ghosts
 from scripts.core.system.lock import ensure_single_instance
 from scripts.core.system.machine import prepare_machine
@@ -17,6 +17,7 @@ __all__ = [
     "StopRequest",
     "device_problems",
     "ensure_single_instance",
+    "memory_advice",
     "prepare_machine",
     "restart_with_fixed_hashing",
     "seed_everything",

@@ -1,11 +1,12 @@
-"""Ends what is left of earlier runs of this program, and touches nothing else."""
+"""End what is left of earlier runs of this program, and nothing else."""
 
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
@@ -17,14 +18,8 @@ from scripts.core.system.lock import holds_lock
 if TYPE_CHECKING:
     import psutil
 
-GRACE_S = 2.0
-TERMINATE_WAIT_S = 10.0
-KILL_WAIT_S = 5.0
-POLL_S = 0.05
-
+GRACE_S, TERMINATE_WAIT_S, KILL_WAIT_S, POLL_S = 2.0, 10.0, 5.0, 0.02
 LAUNCHER_VARIABLES = ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "LOCAL_RANK")
-OPTIONS_WITH_VALUE = "WX"
-OPTIONS_INSTEAD_OF_SCRIPT = "cm"
 LONG_OPTION_WITH_VALUE = "--check-hash-based-pycs"
 
 
@@ -35,20 +30,20 @@ def terminate_ghosts(
     terminate_wait_s: float = TERMINATE_WAIT_S,
     kill_wait_s: float = KILL_WAIT_S,
 ) -> int:
-    """End the ghosts: older processes of this user that run ``entry_point`` without a lock. Call it holding the lock.
+    """End the ghosts: older processes of this user that run ``entry_point`` without a lock. Hold the lock when calling.
 
     Args:
         entry_point: The script that runs are started with.
-        grace_s: Pause before a suspect is looked at again, in seconds; one that has only just started may not have its
-            lock yet. Without suspects there is no pause.
-        terminate_wait_s: How long a ghost may take to follow SIGTERM before it is killed, in seconds.
-        kill_wait_s: How long to wait for the killed ones, in seconds.
+        grace_s: Seconds before a suspect is checked again, since a run that has just started may not have its lock yet.
+            Without suspects there is no pause.
+        terminate_wait_s: Seconds that a ghost has to end after SIGTERM before it is killed.
+        kill_wait_s: Seconds to wait for the killed ones.
 
     Returns:
         The number of processes that were ended.
     """
     if (variable := launcher_variable(os.environ)) is not None:
-        log.info(f"Process guard: off, because a job launcher started this run ({variable} is set).")
+        log.info("Process guard: off, because a job launcher started this run (%s is set).", variable)
         return 0
     suspects = find_ghosts(entry_point)
     if not suspects:
@@ -59,7 +54,7 @@ def terminate_ghosts(
 
 
 def script_argument(command: Sequence[str]) -> str | None:
-    """The script that a Python interpreter was asked to run.
+    """The script in the command line of a Python interpreter.
 
     Args:
         command: A command line, the interpreter first.
@@ -77,30 +72,22 @@ def script_argument(command: Sequence[str]) -> str | None:
             return None
         elif not word.startswith("-"):
             return word
-        else:
-            for position, letter in enumerate(word[1:], start=2):
-                if letter in OPTIONS_INSTEAD_OF_SCRIPT:
-                    return None
-                if letter in OPTIONS_WITH_VALUE:
-                    if position == len(word):  # else the rest of the word is the value
-                        next(words, None)
-                    break
+        elif option := re.fullmatch("-[^cmWX]*([cmWX])(.*)", word, re.DOTALL):
+            if option[1] in "cm":
+                return None
+            if not option[2]:  # else the rest of the word is the value of -W or -X
+                next(words, None)
     return None
 
 
 def launcher_variable(environment: Mapping[str, str]) -> str | None:
-    """The variable that shows a process to be part of a job launcher's group; None where there is none."""
-    for name in LAUNCHER_VARIABLES:
-        if name in environment:
-            return name
-    return "RANK" if "RANK" in environment and "WORLD_SIZE" in environment else None
+    """The variable that shows that a job launcher started a process; None where there is none."""
+    is_rank = "RANK" in environment and "WORLD_SIZE" in environment
+    return next((name for name in LAUNCHER_VARIABLES if name in environment), "RANK" if is_rank else None)
 
 
 def find_ghosts(entry_point: Path) -> list[psutil.Process]:
-    """The processes that are ghosts of ``entry_point`` at this moment.
-
-    Processes that end while they are looked at, and those that deny access, are left out.
-    """
+    """The present ghosts of ``entry_point``, without processes that end during the check or deny access."""
     import psutil
 
     own = psutil.Process()
@@ -116,48 +103,46 @@ def find_ghosts(entry_point: Path) -> list[psutil.Process]:
 
 
 def _is_older_twin(process: psutil.Process, own: psutil.Process, script: str) -> bool:
-    """Whether ``process`` is our user's, runs ``script`` and was there before us."""
+    """Whether ``process`` is this user's, runs ``script`` and is older than this process."""
     return (
         process.uids().real == own.uids().real
         and process.create_time() < own.create_time()
-        and Path(process.exe()).name.lower().startswith(("python", "pypy"))  # an editor has the same argument
+        and Path(process.exe()).name.lower().startswith(("python", "pypy"))  # not an editor
         and _script_of(process) == script
     )
 
 
 def _script_of(process: psutil.Process) -> str | None:
     argument = script_argument(process.cmdline())
-    if argument is None:
-        return None
-    return os.path.realpath(Path(process.cwd()) / argument)  # an absolute argument stays what it is
+    return None if argument is None else os.path.realpath(Path(process.cwd()) / argument)
 
 
 def _is_protected(process: psutil.Process) -> bool:
-    """Whether ``process`` may run: it or an ancestor has a lock, or it has a job launcher or container of its own."""
+    """Whether ``process`` or an ancestor holds a lock, or it belongs to a job launcher or another container."""
     import psutil
 
-    if not _shares_our_view(process.pid) or launcher_variable(process.environ()) is not None or holds_lock(process):
+    if not _shares_namespaces(process.pid) or launcher_variable(process.environ()) is not None or holds_lock(process):
         return True
     for ancestor in process.parents():
-        with suppress(psutil.AccessDenied):  # then it is another user's, or a login service: no run of ours
+        with suppress(psutil.AccessDenied):  # another user's process or a login service, so not a run
             if holds_lock(ancestor):
                 return True
     return False
 
 
-def _shares_our_view(pid: int) -> bool:
-    """Whether paths and process numbers mean the same to ``pid`` as to us; not so in another container."""
+def _shares_namespaces(pid: int) -> bool:
+    """Whether ``pid`` has the same paths and process numbers as this process, unlike in another container."""
     ours, theirs = Path("/proc/self/ns"), Path(f"/proc/{pid}/ns")
-    if not ours.is_dir():  # no Linux, no such containers
+    if not ours.is_dir():  # not Linux: no such containers
         return True
     try:
         return all((theirs / space).samefile(ours / space) for space in ("pid", "mnt"))
-    except OSError:  # it has ended, or does not let us look
+    except OSError:  # it has ended, or denies access
         return False
 
 
 def _end(ghosts: list[psutil.Process], terminate_wait_s: float, kill_wait_s: float) -> int:
-    """Terminate, wait, kill, wait; the number of ghosts that are gone through it."""
+    """Terminate, wait, kill, wait; return the number of ghosts that have ended."""
     import psutil
 
     names: dict[psutil.Process, str] = {}
@@ -166,18 +151,18 @@ def _end(ghosts: list[psutil.Process], terminate_wait_s: float, kill_wait_s: flo
             name = _describe(ghost)
             ghost.terminate()
             names[ghost] = name
-            log.warning(f"Process guard: asked {name} to end: it runs this program without holding a lock.")
-    survivors = _still_there(list(names), terminate_wait_s)
+            log.warning("Process guard: terminating %s: it runs this program without holding a lock.", name)
+    survivors = _wait_for(names, terminate_wait_s)
     for ghost in survivors:
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             ghost.kill()
-            log.warning(f"Process guard: killed {names[ghost]}: it did not end within {terminate_wait_s:g} s.")
-    unkillable = _still_there(survivors, kill_wait_s)
+            log.warning("Process guard: killed %s: it did not end within %g s.", names[ghost], terminate_wait_s)
+    unkillable = _wait_for(survivors, kill_wait_s)
     for ghost, name in names.items():
         if ghost in unkillable:
-            log.warning(f"Process guard: {name} cannot be ended; it may still use memory and the GPU.")
+            log.warning("Process guard: %s cannot be ended; it may still use memory and the GPU.", name)
         else:
-            log.info(f"Process guard: {name} is gone.")
+            log.info("Process guard: %s has ended.", name)
     return len(names) - len(unkillable)
 
 
@@ -186,13 +171,11 @@ def _describe(process: psutil.Process) -> str:
     return f"pid {process.pid} (age {age}, {shlex.join(process.cmdline())})"
 
 
-def _still_there(processes: list[psutil.Process], wait_s: float) -> list[psutil.Process]:
-    """Those of ``processes`` that have not ended after at most ``wait_s`` seconds."""
+def _wait_for(processes: Iterable[psutil.Process], wait_s: float) -> list[psutil.Process]:
+    """Wait until ``processes`` have ended, at most ``wait_s`` seconds; return those that have not."""
     deadline = time.monotonic() + wait_s
-    remaining = [process for process in processes if _is_alive(process)]
-    while remaining and time.monotonic() < deadline:
+    while (remaining := [process for process in processes if _is_alive(process)]) and time.monotonic() < deadline:
         time.sleep(POLL_S)
-        remaining = [process for process in remaining if _is_alive(process)]
     return remaining
 
 
@@ -200,7 +183,7 @@ def _is_alive(process: psutil.Process) -> bool:
     import psutil
 
     try:
-        # not psutil's wait: a zombie, which only its own parent can remove, would be waited for in vain
+        # not psutil's wait(), which would wait in vain for a zombie: only its own parent can remove it
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False

@@ -1,4 +1,4 @@
-"""The machine made ready for one run."""
+"""Prepare the machine for one run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ NEVER_TRIM, MAX_HEAP_BLOCK = 2**31 - 1, 2**25  # bytes
 
 
 def prepare_machine(config: Config) -> tuple[Config, torch.device]:
-    """Choose device and precision, choose the kind of kernels, seed the global generators.
+    """Choose the device, its precision and its kernels, and seed the global generators.
 
     Returns:
         The settings with device and precision as applied, and the device.
@@ -31,6 +31,8 @@ def prepare_machine(config: Config) -> tuple[Config, torch.device]:
     keep_freed_memory()
     device = select_device(config.device)
     precision, reason = select_precision(config.precision, device, reproducible=config.reproducible)
+    if config.resume:
+        reason = "as the run began"
     if config.reproducible:
         use_deterministic_kernels()
     else:
@@ -47,14 +49,14 @@ def prepare_machine(config: Config) -> tuple[Config, torch.device]:
 def keep_freed_memory() -> bool:
     """Let the C library keep the memory of freed tensors up to 32 MiB for the next ones.
 
-    Otherwise it gives the pages of every large tensor back to the system, which hands them out again one by one, filled
-    with zeros: half of the time of the augmentation on a CPU. What a process needs at most hardly changes by it.
+    By default it returns the pages of every large tensor to the system, which fills them with zeros before it hands
+    them out again: half of the augmentation's time on a CPU. The peak memory of a process hardly changes.
 
     Returns:
-        Whether the C library could be told; only glibc can.
+        Whether the C library has such a setting; only glibc has.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
-    except (AttributeError, OSError, TypeError):  # another C library, or Windows, where there is no library to ask
+    except (AttributeError, OSError, TypeError):  # another C library, or Windows
         return False
     return bool(mallopt(M_MMAP_THRESHOLD, MAX_HEAP_BLOCK) and mallopt(M_TRIM_THRESHOLD, NEVER_TRIM))

@@ -1,4 +1,4 @@
-"""The same command, the same bits: seeds, deterministic kernels, and the environment that they need."""
+"""Seeds, deterministic kernels and their environment: the same command gives the same bits."""
 
 from __future__ import annotations
 
@@ -6,15 +6,15 @@ import os
 import random
 import sys
 
-# torch.use_deterministic_algorithms asks for one of two values; this is the faster one
+# torch.use_deterministic_algorithms requires one of two values; this is the faster one
 CUBLAS_WORKSPACE = ":4096:8"
 
 
 def restart_with_fixed_hashing(seed: int) -> None:
-    """Make this process one whose string hashes follow from ``seed``; returns only if it already is.
+    """Restart this program with string hashes that follow from ``seed``; return if it has them already.
 
-    Python reads ``PYTHONHASHSEED`` once, at its start, and cuBLAS reads its variable when CUDA starts: setting them in
-    a running program would be too late, so the program is replaced by itself with both set.
+    Python reads ``PYTHONHASHSEED`` only at its start, and cuBLAS its variable when CUDA starts. Setting them in a
+    running program is too late, so the process replaces itself with one that has both set.
     """
     wanted = {"PYTHONHASHSEED": str(seed), "CUBLAS_WORKSPACE_CONFIG": CUBLAS_WORKSPACE}
     if all(os.environ.get(name) == value for name, value in wanted.items()):
@@ -27,7 +27,7 @@ def restart_with_fixed_hashing(seed: int) -> None:
 def seed_everything(seed: int) -> None:
     """Seed the global generators of Python, NumPy and PyTorch.
 
-    The pipeline itself draws from generators of its own; this is for what libraries may draw unasked.
+    The pipeline uses generators of its own; this covers what libraries draw.
     """
     import numpy as np
     import torch
@@ -50,7 +50,7 @@ def worker_init_fn(worker_id: int) -> None:
 
 
 def use_deterministic_kernels() -> None:
-    """Let PyTorch choose only kernels whose result is the same every time, in fp32 without TF32.
+    """Let PyTorch use only kernels whose result is the same every time, in fp32 without TF32.
 
     An operation that has no deterministic kernel raises ``RuntimeError``.
     """
@@ -64,7 +64,7 @@ def use_deterministic_kernels() -> None:
 
 
 def use_fast_kernels() -> None:
-    """Let cuDNN measure its algorithms and take the fastest for each shape; allow TF32 where fp32 is asked for."""
+    """Let cuDNN measure its algorithms and take the fastest for each shape; allow TF32 for fp32."""
     import torch
 
     torch.use_deterministic_algorithms(False)

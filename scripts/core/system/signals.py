@@ -1,33 +1,33 @@
-"""SIGINT and SIGTERM as a request to stop, honoured where nothing is lost by it."""
+"""Signals as a request to stop, followed where no work is lost."""
 
 from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from scripts.core.errors import Interrupted
 
-STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS = (signal.SIGHUP, signal.SIGINT, signal.SIGTERM)
 
 
 class StopRequest:
-    """What the signals have asked for so far.
+    """The signals received so far.
 
-    Outside ``deferred`` a signal raises ``Interrupted`` at once. Inside, the first one only sets ``signal_number`` and
-    the code there asks for it when it is ready to stop; a second one ends the process immediately.
+    Outside ``deferred`` a signal raises ``Interrupted`` at once. Inside, the first one only sets ``signal_number``, and
+    the code there calls ``raise_if_received`` when it is ready to stop; a second one ends the process immediately.
     """
 
     def __init__(self) -> None:
         self.signal_number: int | None = None
-        self.advice = ""  # how to go on; ends every message
+        self.advice: str | Callable[[], str] = ""  # what to do next; ends every message
         self._deferring = False
 
     @contextmanager
     def deferred(self) -> Iterator[None]:
-        """Inside, the first signal waits until the code asks for it, or until this block is left."""
+        """Inside, the first signal waits for ``raise_if_received``, or for the end of the block."""
         self._deferring = True
         try:
             yield
@@ -39,23 +39,22 @@ class StopRequest:
         """Raise ``Interrupted`` if a signal has come; ``message`` follows "Stopped by SIGTERM."."""
         if self.signal_number is not None:
             name = signal.Signals(self.signal_number).name
-            raise Interrupted(self.signal_number, " ".join(filter(None, (f"Stopped by {name}.", message, self.advice))))
+            advice = self.advice() if callable(self.advice) else self.advice
+            raise Interrupted(self.signal_number, " ".join(filter(None, (f"Stopped by {name}.", message, advice))))
 
     def handle(self, signal_number: int, _frame: FrameType | None) -> None:
         """Take one signal; the handler of ``stop_request``."""
         if self.signal_number is not None:
-            # every file is written under a temporary name first, so leaving here breaks none
-            os._exit(128 + signal_number)
+            os._exit(128 + signal_number)  # breaks no file: each is written under a temporary name first
         self.signal_number = signal_number
         if not self._deferring:
             self.raise_if_received()
 
 
 def leave_signals_to_parent() -> None:
-    """Let a worker process outlive the signals that a terminal or a scheduler sends to the whole group of processes.
+    """Ignore, in a worker process, the signals that a terminal or a scheduler sends to the whole process group.
 
-    The process that started it stops at a place of its own choice, until which it needs its workers, and then ends
-    them. They notice by themselves when it was killed.
+    The parent needs its workers until it has stopped, and then ends them. They notice by themselves if it was killed.
     """
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
@@ -63,9 +62,10 @@ def leave_signals_to_parent() -> None:
 
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
-    """Catch SIGINT and SIGTERM while inside; must be entered in the main thread."""
+    """Catch ``STOP_SIGNALS`` while inside; SIGHUP stays ignored under ``nohup``. Enter it in the main thread."""
     request = StopRequest()
-    earlier = {number: signal.signal(number, request.handle) for number in STOP_SIGNALS}
+    caught = [one for one in STOP_SIGNALS if one != signal.SIGHUP or signal.getsignal(one) != signal.SIG_IGN]
+    earlier = {number: signal.signal(number, request.handle) for number in caught}
     try:
         yield request
     finally:

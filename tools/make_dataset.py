@@ -21,7 +21,6 @@ import os
 import shlex
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,6 +32,7 @@ from scripts.core.environment import PROJECT_ROOT
 from scripts.core.errors import ConfigError, Interrupted, PipelineError
 from scripts.core.log import log, screen_log
 from scripts.core.system import stop_request
+from tools.dataset_builder.request import Request
 
 if TYPE_CHECKING:
     from tools.dataset_builder.build import Built
@@ -41,27 +41,6 @@ if TYPE_CHECKING:
 MIN_SIZE, MAX_SIZE = 8, 1024  # pixels
 MAX_CROP = 100_000  # pixels
 MAX_WORKERS = 64
-DEFAULT_SPLIT = (0.7, 0.1, 0.2)  # as in MedMNIST, for sets without splits
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Request:
-    """A valid command line."""
-
-    source: Path
-    out: Path
-    size: int
-    crop: int | None
-    split: tuple[float, float, float] | None  # None if it was not given
-    grey: bool
-    seed: int
-    group_by_folder: bool
-    skip_unreadable: bool
-    skip_contradictions: bool
-    drop_duplicates: bool
-    index: Path | None
-    overwrite: bool
-    num_workers: int
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,15 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         except (PipelineError, Interrupted) as error:
             log.error(str(error))
             return error.exit_code
-        log_result(built)
+        log_result(request, built)
     return 0
 
 
 def run(request: Request) -> Built:
     """List the images, make the file, and return what was written."""
     # imported here: it takes seconds, which --help and a wrong flag should not
-    from tools.dataset_builder.build import Options, build
-    from tools.dataset_builder.decode import Recipe
+    from tools.dataset_builder.build import build
     from tools.dataset_builder.listing import list_images
 
     listing = list_images(request.source, group_by_folder=request.group_by_folder)
@@ -96,28 +74,18 @@ def run(request: Request) -> Built:
         log.warning(warning)
     if listing.is_split and request.split is not None:
         log.warning(f"--split has no effect: {request.source} gives the splits")
-    options = Options(
-        recipe=Recipe(size=request.size, crop=request.crop, grey=request.grey),
-        proportions=request.split or DEFAULT_SPLIT,
-        seed=request.seed,
-        num_workers=request.num_workers,
-        skip_unreadable=request.skip_unreadable,
-        skip_contradictions=request.skip_contradictions,
-        drop_duplicates=request.drop_duplicates,
-        index=request.index,
-    )
-    return build(listing, request.out, options)
+    return build(listing, request)
 
 
-def log_result(built: Built) -> None:
+def log_result(request: Request, built: Built) -> None:
     """Log the table of images per class and split, and the next command."""
     for line in table(built):
         log.info(line)
-    log.info(f"wrote {built.path}: {built.num_bytes:,} bytes, MD5 {built.md5}")
-    if built.index is not None:
-        log.info(f"wrote {built.index}: which image is which row")
+    log.info(f"wrote {request.out}: {built.num_bytes:,} bytes, MD5 {built.md5}")
+    if request.index is not None:
+        log.info(f"wrote {request.index}: which image is which row")
     program = "main.py" if Path.cwd() == PROJECT_ROOT else str(PROJECT_ROOT / "main.py")
-    log.info(f"next: {shlex.join(['python', program, '--dataset', str(built.path)])}")
+    log.info(f"next: {shlex.join(['python', program, '--dataset', str(request.out)])}")
 
 
 def table(built: Built) -> list[str]:

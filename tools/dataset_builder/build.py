@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import logging
+import math
 import os
 import shutil
 import stat
-import sys
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -21,8 +19,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
+from tqdm import tqdm
 
 from scripts.core.errors import DataError, StorageError, storage_errors
 from scripts.core.files import file_digest, replace_atomically
@@ -40,71 +40,53 @@ from tools.dataset_builder.duplicates import (
 )
 from tools.dataset_builder.listing import Entry, Listing
 from tools.dataset_builder.messages import count_are, count_of, join_names, join_some, printable
+from tools.dataset_builder.request import Request
 from tools.dataset_builder.splitting import NUM_SPLITS, assign, shortages, shuffling_key
 
 MAX_FILE_BYTES = 1 << 30  # of an image file, which is read at once
 AHEAD_PER_WORKER = 4  # images that may be decoded before they are needed
 DIGEST_BYTES = 16
+DEFAULT_SPLIT = (0.7, 0.1, 0.2)  # as in MedMNIST, for sets without splits
+BAR: dict[str, Any] = {"unit": "img", "leave": False, "disable": None}  # None: no bar where the screen is no terminal
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """How the file is made."""
-
-    recipe: Recipe
-    proportions: tuple[float, float, float]  # of train, val and test
-    seed: int = 42
-    num_workers: int = 1
-    skip_unreadable: bool = False
-    skip_contradictions: bool = False
-    drop_duplicates: bool = False
-    index: Path | None = None  # where to write the table of images and rows; None for nowhere
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Built:
     """What was written."""
 
-    path: Path
     num_bytes: int
     md5: str
-    index: Path | None  # as in Options
     class_names: tuple[str, ...]
     counts: Mapping[str, Sequence[int]]  # by split: images of each class
 
 
-def build(listing: Listing, out: Path, options: Options) -> Built:
+def build(listing: Listing, request: Request) -> Built:
     """Make the ``.npz`` of a listing, atomically; log what was found.
 
     Raises:
         DataError: The images, labels, groups or splits do not make a data set; the message names what is wrong.
         StorageError: The file cannot be written, or there is not enough space.
     """
-    row_bytes = int(np.prod(options.recipe.shape))
-    _require_space(out, 2 * row_bytes * len(listing.entries))
+    out, recipe = request.out, Recipe(size=request.size, crop=request.crop, grey=request.grey)
+    row_bytes, num_images = math.prod(recipe.shape), len(listing.entries)
+    _require_space(out, 2 * row_bytes * num_images)
     with (
-        storage_errors(out, "store the images in a temporary file", needed_bytes=row_bytes * len(listing.entries)),
+        storage_errors(out, "store the images in a temporary file", needed_bytes=row_bytes * num_images),
         row_store(out.parent, row_bytes) as store,
     ):
-        found = _read_samples(listing.entries, store, options)
-        rows = _assign_rows(_resolve_duplicates(found, listing, options), found, listing, options)
+        found = _read_samples(listing.entries, store, recipe, request)
+        rows = _assign_rows(_resolve_duplicates(found, listing, request), found, listing, request)
         _check_counts(rows, listing)
         labels = _labels(rows, listing)
         # the index appears after the file that it describes, or not at all
-        with _index(options.index, rows, listing.source):
-            num_bytes, md5 = _write(out, rows, labels, listing, store, options.recipe)
+        with _index(request.index, rows, listing.source):
+            num_bytes, md5 = _write(out, rows, labels, listing, store, recipe)
     num_classes = len(listing.class_names)
-    return Built(
-        path=out,
-        num_bytes=num_bytes,
-        md5=md5,
-        index=options.index,
-        class_names=listing.class_names,
-        counts={split: np.bincount(numbers, minlength=num_classes).tolist() for split, numbers in labels.items()},
-    )
+    counts = {split: np.bincount(numbers, minlength=num_classes).tolist() for split, numbers in labels.items()}
+    return Built(num_bytes, md5, listing.class_names, counts)
 
 
 def _require_space(out: Path, needed_bytes: int) -> None:
@@ -118,7 +100,7 @@ def _require_space(out: Path, needed_bytes: int) -> None:
         )
 
 
-def _read_samples(entries: Sequence[Entry], store: RowStore, options: Options) -> list[Sample]:
+def _read_samples(entries: Sequence[Entry], store: RowStore, recipe: Recipe, request: Request) -> list[Sample]:
     """Decode every file into the store.
 
     Raises:
@@ -131,8 +113,9 @@ def _read_samples(entries: Sequence[Entry], store: RowStore, options: Options) -
     Image.init()  # loads Pillow's readers, before there are threads
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # decode handles what Pillow warns of; the filter holds for all threads
-        with closing(_in_order(partial(_read, options.recipe), entries, options.num_workers)) as readings:
-            for entry, reading in zip(entries, _with_bar(readings, len(entries), "reading"), strict=True):
+        with closing(_in_order(partial(_read, recipe), entries, request.num_workers)) as readings:
+            shown = tqdm(readings, total=len(entries), desc="reading", **BAR)
+            for entry, reading in zip(entries, shown, strict=True):
                 if isinstance(reading, UnusableImageError):
                     unusable.append(f"{printable(entry.name)} ({reading})")
                     continue
@@ -144,11 +127,11 @@ def _read_samples(entries: Sequence[Entry], store: RowStore, options: Options) -
         _skip_or_refuse(
             f"{len(unusable):,} of {len(entries):,} images cannot be used: {join_some(unusable)}",
             "repair or remove them, or leave them out with --skip_unreadable",
-            skip=options.skip_unreadable,
+            skip=request.skip_unreadable,
         )
     for remark, count in sorted(remarks.items()):
         log.log(logging.WARNING if remark == DARK else logging.INFO, f"{remark}: {count:,} of {len(samples):,} images")
-    if samples and not num_coloured and not options.recipe.grey:
+    if samples and not num_coloured and not recipe.grey:
         log.info("all images are grey: --grey makes a file of a third of the size with the same content")
     return samples
 
@@ -196,20 +179,13 @@ def _in_order(make: Callable[[Item], Made], items: Iterable[Item], num_workers: 
         executor.shutdown(cancel_futures=True)
 
 
-def _with_bar(items: Iterable[Item], total: int, title: str) -> Iterator[Item]:
-    from tqdm import tqdm
-
-    is_terminal = sys.stderr.isatty()
-    yield from tqdm(items, total=total, desc=title, unit="img", leave=False, disable=not is_terminal)
-
-
 def _skip_or_refuse(found: str, remedy: str, *, skip: bool) -> None:
     if not skip:
         raise DataError(f"{found}; {remedy}.")
     log.warning(f"{found}; they are left out.")
 
 
-def _resolve_duplicates(samples: Sequence[Sample], listing: Listing, options: Options) -> list[Sample]:
+def _resolve_duplicates(samples: Sequence[Sample], listing: Listing, request: Request) -> list[Sample]:
     """Return the samples that are kept where several have the same image.
 
     Raises:
@@ -221,7 +197,7 @@ def _resolve_duplicates(samples: Sequence[Sample], listing: Listing, options: Op
         _skip_or_refuse(
             f"{count_are(len(wrong), 'image')} in several classes at once: {join_some(equals)}",
             "correct the labels, or leave these images out with --skip_contradictions",
-            skip=options.skip_contradictions,
+            skip=request.skip_contradictions,
         )
         contradictory = {equal[0].pixels_digest for equal in wrong}
         samples = [sample for sample in samples if sample.pixels_digest not in contradictory]
@@ -233,12 +209,12 @@ def _resolve_duplicates(samples: Sequence[Sample], listing: Listing, options: Op
         return list(samples)
     num_more = sum(map(len, duplicates)) - len(duplicates)
     num_equal_files = sum(len(equal) - len({sample.file_digest for sample in equal}) for equal in duplicates)
-    kept = "only the first of each is kept" if options.drop_duplicates else "all are kept, equal ones in one split"
+    kept = "only the first of each is kept" if request.drop_duplicates else "all are kept, equal ones in one split"
     log.info(
         f"{count_are(len(duplicates), 'image')} there more than once, in {count_of(num_more, 'file')} too many, of "
         f"which {num_equal_files:,} equal another to the byte; {kept}"
     )
-    if not options.drop_duplicates:
+    if not request.drop_duplicates:
         return list(samples)
     firsts = {sample.pixels_digest: sample for sample in reversed(samples)}
     return [sample for sample in samples if firsts[sample.pixels_digest] is sample]
@@ -264,15 +240,11 @@ def _check_given_splits(samples: Sequence[Sample], duplicates: Sequence[Sequence
 
 
 def _assign_rows(
-    samples: Sequence[Sample], found: Sequence[Sample], listing: Listing, options: Options
+    samples: Sequence[Sample], found: Sequence[Sample], listing: Listing, request: Request
 ) -> dict[str, list[Sample]]:
-    """Assign the samples to splits, in the order that they will have in the file.
+    """Assign the samples that are kept to splits, in the order that they will have in the file.
 
-    Args:
-        samples: Those that are kept.
-        found: All of them: those that are not kept may still join groups.
-        listing: Where they are from.
-        options: How the file is made.
+    Of the samples that were found, those that are not kept may still join groups.
     """
     if listing.is_split:
         return {split: [sample for sample in samples if sample.entry.split == split] for split in SPLITS}
@@ -280,7 +252,7 @@ def _assign_rows(
     kept = {sample.row for sample in samples}
     dropped = [sample for sample in found if sample.row not in kept]
     units, unit_of = make_units(samples, [labels[sample.entry.label] for sample in samples], dropped)
-    split_of = assign(units, options.proportions, seed=options.seed)
+    split_of = assign(units, request.split or DEFAULT_SPLIT, seed=request.seed)
     is_grouped = any(sample.entry.group for sample in samples)
     if is_grouped:
         groups = {sample.entry.group for sample in samples if sample.entry.group}
@@ -295,7 +267,7 @@ def _assign_rows(
             f"only {count_of(shortage.num_units, 'group' if is_grouped else 'different image')}"
         )
     # shuffled, so that the first images of a split are not all of one class
-    shuffled = sorted(range(len(samples)), key=lambda index: shuffling_key(options.seed, samples[index].entry.name))
+    shuffled = sorted(range(len(samples)), key=lambda index: shuffling_key(request.seed, samples[index].entry.name))
     rows: dict[str, list[Sample]] = {split: [] for split in SPLITS}
     for index in shuffled:
         rows[SPLITS[split_of[unit_of[index]]]].append(samples[index])
@@ -335,15 +307,16 @@ def _index(path: Path | None, rows: Mapping[str, Sequence[Sample]], source: Path
     if path is None:
         yield
         return
-    text = io.StringIO(newline="")
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(("path", "label", "split", "group", "row"))
     folder, origin = path.parent.resolve(), source if source.is_dir() else source.parent
-    for split, of_split in rows.items():
-        for row, sample in enumerate(of_split):
-            place = os.path.relpath(_resolve_links(sample.entry.path, origin), folder)
-            table.writerow((place, sample.entry.label, split, sample.entry.group, row))
-    content = text.getvalue().encode("utf-8", "surrogateescape")
+    table = [
+        (os.path.relpath(_resolve_links(s.entry.path, origin), folder), s.entry.label, split, s.entry.group, row)
+        for split, of_split in rows.items()
+        for row, s in enumerate(of_split)
+    ]
+    text = pd.DataFrame(table, columns=["path", "label", "split", "group", "row"]).to_csv(
+        index=False, lineterminator="\n"
+    )
+    content = text.encode("utf-8", "surrogateescape")
     with replace_atomically(path, needed_bytes=len(content)) as stream:
         stream.write(content)
         yield
@@ -385,7 +358,7 @@ def _write(
 
 
 def _pieces(store: RowStore, samples: Sequence[Sample], title: str) -> Iterator[bytes]:
-    for sample in _with_bar(samples, len(samples), f"writing {title}"):
+    for sample in tqdm(samples, desc=f"writing {title}", **BAR):
         yield store.read(sample.row)
 
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import io
 import os
 import unicodedata
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
@@ -27,6 +26,14 @@ SPLIT_FOLDERS = frozenset({"train", "training", "val", "valid", "validation", "t
 COLUMNS = ("path", "label", "split", "group")
 DELIMITERS = (",", ";", "\t")  # spreadsheets write ; in countries with a decimal comma
 MAX_LISTING_BYTES = 1 << 30
+
+# why paths below a folder are skipped
+HIDDEN = "skipped hidden files and folders"
+OTHER = "skipped files without the suffix of an image"
+CIRCULAR = "skipped links that lead back to a folder that contains them"
+OUTSIDE = "skipped images outside the classes' folders"
+EMPTY = "folders without an image are not classes"
+Skipped = dict[str, list[str]]  # paths by reason
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,17 +68,6 @@ def list_images(source: Path, *, group_by_folder: bool = False) -> Listing:
     return list_folder(source, group_by_folder=group_by_folder) if source.is_dir() else list_csv(source)
 
 
-@dataclass(slots=True)
-class _Skipped:
-    """Paths below the folder that are not images of a class."""
-
-    hidden: list[str] = field(default_factory=list)
-    other: list[str] = field(default_factory=list)
-    circular: list[str] = field(default_factory=list)
-    outside: list[str] = field(default_factory=list)  # images that are in no class's folder
-    empty: list[str] = field(default_factory=list)  # folders without an image
-
-
 def list_folder(folder: Path, *, group_by_folder: bool = False) -> Listing:
     """List the images in the subfolders of ``folder``, whose names are the class names; see ``in_order``.
 
@@ -86,23 +82,13 @@ def list_folder(folder: Path, *, group_by_folder: bool = False) -> Listing:
     Raises:
         DataError: A folder cannot be read, or it has no classes.
     """
-    skipped, entries, nested = _Skipped(), [], 0
-    class_folders = []
-    for item in _visible(folder, skipped, ""):
-        if _is_folder(item):
-            class_folders.append(item)
-        else:
-            (skipped.outside if _is_image(item.name) else skipped.other).append(item.name)
-    for class_folder in class_folders:
-        label = unicodedata.normalize("NFC", class_folder.name)  # macOS and Linux then agree
-        below = list(_images_below(Path(class_folder.path), class_folder.name, (_identity(folder),), skipped))
-        if not below:
-            skipped.empty.append(class_folder.name)
-        for name, path in below:
-            parts = unicodedata.normalize("NFC", name).split("/")
-            nested += len(parts) > 2
-            group = parts[1] if group_by_folder and len(parts) > 2 else ""
-            entries.append(Entry(name, path, label, group))
+    skipped: Skipped = defaultdict(list)
+    images = sorted(_images_below(folder, "", (), skipped), key=lambda image: (_normalized(image[0]), image[0]))
+    entries, num_nested = [], 0
+    for name, path in images:
+        label, *folders, _ = _normalized(name).split("/")
+        num_nested += bool(folders)
+        entries.append(Entry(name, path, label, folders[0] if group_by_folder and folders else ""))
     labels = {entry.label for entry in entries}
     if len(labels) > 1 and {label.lower() for label in labels} <= SPLIT_FOLDERS:
         _refuse(
@@ -110,13 +96,12 @@ def list_folder(folder: Path, *, group_by_folder: bool = False) -> Listing:
             f"its folders {', '.join(sorted(labels))} look like splits, not classes; use a folder per class, or a CSV "
             "with the columns path,label,split",
         )
-    folder_names = [item.name for item in class_folders if item.name not in skipped.empty]
-    _check_class_names(folder, [unicodedata.normalize("NFC", name) for name in folder_names])
-    entries.sort(key=lambda entry: (unicodedata.normalize("NFC", entry.name), entry.name))
-    notes, warnings = _describe_skipped(skipped)
-    if nested and not group_by_folder:
+    _check_class_names(folder, [_normalized(name) for name in dict.fromkeys(name.split("/")[0] for name, _ in images)])
+    notes = [f"{kind}: {_describe(kind, skipped[kind])}" for kind in (HIDDEN, OTHER) if skipped[kind]]
+    warnings = [f"{kind}: {_describe(kind, skipped[kind])}" for kind in (CIRCULAR, OUTSIDE, EMPTY) if skipped[kind]]
+    if num_nested and not group_by_folder:
         warnings.append(
-            f"{count_of(nested, 'image')} in subfolders of the classes: if these are patients or slides, use "
+            f"{count_of(num_nested, 'image')} in subfolders of the classes: if these are patients or slides, use "
             "--group_by_folder, so that none is divided over the splits"
         )
     return Listing(
@@ -128,36 +113,39 @@ def list_folder(folder: Path, *, group_by_folder: bool = False) -> Listing:
     )
 
 
-def _visible(folder: Path, skipped: _Skipped, above: str) -> Iterator[os.DirEntry[str]]:
-    """Yield what is in ``folder`` and not hidden, sorted by name."""
+def _normalized(name: str) -> str:
+    return unicodedata.normalize("NFC", name)  # macOS and Linux then agree
+
+
+def _images_below(
+    folder: Path, name: str, ancestors: tuple[tuple[int, int], ...], skipped: Skipped
+) -> Iterator[tuple[str, Path]]:
+    """Yield name and path of each image at any depth below a folder, which has the name "" if it is the topmost."""
     try:
+        status = folder.stat()
         with os.scandir(folder) as found:
             items = sorted(found, key=lambda item: item.name)
     except OSError as error:
         raise DataError(f"Cannot read the folder {printable(folder)}: {error.strerror or error}.") from error
-    for item in items:
-        if item.name.startswith("."):
-            skipped.hidden.append(above + item.name)
-        else:
-            yield item
-
-
-def _images_below(
-    folder: Path, name: str, ancestors: tuple[tuple[int, int], ...], skipped: _Skipped
-) -> Iterator[tuple[str, Path]]:
-    """Yield name and path of each image at any depth below ``folder``."""
-    identity = _identity(folder)
+    identity = (status.st_dev, status.st_ino)
     if identity in ancestors:
-        skipped.circular.append(name)
+        skipped[CIRCULAR].append(name)
         return
-    for item in _visible(folder, skipped, f"{name}/"):
-        inner = f"{name}/{item.name}"
-        if _is_folder(item):
-            yield from _images_below(Path(item.path), inner, (*ancestors, identity), skipped)
-        elif _is_image(item.name):
+    for item in items:
+        inner = f"{name}/{item.name}" if name else item.name
+        if item.name.startswith("."):
+            skipped[HIDDEN].append(inner)
+        elif _is_folder(item):
+            images = list(_images_below(Path(item.path), inner, (*ancestors, identity), skipped))
+            yield from images
+            if not (images or name):
+                skipped[EMPTY].append(inner)
+        elif _suffix(item.name) not in IMAGE_SUFFIXES:
+            skipped[OTHER].append(inner)
+        elif name:
             yield inner, Path(item.path)
         else:
-            skipped.other.append(inner)
+            skipped[OUTSIDE].append(inner)
 
 
 def _is_folder(item: os.DirEntry[str]) -> bool:
@@ -167,38 +155,15 @@ def _is_folder(item: os.DirEntry[str]) -> bool:
         return False
 
 
-def _identity(folder: Path) -> tuple[int, int]:
-    try:
-        status = folder.stat()
-    except OSError as error:
-        raise DataError(f"Cannot read the folder {printable(folder)}: {error.strerror or error}.") from error
-    return status.st_dev, status.st_ino
-
-
 def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()  # noqa: PTH122 (a name, which may not be a valid path)
 
 
-def _is_image(name: str) -> bool:
-    return _suffix(name) in IMAGE_SUFFIXES
-
-
-def _describe_skipped(skipped: _Skipped) -> tuple[list[str], list[str]]:
-    """Write one sentence for each kind of skipped path: notes, and warnings."""
-    notes, warnings = [], []
-    if skipped.hidden:
-        notes.append(f"skipped hidden files and folders: {join_names(skipped.hidden)}")
-    if skipped.other:
-        kinds = Counter(_suffix(name) or "no suffix" for name in skipped.other)
-        counts = join_names(f"{kind} × {count:,}" for kind, count in sorted(kinds.items()))
-        notes.append(f"skipped files without the suffix of an image: {counts}")
-    if skipped.circular:
-        warnings.append(f"skipped links that lead back to a folder that contains them: {join_names(skipped.circular)}")
-    if skipped.outside:
-        warnings.append(f"skipped images outside the classes' folders: {join_names(skipped.outside)}")
-    if skipped.empty:
-        warnings.append(f"folders without an image are not classes: {join_names(skipped.empty)}")
-    return notes, warnings
+def _describe(kind: str, names: Sequence[str]) -> str:
+    if kind != OTHER:
+        return join_names(names)
+    kinds = Counter(_suffix(name) or "no suffix" for name in names)
+    return join_names(f"{suffix} × {count:,}" for suffix, count in sorted(kinds.items()))
 
 
 def list_csv(path: Path) -> Listing:
@@ -255,17 +220,24 @@ def _read_text(path: Path) -> str:
 
 def _parse(path: Path, text: str) -> tuple[pd.DataFrame, str]:
     """Parse a CSV into text cells, the header in row 0, and return its delimiter too."""
-    read = partial(
-        pd.read_csv,
-        header=None,
-        dtype=str,
-        keep_default_na=False,
-        skip_blank_lines=False,
-        engine="python",  # strict about quotes, unlike pandas' own
-    )
+
+    def read(separator: str, num_rows: int | None = None) -> pd.DataFrame:
+        stream = io.StringIO(text, newline="")
+        # the Python engine is strict about quotes, unlike pandas' own
+        return pd.read_csv(
+            stream,
+            sep=separator,
+            nrows=num_rows,
+            header=None,
+            dtype=str,
+            keep_default_na=False,
+            skip_blank_lines=False,
+            engine="python",
+        )
+
     try:
         for delimiter in DELIMITERS:
-            first_row = read(io.StringIO(text, newline=""), sep=delimiter, nrows=1).to_numpy().ravel()
+            first_row = read(delimiter, 1).to_numpy().ravel()
             columns = [str(cell).strip().lower() for cell in first_row]
             if {"path", "label"} <= set(columns):
                 break
@@ -273,7 +245,7 @@ def _parse(path: Path, text: str) -> tuple[pd.DataFrame, str]:
             raise pd.errors.EmptyDataError
         if doubled := next((name for name in COLUMNS if columns.count(name) > 1), None):
             _refuse(path, f"it has the column {doubled} more than once")
-        return read(io.StringIO(text, newline=""), sep=delimiter).fillna(""), delimiter  # short rows have missing cells
+        return read(delimiter).fillna(""), delimiter  # short rows have missing cells
     except pd.errors.EmptyDataError:
         beginning = text.lstrip()[:80].partition("\n")[0].rstrip()
         _refuse(path, f"its first line is {printable(beginning)!r}, not path,label[,split][,group]")

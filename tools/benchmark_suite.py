@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -111,32 +111,17 @@ def build_parser() -> ArgumentParser:
         epilog="The same command, entered again, continues the suite.",
         allow_abbrev=False,
     )
-    sizes = ", ".join(map(str, RESOLUTIONS))
-    for flag, default, metavar, about in (
-        (
-            "--datasets",
-            list(DATASET_REGISTRY),
-            "NAME",
-            "MedMNIST sets, 'synthblood', or paths of .npz files (default: the twelve 2D sets)",
-        ),
-        ("--resolutions", ["28"], "N", f"any of {sizes} pixels; own files have a size of their own (default: 28)"),
-        ("--seeds", ["1", "2", "3"], "N", "whole numbers (default: 1 2 3)"),
-        (
-            "--beside",
-            [],
-            "FILE=SET",
-            "compare an own file, named without .npz, with the official values of a MedMNIST set",
-        ),
-    ):
-        parser.add_argument(flag, nargs="*", default=default, metavar=metavar, help=about)
-    parser.add_argument(
-        "--suite_dir",
-        nargs="?",  # for argparse only, so that a missing value is reported with the other problems
-        const="",
-        default="outputs/suite",
-        metavar="PATH",
-        help="output folder (default: outputs/suite)",
-    )
+    add = parser.add_argument
+    sets = "MedMNIST sets, 'synthblood', or paths of .npz files (default: the twelve 2D sets)"
+    add("--datasets", nargs="*", default=list(DATASET_REGISTRY), metavar="NAME", help=sets)
+    sides = f"any of {', '.join(map(str, RESOLUTIONS))} pixels; own files have a size of their own (default: 28)"
+    add("--resolutions", nargs="*", default=["28"], metavar="N", help=sides)
+    add("--seeds", nargs="*", default=["1", "2", "3"], metavar="N", help="whole numbers (default: 1 2 3)")
+    beside = "compare an own file, named without .npz, with the official values of a MedMNIST set"
+    add("--beside", nargs="*", default=[], metavar="FILE=SET", help=beside)
+    folder = "outputs/suite"
+    # the value is optional to argparse only: a missing one is then reported with the other problems
+    add("--suite_dir", nargs="?", const="", default=folder, metavar="PATH", help=f"output folder (default: {folder})")
     return parser
 
 
@@ -151,7 +136,8 @@ def parse_suite(argv: Sequence[str]) -> Suite:
     cut = argv.index("--") if "--" in argv else len(argv)
     extra = tuple(argv[cut + 1 :])
     given, unexpected = build_parser().parse_known_args(argv[:cut])
-    problems = [*map(_unexpected_problem, unexpected), *_reserved_problems(extra)]
+    not_reserved, reserved_problems = _split_reserved(extra)
+    problems = [*map(_unexpected_problem, unexpected), *reserved_problems]
     resolutions, resolution_problems = parse_numbers("--resolutions", given.resolutions, RESOLUTIONS)
     seeds, seed_problems = parse_numbers("--seeds", given.seeds)
     cells = make_cells(dict.fromkeys(given.datasets), resolutions or [STANDARD_RESOLUTION], seeds or [0])
@@ -164,9 +150,8 @@ def parse_suite(argv: Sequence[str]) -> Suite:
     configs: dict[Cell, Config] = {}
     for cell in cells:
         try:
-            configs[cell] = parse_command_line(
-                [*cell.arguments(folder), *_without_reserved(extra)], checks=(dataset_problems, device_problems)
-            )
+            arguments = [*cell.arguments(folder), *not_reserved]
+            configs[cell] = parse_command_line(arguments, checks=(dataset_problems, device_problems))
         except ConfigError as error:
             problems += error.problems
     problems = list(dict.fromkeys(problems)) or list(setting_conflicts(configs, folder))
@@ -182,22 +167,17 @@ def _unexpected_problem(word: str) -> str:
     return f"Unexpected argument {word!r}. See --help."
 
 
-def _reserved_problems(extra: Sequence[str]) -> Iterator[str]:
-    for word in filter(_is_reserved, extra):
-        yield f"{word.partition('=')[0]} belongs to the suite, which passes it to each training: not after the --."
-
-
-def _is_reserved(word: str) -> bool:
-    return word.startswith("--") and word.partition("=")[0].removeprefix("--") in OWN_FLAGS
-
-
-def _without_reserved(extra: Sequence[str]) -> list[str]:
-    """The arguments without the reserved flags and their values, so that these are not reported twice."""
-    return [
-        word
-        for before, word in zip(("", *extra), extra, strict=False)
-        if not _is_reserved(word) and not (_is_reserved(before) and "=" not in before and not word.startswith("--"))
-    ]
+def _split_reserved(extra: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments without the reserved flags and their values, and one problem for each of these flags."""
+    others, problems, before = [], [], ""
+    for word in extra:
+        flag, _, _ = word.partition("=")
+        if flag.startswith("--") and flag.removeprefix("--") in OWN_FLAGS:
+            problems.append(f"{flag} belongs to the suite, which passes it to each training: not after the --.")
+        elif word.startswith("--") or before.removeprefix("--") not in OWN_FLAGS:
+            others.append(word)
+        before = word
+    return others, problems
 
 
 def _parse_references(texts: Sequence[str], cells: Sequence[Cell]) -> tuple[dict[str, str], list[str]]:
@@ -308,10 +288,8 @@ def _run_cell(suite: Suite, cell: Cell, title: str, stop: StopRequest) -> Ending
         if not holder:
             log.info(f"{title}  {'running' if state.stage == NEW else 'resuming'}")
         arguments = training_arguments(cell, suite.cells[cell], state, suite.folder, suite.extra_arguments)
-        output = _TrainingOutput()
-        ending = run_process([sys.executable, str(TRAINING_PROGRAM), *arguments], stop, output.show)
+        ending = _run_training(arguments, stop)
         if ending.code != LOCK_HELD:
-            output.release()
             if ending.code == 0:
                 elapsed = timedelta(seconds=round(time.monotonic() - started))
                 log.info(f"{title}  done in {elapsed}: {_figures(_read_finished(suite, cell))}")
@@ -325,36 +303,30 @@ def _run_cell(suite: Suite, cell: Cell, title: str, stop: StopRequest) -> Ending
     return None
 
 
-class _TrainingOutput:
-    """Shows the lines of a training, except the single line of one that does not get the lock: that is logged once."""
+def _run_training(arguments: Sequence[str], stop: StopRequest) -> Ending:
+    """Run ``main.py`` and show its lines, except the only line of one that does not get the lock."""
+    lines: list[str] = []
 
-    def __init__(self) -> None:
-        self._held_back: list[str] | None = []
-
-    def show(self, line: str) -> None:
-        """Show a line; the first is held back until there is a second."""
-        if self._held_back == []:
-            self._held_back.append(line)
-        else:
-            self.release()
+    def show(line: str) -> None:
+        lines.append(line)
+        if len(lines) == 2:
+            log.info(f"    {lines[0]}")
+        if len(lines) > 1:
             log.info(f"    {line}")
 
-    def release(self) -> None:
-        """Show the line that was held back."""
-        for line in self._held_back or ():
-            log.info(f"    {line}")
-        self._held_back = None
+    ending = run_process([sys.executable, str(TRAINING_PROGRAM), *arguments], stop, show)
+    if len(lines) == 1 and ending.code != LOCK_HELD:
+        log.info(f"    {lines[0]}")
+    return ending
 
 
 def _figures(result: CellResult) -> str:
     """Accuracy and AUC as text, without TTA and, if there is TTA, with it."""
-    titles = {"plain": "without TTA", "tta": "with TTA"}
     texts = []
     for variant, figures in result.figures.items():
-        accuracy, auc = (
-            "undefined" if figures[name] is None else f"{figures[name]:.4f}" for name in ("accuracy", "auc")
-        )
-        texts.append(f"{titles[variant]} ACC {accuracy} AUC {auc}")
+        values = (figures["accuracy"], figures["auc"])
+        accuracy, auc = ("undefined" if value is None else f"{value:.4f}" for value in values)
+        texts.append(f"{'without' if variant == 'plain' else 'with'} TTA ACC {accuracy} AUC {auc}")
     return ", ".join(texts)
 
 

@@ -9,6 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from scripts.core.command_line import build_parser
 from scripts.core.config import SETTINGS, STANDARD_RESOLUTION, Config
 from scripts.core.errors import DataError
 from scripts.core.files import file_digest
@@ -68,12 +69,12 @@ def make_cells(datasets: Iterable[str], resolutions: Sequence[int], seeds: Seque
 
     Own files and ``synthblood`` have one size, whatever the resolutions are.
     """
-    rows = [(name, size) for name in datasets for size in (resolutions if _has_resolutions(name) else (None,))]
+    rows = [
+        (name, size)
+        for name in datasets
+        for size in ([None] if name == SYNTHBLOOD or Config(dataset=name).is_dataset_path else resolutions)
+    ]
     return [Cell(name, size, seed) for seed in seeds for name, size in rows]
-
-
-def _has_resolutions(dataset: str) -> bool:
-    return dataset != SYNTHBLOOD and not Config(dataset=dataset).is_dataset_path
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,12 +129,7 @@ def training_arguments(
 
 
 def setting_conflicts(cells: Mapping[Cell, Config], suite_dir: Path) -> Iterator[str]:
-    """Yield one sentence for each difference between runs in the suite's folder and the requested settings.
-
-    Args:
-        cells: The cells with their requested settings.
-        suite_dir: The suite's folder, which may not exist.
-    """
+    """Yield one sentence for each difference between runs in the suite's folder and the requested settings."""
     names_by_difference: dict[str, list[str]] = {}
     md5_of = cache(_md5_of)  # many cells share a file
     for cell, config in cells.items():
@@ -141,11 +137,10 @@ def setting_conflicts(cells: Mapping[Cell, Config], suite_dir: Path) -> Iterator
         for difference in _differences(stored, config, md5_of) if stored else ():
             names_by_difference.setdefault(difference, []).append(cell.name)
     for difference, names in names_by_difference.items():
-        more = len(names) - MAX_NAMES
-        listed = ", ".join(names[:MAX_NAMES]) + (f" and {more} more" if more > 0 else "")
+        more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
         yield (
-            f"{listed} in {suite_dir} {'was' if len(names) == 1 else 'were'} trained {difference}. Request the same, "
-            "choose another --suite_dir, or remove what should be trained again."
+            f"{', '.join(names[:MAX_NAMES])}{more} in {suite_dir} {'was' if len(names) == 1 else 'were'} trained "
+            f"{difference}. Request the same, choose another --suite_dir, or remove what should be trained again."
         )
 
 
@@ -154,32 +149,18 @@ def _differences(stored: Mapping[str, Any], config: Config, md5_of: Callable[[st
     settings, requested = stored["settings"], config.as_dict()
     both_are_files = config.is_dataset_path and Config(dataset=settings["dataset"]).is_dataset_path
     exempt = free_settings(stored["dataset"]) | NAMING | ({"dataset"} if both_are_files else set())
+    given = vars(build_parser().parse_known_args(stored["command"])[0])
     for name in filter(lambda name: name not in exempt, SETTINGS):
         # a setting that is younger than the run had no other value then
         then, now = settings.get(name, SETTINGS[name].default), requested[name]
-        if not is_same_choice(name, now, then) and not _was_chosen_by_the_run(name, now, stored["command"]):
+        is_resolved = given.get(name, "auto") == now == "auto" or (
+            name in SWITCHED_OFF_BY_THE_RUN and not now and name not in given
+        )
+        if not is_resolved and not is_same_choice(name, now, then):
             yield f"with {_as_flag(name, then)}, but {_as_flag(name, now)} is requested"
     # main.py verifies the MD5 of the registry's sets
     if both_are_files and (md5 := md5_of(config.dataset)) != stored["dataset"]["md5"]:
         yield f"on data with the MD5 {stored['dataset']['md5']}, but {config.dataset} now has {md5}"
-
-
-def _was_chosen_by_the_run(name: str, now: Any, command: Sequence[str]) -> bool:
-    """Whether a stored value may differ from the requested one because ``main.py`` itself chose it."""
-    if name in SWITCHED_OFF_BY_THE_RUN:
-        return not now and SETTINGS[name].flag not in command
-    return now == "auto" and _given(SETTINGS[name].flag, command) in (None, "auto")
-
-
-def _given(flag: str, command: Sequence[str]) -> str | None:
-    """The value of a flag in a command line; None where it is not given."""
-    value = None
-    for word, following in zip(command, (*command[1:], ""), strict=True):
-        if word == flag:
-            value = following
-        elif word.startswith(f"{flag}="):
-            value = word.partition("=")[2]
-    return value
 
 
 def _as_flag(name: str, value: Any) -> str:
@@ -200,7 +181,11 @@ def file_problems(cells: Iterable[Cell]) -> Iterator[str]:
     """Yield one sentence for each own file that does not exist, and for each two sets with the same folders."""
     cells = list(cells)
     for dataset in dict.fromkeys(cell.dataset for cell in cells if cell.is_own):
-        if not _is_file(dataset):
+        try:
+            is_file = Path(dataset).expanduser().is_file()
+        except (OSError, RuntimeError, ValueError):
+            is_file = False
+        if not is_file:
             yield f"--datasets {dataset}: there is no such file. Give registry names or paths of .npz files."
     owners: dict[str, Cell] = {}
     for cell in cells:
@@ -214,13 +199,6 @@ def file_problems(cells: Iterable[Cell]) -> Iterator[str]:
 
 def _with_size(cell: Cell) -> str:
     return cell.dataset if cell.resolution is None else f"{cell.dataset} at {cell.resolution} pixels"
-
-
-def _is_file(text: str) -> bool:
-    try:
-        return Path(text).expanduser().is_file()
-    except (OSError, RuntimeError, ValueError):
-        return False
 
 
 def parse_numbers(flag: str, texts: Sequence[str], choices: Sequence[int] = ()) -> tuple[list[int], list[str]]:

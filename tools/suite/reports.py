@@ -64,15 +64,9 @@ LABELS = [*(label for _, label, _, _ in MEANS), SEED, *(label for _, label, _, _
 
 
 def write_suite_reports(folder: Path, tables: Tables, settings: str) -> None:
-    """Write every file atomically.
+    """Write every file atomically into the suite's folder, or raise ``StorageError``.
 
-    Args:
-        folder: The suite's folder.
-        tables: Its tables.
-        settings: The settings of all cells that are not defaults, as typed; "" where there are none.
-
-    Raises:
-        StorageError: A file cannot be written.
+    ``settings`` are those of all cells that are not defaults, as typed; "" where there are none.
     """
     for name, frame, columns in (("cells.csv", tables.cells, CELL_COLUMNS), ("results.csv", tables.rows, ROW_COLUMNS)):
         write_text(folder / name, frame.to_csv(columns=columns, index=False, lineterminator="\n"))
@@ -113,7 +107,8 @@ def _write_workbook(path: Path, tables: Tables, settings: str) -> None:
     for title in FIGURE_TITLES:
         titles += [title, "standard deviation"]
     titles += [*official, "difference ACC", "difference AUC", "Notes"]
-    rows = tables.rows.assign(pixels=[int(text) if text.isdigit() else text or None for text in tables.rows["pixels"]])
+    pixels: list[Any] = [int(text) if text.isdigit() else text or None for text in tables.rows["pixels"]]
+    rows = tables.rows.assign(pixels=pixels)
     rows = rows[["title", "pixels", "seeds_finished", *STATISTICS, *OFFICIAL_COLUMNS, *DIFFERENCES, "note_numbers"]]
     row_formats = [None, "0", COUNT, *[FIGURE] * len(STATISTICS), *["0.000"] * 4, SIGNED, SIGNED]
     cells = tables.cells[["name", "state", "test_images", *FIGURES, "best_epoch", "epochs", "seconds", "data_md5"]]
@@ -151,8 +146,8 @@ def draw_results(tables: Tables, settings: str) -> Figure:
         set_panel_title(axes, {"accuracy": "Accuracy", "auc": "AUC"}[metric])
         axes.set_xlabel(unit)
     labels = [
-        f"{_fitted(row.title)}\n{row.pixels or '?'} px, {row.seeds_finished} of {row.seeds_planned} seeds"
-        for row in rows.itertuples()
+        f"{_fitted(title)}\n{pixels or '?'} px, {finished} of {planned} seeds"
+        for title, pixels, finished, planned in rows[["title", "pixels", "seeds_finished", "seeds_planned"]].to_numpy()
     ]
     panels[0].set(yticks=range(len(rows)), yticklabels=labels, ylim=(len(rows) - 0.5, -0.5))
     entries = [entry for axes in panels for entry in zip(*axes.get_legend_handles_labels(), strict=True)]

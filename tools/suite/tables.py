@@ -53,12 +53,10 @@ class Tables:
 
 
 def make_tables(results: Results, references: Mapping[str, str]) -> Tables:
-    """Make the tables.
+    """Make the tables from every cell's result, which is None where the cell is not finished.
 
-    Args:
-        results: Every cell of the suite; None where it is not finished.
-        references: For own data, by their name in the folders' names, the set to whose official values they are
-            compared.
+    ``references`` has, for own data by their name in the folders' names, the set with whose official values they are
+    compared.
     """
     cells = pd.DataFrame([_cell_facts(*item) for item in results.items()], dtype=object)
     cells = cells.reindex(columns=["name", "row", *CELL_COLUMNS, "seconds"])
@@ -74,22 +72,14 @@ def make_tables(results: Results, references: Mapping[str, str]) -> Tables:
 
 
 def _cell_facts(cell: Cell, result: CellResult | None) -> dict[str, Any]:
-    facts = {"name": cell.name, "row": cell.row, "dataset": cell.set_name, "resolution": cell.resolution}
-    facts |= {"seed": cell.seed, "state": "unfinished"}
+    facts: dict[str, Any] = {"name": cell.name, "row": cell.row, "dataset": cell.set_name, "seed": cell.seed}
+    facts |= {"resolution": cell.resolution, "state": "unfinished" if result is None else FINISHED}
     if result is None:
         return facts
     for variant, figures in result.figures.items():
         facts |= {f"{metric}_{variant}": value for metric, value in figures.items()}
-    return facts | {
-        "state": FINISHED,
-        "image_width": result.width,
-        "image_height": result.height,
-        "test_images": result.test_images,
-        "best_epoch": result.best_epoch,
-        "epochs": result.epochs,
-        "data_md5": result.md5,
-        "seconds": result.seconds,
-    }
+    facts |= {"image_width": result.width, "image_height": result.height, "data_md5": result.md5}
+    return facts | {name: getattr(result, name) for name in ("test_images", "best_epoch", "epochs", "seconds")}
 
 
 def _statistics(cells: pd.DataFrame) -> pd.DataFrame:

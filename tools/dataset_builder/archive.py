@@ -1,15 +1,12 @@
-"""Store images in an unnamed temporary file, and write arrays that are larger than memory into an ``.npz``."""
+"""Store images in a temporary file, and write arrays that are larger than memory into an ``.npz``."""
 
 from __future__ import annotations
 
 import math
 import os
-import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 import numpy as np
@@ -20,7 +17,7 @@ MEMBER_DATE = (1980, 1, 1, 0, 0, 0)
 
 
 class RowStore:
-    """Rows of equal size in a file without a name, which the system removes when the process ends."""
+    """Rows of equal size in a temporary file."""
 
     def __init__(self, stream: IO[bytes], row_bytes: int) -> None:
         self._stream = stream
@@ -37,13 +34,6 @@ class RowStore:
         """Read the bytes of a row."""
         self._stream.flush()
         return os.pread(self._stream.fileno(), self._row_bytes, row * self._row_bytes)
-
-
-@contextmanager
-def row_store(folder: Path, row_bytes: int) -> Iterator[RowStore]:
-    """Open a store in ``folder``, which must have space for all rows."""
-    with tempfile.TemporaryFile(dir=folder) as stream:
-        yield RowStore(stream, row_bytes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,6 +8,7 @@ import math
 import os
 import shutil
 import stat
+import tempfile
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -28,16 +29,9 @@ from scripts.core.errors import DataError, StorageError, storage_errors
 from scripts.core.files import file_digest, replace_atomically
 from scripts.core.log import log
 from scripts.data_handler.npz import CLASS_NAMES, SPLITS, read_class_names, read_labels, validate_npz_keys
-from tools.dataset_builder.archive import Member, RowStore, row_store, whole, write_npz
+from tools.dataset_builder.archive import Member, RowStore, whole, write_npz
 from tools.dataset_builder.decode import DARK, DecodedImage, Recipe, UnusableImageError, decode
-from tools.dataset_builder.duplicates import (
-    Sample,
-    across_splits,
-    contradictions,
-    divided_groups,
-    equal_images,
-    make_units,
-)
+from tools.dataset_builder.duplicates import Sample, across_splits, equal_images, make_units
 from tools.dataset_builder.listing import Entry, Listing
 from tools.dataset_builder.messages import count_are, count_of, join_names, join_some, printable
 from tools.dataset_builder.request import Request
@@ -45,7 +39,6 @@ from tools.dataset_builder.splitting import NUM_SPLITS, assign, shortages, shuff
 
 MAX_FILE_BYTES = 1 << 30  # of an image file, which is read at once
 AHEAD_PER_WORKER = 4  # images that may be decoded before they are needed
-DIGEST_BYTES = 16
 DEFAULT_SPLIT = (0.7, 0.1, 0.2)  # as in MedMNIST, for sets without splits
 BAR: dict[str, Any] = {"unit": "img", "leave": False, "disable": None}  # None: no bar where the screen is no terminal
 
@@ -75,8 +68,9 @@ def build(listing: Listing, request: Request) -> Built:
     _require_space(out, 2 * row_bytes * num_images)
     with (
         storage_errors(out, "store the images in a temporary file", needed_bytes=row_bytes * num_images),
-        row_store(out.parent, row_bytes) as store,
+        tempfile.TemporaryFile(dir=out.parent) as stream,
     ):
+        store = RowStore(stream, row_bytes)
         found = _read_samples(listing.entries, store, recipe, request)
         rows = _assign_rows(_resolve_duplicates(found, listing, request), found, listing, request)
         _check_counts(rows, listing)
@@ -143,10 +137,8 @@ def _read(recipe: Recipe, entry: Entry) -> tuple[DecodedImage, bytes, bytes] | U
         image = decode(content, recipe)
     except UnusableImageError as error:
         return error
-    pixels_digest, file_digest = (
-        hashlib.blake2b(part, digest_size=DIGEST_BYTES).digest() for part in (image.pixels.tobytes(), content)
-    )
-    return image, pixels_digest, file_digest
+    pixels, file = (hashlib.blake2b(part, digest_size=16).digest() for part in (image.pixels.tobytes(), content))
+    return image, pixels, file
 
 
 def _content(path: Path) -> bytes:
@@ -192,7 +184,7 @@ def _resolve_duplicates(samples: Sequence[Sample], listing: Listing, request: Re
         DataError: An image is in several classes or given splits, or a group is in several given splits.
     """
     duplicates = equal_images(samples)
-    if wrong := contradictions(duplicates):
+    if wrong := [equal for equal in duplicates if len({sample.entry.label for sample in equal}) > 1]:
         equals = [" = ".join(printable(sample.entry.name) for sample in equal) for equal in wrong]
         _skip_or_refuse(
             f"{count_are(len(wrong), 'image')} in several classes at once: {join_some(equals)}",
@@ -203,7 +195,7 @@ def _resolve_duplicates(samples: Sequence[Sample], listing: Listing, request: Re
         samples = [sample for sample in samples if sample.pixels_digest not in contradictory]
         duplicates = equal_images(samples)
     if listing.is_split:
-        _check_given_splits(samples, duplicates)
+        _check_given_splits(samples)
     if not duplicates:
         log.info("no image is there more than once")
         return list(samples)
@@ -220,21 +212,23 @@ def _resolve_duplicates(samples: Sequence[Sample], listing: Listing, request: Re
     return [sample for sample in samples if firsts[sample.pixels_digest] is sample]
 
 
-def _check_given_splits(samples: Sequence[Sample], duplicates: Sequence[Sequence[Sample]]) -> None:
+def _check_given_splits(samples: Sequence[Sample]) -> None:
     """Refuse splits that share images or groups: a test on training images is worthless."""
 
     def described(sample: Sample) -> str:
         return f"{printable(sample.entry.name)} ({sample.entry.split})"
 
-    problems = []
-    if pairs := across_splits(duplicates):
-        found = join_some([f"{described(one)} = {described(other)}" for one, other in pairs])
-        problems.append(f"{count_are(len(pairs), 'image')} in several splits: {found}; correct the column split.")
-    if divided := divided_groups(samples):
-        found = join_some(
-            [f"{printable(group)} has {described(one)} and {described(other)}" for group, one, other in divided]
-        )
-        problems.append(f"{count_are(len(divided), 'group')} in several splits: {found}; correct the column split.")
+    images = across_splits(samples, lambda sample: sample.pixels_digest)
+    groups = across_splits(samples, lambda sample: sample.entry.group)
+    texts = {
+        "image": [f"{described(one)} = {described(other)}" for one, other in images],
+        "group": [f"{printable(one.entry.group)} has {described(one)} and {described(other)}" for one, other in groups],
+    }
+    problems = [
+        f"{count_are(len(found), noun)} in several splits: {join_some(found)}; correct the column split."
+        for noun, found in texts.items()
+        if found
+    ]
     if problems:
         raise DataError("\n".join(problems))
 
@@ -253,37 +247,29 @@ def _assign_rows(
     dropped = [sample for sample in found if sample.row not in kept]
     units, unit_of = make_units(samples, [labels[sample.entry.label] for sample in samples], dropped)
     split_of = assign(units, request.split or DEFAULT_SPLIT, seed=request.seed)
-    is_grouped = any(sample.entry.group for sample in samples)
-    if is_grouped:
-        groups = {sample.entry.group for sample in samples if sample.entry.group}
-        without = sum(not sample.entry.group for sample in samples)
-        log.info(
-            f"{count_of(len(groups), 'group')}, none of them divided"
-            + (f"; {count_of(without, 'image')} without a group" if without else "")
-        )
+    groups = Counter(sample.entry.group for sample in samples)
+    num_without = groups.pop("", 0)
+    if groups:
+        without = f"; {count_of(num_without, 'image')} without a group" if num_without else ""
+        log.info(f"{count_of(len(groups), 'group')}, none of them divided{without}")
     for shortage in shortages(units, split_of):
         log.warning(
             f"class {listing.class_names[shortage.label]} has no image in {' and '.join(shortage.missing)}: it has "
-            f"only {count_of(shortage.num_units, 'group' if is_grouped else 'different image')}"
+            f"only {count_of(shortage.num_units, 'group' if groups else 'different image')}"
         )
     # shuffled, so that the first images of a split are not all of one class
-    shuffled = sorted(range(len(samples)), key=lambda index: shuffling_key(request.seed, samples[index].entry.name))
-    rows: dict[str, list[Sample]] = {split: [] for split in SPLITS}
-    for index in shuffled:
-        rows[SPLITS[split_of[unit_of[index]]]].append(samples[index])
-    return rows
+    order = sorted(zip(samples, unit_of, strict=True), key=lambda pair: shuffling_key(request.seed, pair[0].entry.name))
+    return {name: [sample for sample, unit in order if split_of[unit] == split] for split, name in enumerate(SPLITS)}
 
 
 def _check_counts(rows: Mapping[str, Sequence[Sample]], listing: Listing) -> None:
     """Refuse an empty split, and a class without images; warn if a given split lacks a class."""
     found = {split: {sample.entry.label for sample in of_split} for split, of_split in rows.items()}
-    lost = [name for name in listing.class_names if not any(name in labels for labels in found.values())]
-    if lost:
+    if lost := [name for name in listing.class_names if not any(name in labels for labels in found.values())]:
         raise DataError(
             f"No image is left of the class {join_names(lost)}: repair the images named above, or remove the class."
         )
-    empty = [split for split, labels in found.items() if not labels]
-    if empty:
+    if empty := [split for split, labels in found.items() if not labels]:
         raise DataError(
             f"There is no image for {' and '.join(empty)}: every split needs one, so at least {NUM_SPLITS} images are "
             "needed that do not belong together."
@@ -313,10 +299,8 @@ def _index(path: Path | None, rows: Mapping[str, Sequence[Sample]], source: Path
         for split, of_split in rows.items()
         for row, s in enumerate(of_split)
     ]
-    text = pd.DataFrame(table, columns=["path", "label", "split", "group", "row"]).to_csv(
-        index=False, lineterminator="\n"
-    )
-    content = text.encode("utf-8", "surrogateescape")
+    frame = pd.DataFrame(table, columns=["path", "label", "split", "group", "row"])
+    content = frame.to_csv(index=False, lineterminator="\n").encode("utf-8", "surrogateescape")
     with replace_atomically(path, needed_bytes=len(content)) as stream:
         stream.write(content)
         yield

@@ -12,6 +12,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 # only these: some of Pillow's readers start other programs (EPS) or read other files
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "GIF", "WEBP", "PPM", "JPEG2000")
 MAX_PIXELS = 89_478_485  # Pillow's own limit, above which it warns of decompression bombs
+TOO_LARGE = f"it has more than {MAX_PIXELS:,} pixels"
 EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
 ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
 LEVELS_16_PER_8 = 257  # 65535 / 255
@@ -61,10 +62,6 @@ def decode(content: bytes, recipe: Recipe) -> DecodedImage:
     The crop is central, with an odd pixel cut off at the right and the bottom, and resized by Pillow's bicubic filter,
     with antialiasing. Colour becomes grey by the luma of ITU-R 601. Colour profiles are not applied.
 
-    Args:
-        content: The whole file.
-        recipe: How to make the image.
-
     Raises:
         UnusableImageError: The file is not an image, is damaged or too large, or has values without a known range.
     """
@@ -73,21 +70,17 @@ def decode(content: bytes, recipe: Recipe) -> DecodedImage:
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise UnusableImageError(_too_large())
+                raise UnusableImageError(TOO_LARGE)
             return _transform(image, recipe)
     except UnusableImageError:
         raise
     except UnidentifiedImageError as error:
         raise UnusableImageError("it is not an image of a known format") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UnusableImageError(_too_large()) from error
+        raise UnusableImageError(TOO_LARGE) from error
     except Exception as error:  # Pillow raises many kinds of errors for malformed files
         text = "".join(letter if letter.isprintable() else " " for letter in str(error)[:100]).strip()
         raise UnusableImageError(f"it is damaged: {text or type(error).__name__}") from error
-
-
-def _too_large() -> str:
-    return f"it has more than {MAX_PIXELS:,} pixels"
 
 
 def _transform(image: Image.Image, recipe: Recipe) -> DecodedImage:
@@ -99,7 +92,7 @@ def _transform(image: Image.Image, recipe: Recipe) -> DecodedImage:
     upright = ImageOps.exif_transpose(image)
     plain = _eight_bits(upright, image.format or "", remarks)
     square = _crop_centre(plain, recipe, remarks)
-    is_coloured = square.mode == "RGB" and _has_colour(square)
+    is_coloured = square.mode == "RGB" and len({channel.tobytes() for channel in square.split()}) > 1
     if is_coloured and recipe.grey:
         remarks.add(COLOURED_TO_GREY)
     wanted = square.convert("L" if recipe.grey else "RGB")
@@ -108,12 +101,6 @@ def _transform(image: Image.Image, recipe: Recipe) -> DecodedImage:
     if square.width != recipe.size:
         wanted = wanted.resize((recipe.size, recipe.size), Image.Resampling.BICUBIC)
     return DecodedImage(np.array(wanted, dtype=np.uint8), is_coloured, frozenset(remarks))
-
-
-def _has_colour(image: Image.Image) -> bool:
-    """Whether the channels of an RGB image differ anywhere."""
-    red, green, blue = (channel.tobytes() for channel in image.split())
-    return not red == green == blue
 
 
 def _eight_bits(image: Image.Image, file_format: str, remarks: set[str]) -> Image.Image:
@@ -126,9 +113,7 @@ def _eight_bits(image: Image.Image, file_format: str, remarks: set[str]) -> Imag
             remarks.add(DARK)
         return Image.fromarray(((values + LEVELS_16_PER_8 // 2) // LEVELS_16_PER_8).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise UnusableImageError(
-            "it has 32-bit values, whose range is not known; save it with 8 or 16 bits per channel"
-        )
+        raise UnusableImageError("it has 32-bit values of unknown range; save it with 8 or 16 bits per channel")
     if image.mode not in EIGHT_BIT_MODES:
         raise UnusableImageError(f"its colour mode is {image.mode}; save it as RGB or grey")
     if image.has_transparency_data:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import pandas as pd
@@ -13,6 +14,8 @@ from scipy.sparse.csgraph import connected_components
 
 from tools.dataset_builder.listing import Entry
 from tools.dataset_builder.splitting import Unit
+
+Key = TypeVar("Key", bound=Hashable)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,29 +39,15 @@ def equal_images(samples: Sequence[Sample]) -> list[list[Sample]]:
     return [equal for equal in found.values() if len(equal) > 1]
 
 
-def contradictions(duplicates: Sequence[Sequence[Sample]]) -> list[Sequence[Sample]]:
-    """The equal images that are in several classes."""
-    return [equal for equal in duplicates if len({sample.entry.label for sample in equal}) > 1]
-
-
-def across_splits(duplicates: Sequence[Sequence[Sample]]) -> list[tuple[Sample, Sample]]:
-    """Two samples in different splits for each image that is in several given splits."""
-    return [
-        (equal[0], next(other for other in equal if other.entry.split != equal[0].entry.split))
-        for equal in duplicates
-        if len({sample.entry.split for sample in equal}) > 1
-    ]
-
-
-def divided_groups(samples: Sequence[Sample]) -> list[tuple[str, Sample, Sample]]:
-    """The groups that are in several given splits, each with two samples in different ones."""
-    first: dict[str, Sample] = {}
-    divided: dict[str, tuple[str, Sample, Sample]] = {}
+def across_splits(samples: Sequence[Sample], key: Callable[[Sample], Key]) -> list[tuple[Sample, Sample]]:
+    """Two samples in different given splits for each key, such as an image or a group, that is in several of them."""
+    first: dict[Key, Sample] = {}
+    pairs: dict[Key, tuple[Sample, Sample]] = {}
     for sample in samples:
-        group = sample.entry.group
-        if group and first.setdefault(group, sample).entry.split != sample.entry.split:
-            divided.setdefault(group, (group, first[group], sample))
-    return list(divided.values())
+        value = key(sample)
+        if value and first.setdefault(value, sample).entry.split != sample.entry.split:
+            pairs.setdefault(value, (first[value], sample))
+    return list(pairs.values())
 
 
 def make_units(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -74,16 +75,14 @@ def shuffling_key(seed: object, name: str) -> bytes:
 
 def shortages(units: Sequence[Unit], split_of: Sequence[int]) -> list[Shortage]:
     """The classes that are not in every split, in the order of their labels."""
-    found: dict[int, set[int]] = {}
-    num_units: dict[int, int] = {}
+    found: dict[int, list[int]] = {}
     for unit, split in zip(units, split_of, strict=True):
         for label in unit.counts:
-            found.setdefault(label, set()).add(split)
-            num_units[label] = num_units.get(label, 0) + 1
+            found.setdefault(label, []).append(split)
     return [
-        Shortage(label, num_units[label], tuple(name for split, name in enumerate(SPLITS) if split not in splits))
+        Shortage(label, len(splits), tuple(name for split, name in enumerate(SPLITS) if split not in splits))
         for label, splits in sorted(found.items())
-        if len(splits) < NUM_SPLITS
+        if len(set(splits)) < NUM_SPLITS
     ]
 
 
@@ -93,24 +92,21 @@ class _Assignment:
     def __init__(self, units: Sequence[Unit], proportions: Sequence[float]) -> None:
         self.units = units
         self.split_of = [NONE] * len(units)
-        self.total: dict[int, int] = {}  # images by class
-        self.num_units: dict[int, int] = {}  # units by class
+        self.total, self.num_units = Counter[int](), Counter[int]()  # images and units by class
         for unit in units:
-            for label, count in unit.counts.items():
-                self.total[label] = self.total.get(label, 0) + count
-                self.num_units[label] = self.num_units.get(label, 0) + 1
+            self.total.update(unit.counts)
+            self.num_units.update(unit.counts.keys())
         # images that each split still lacks, by class and in all; below 0 where it has too many
         self.need = {label: [total * share for share in proportions] for label, total in self.total.items()}
         self.need_in_all = [sum(self.total.values()) * share for share in proportions]
         self.units_in = {label: [0] * NUM_SPLITS for label in self.total}
-        self.free = dict(self.num_units)  # units by class that are in no split yet
+        self.free = Counter(self.num_units)  # units by class that are in no split yet
 
     def put(self, index: int, split: int) -> None:
         """Move a unit to a split, from the one that it is in, if any."""
         unit, earlier = self.units[index], self.split_of[index]
         if earlier == NONE:
-            for label in unit.counts:
-                self.free[label] -= 1
+            self.free.subtract(unit.counts.keys())
         for place, sign in ((earlier, -1), (split, 1)):
             if place == NONE:
                 continue
@@ -122,10 +118,8 @@ class _Assignment:
 
     def gain(self, unit: Unit, split: int) -> float:
         """The decrease of the squared relative distances from the shares if the unit goes to the split."""
-        return sum(
-            count * (2 * self.need[label][split] - count) / self.total[label] ** 2
-            for label, count in unit.counts.items()
-        )
+        items = unit.counts.items()
+        return sum(n * (2 * self.need[label][split] - n) / self.total[label] ** 2 for label, n in items)
 
     def fits(self, label: int) -> bool:
         """Whether a class has at least one unit per split."""
@@ -138,9 +132,7 @@ class _Assignment:
     def seed_every_class(self, order: Sequence[int], *, widest_first: bool) -> None:
         """Give each split a unit of each class, starting with the classes that have the fewest spare units.
 
-        Args:
-            order: Of the units.
-            widest_first: Prefer units with several missing classes to units of a fitting size.
+        With ``widest_first``, units with several missing classes are preferred to units of a fitting size.
         """
         having: dict[int, list[int]] = {}
         for index in order:
@@ -190,9 +182,8 @@ class _Assignment:
         if any(self.units_in[label][here] == 1 for label in unit.counts):
             return False
         # the gain of staying is that of coming back to the split after the unit has left it
-        staying = self.gain(unit, here) + 2 * sum(
-            (count / self.total[label]) ** 2 for label, count in unit.counts.items()
-        )
+        shares = (count / self.total[label] for label, count in unit.counts.items())
+        staying = self.gain(unit, here) + 2 * sum(share**2 for share in shares)
         there = max((split for split in range(NUM_SPLITS) if split != here), key=lambda split: self.gain(unit, split))
         if self.gain(unit, there) <= staying + 1e-12:
             return False

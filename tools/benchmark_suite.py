@@ -48,6 +48,7 @@ from tools.suite.cells import (
     INTERRUPTED,
     NEW,
     Cell,
+    as_flag,
     file_problems,
     list_problems,
     make_cells,
@@ -81,13 +82,9 @@ class Suite:
     @property
     def common_settings(self) -> str:
         """The settings of all trainings that are not defaults and may change a result."""
-        config = next(iter(self.cells.values()))
-        words = []
-        for name, value in config.as_dict().items():
-            known = SETTINGS[name]
-            if name not in (*OWN_FLAGS, *FREE) and value != known.default:
-                words.append(known.flag if known.kind is bool else f"{known.flag} {value}")
-        return " ".join(words)
+        settings = next(iter(self.cells.values())).as_dict()
+        names = [name for name in settings if name not in (*OWN_FLAGS, *FREE)]
+        return " ".join(as_flag(name, settings[name]) for name in names if settings[name] != SETTINGS[name].default)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -293,7 +294,7 @@ def test_the_lock_of_another_training_is_waited_for(toy: Toy, capsys, monkeypatc
         if len(pauses) == 6:
             holder.unlink()
 
-    monkeypatch.setattr(benchmark_suite.time, "sleep", sleep)
+    monkeypatch.setattr(time, "sleep", sleep)
     assert toy.run([toy.order("ants", "locked")], seeds=("1",)) == 0
     assert pauses == [2, 4, 8, 16, 30, 30]
     assert toy.calls() == 7 * ["ants 1"]

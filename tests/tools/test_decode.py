@@ -141,7 +141,7 @@ def test_twelve_bits_in_sixteen_are_remarked_as_dark():
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
 def test_values_without_a_known_range_are_refused(dtype):
-    with pytest.raises(UnusableImageError, match="32-bit values, whose range is not known"):
+    with pytest.raises(UnusableImageError, match="32-bit values of unknown range"):
         decoded(Image.fromarray(np.ones((8, 8), dtype=dtype)), "TIFF")
 
 

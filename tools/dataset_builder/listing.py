@@ -47,7 +47,7 @@ class Entry:
     split: str = ""  # "train", "val" or "test"; empty where the splits are not given
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Listing:
     """All image files of a set, in an order that does not depend on the file system."""
 
@@ -104,13 +104,7 @@ def list_folder(folder: Path, *, group_by_folder: bool = False) -> Listing:
             f"{count_of(num_nested, 'image')} in subfolders of the classes: if these are patients or slides, use "
             "--group_by_folder, so that none is divided over the splits"
         )
-    return Listing(
-        source=folder,
-        entries=tuple(entries),
-        class_names=in_order(labels),
-        notes=tuple(notes),
-        warnings=tuple(warnings),
-    )
+    return Listing(folder, tuple(entries), in_order(labels), tuple(notes), tuple(warnings))
 
 
 def _normalized(name: str) -> str:
@@ -176,9 +170,9 @@ def list_csv(path: Path) -> Listing:
         DataError: The file cannot be read, or some rows are wrong; the message names the first of them.
     """
     text = _read_text(path)
-    rows, delimiter = _parse(path, text)
-    header, body = rows.iloc[0].str.strip().str.lower().tolist(), rows.iloc[1:]
-    unused = [printable(name) for name in rows.iloc[0] if name.strip() and name.strip().lower() not in COLUMNS]
+    cells, delimiter = _parse(path, text)
+    header, body = cells.iloc[0].str.strip().str.lower().tolist(), cells.iloc[1:]
+    unused = [printable(name) for name in cells.iloc[0] if name.strip() and name.strip().lower() not in COLUMNS]
     body = body[body.apply(lambda column: column.str.strip() != "").any(axis="columns")]
     columns = {name: body[header.index(name)].to_numpy() if name in header else "" for name in COLUMNS}
     table = pd.DataFrame(columns, index=body.index + 1, dtype=str)  # rows are numbered as in a spreadsheet
@@ -197,11 +191,9 @@ def list_csv(path: Path) -> Listing:
     notes = [f"ignored columns of {path.name}: {join_some(unused)}"] if unused else []
     if delimiter != ",":
         notes.append(f"the columns of {path.name} are separated by {delimiter!r}")
-    entries = (
-        Entry(name, path.parent / name, label, group, split)
-        for name, label, split, group in table.itertuples(index=False)
-    )
-    return Listing(source=path, entries=tuple(entries), class_names=class_names, notes=tuple(notes))
+    rows = table.itertuples(index=False)
+    entries = tuple(Entry(name, path.parent / name, label, group, split) for name, label, split, group in rows)
+    return Listing(path, entries, class_names, tuple(notes))
 
 
 def _read_text(path: Path) -> str:

@@ -157,13 +157,14 @@ def _differences(stored: Mapping[str, Any], config: Config, md5_of: Callable[[st
             name in SWITCHED_OFF_BY_THE_RUN and not now and name not in given
         )
         if not is_resolved and not is_same_choice(name, now, then):
-            yield f"with {_as_flag(name, then)}, but {_as_flag(name, now)} is requested"
+            yield f"with {as_flag(name, then)}, but {as_flag(name, now)} is requested"
     # main.py verifies the MD5 of the registry's sets
     if both_are_files and (md5 := md5_of(config.dataset)) != stored["dataset"]["md5"]:
         yield f"on data with the MD5 {stored['dataset']['md5']}, but {config.dataset} now has {md5}"
 
 
-def _as_flag(name: str, value: Any) -> str:
+def as_flag(name: str, value: Any) -> str:
+    """Write a setting and its value as on the command line, or "no --flag" for a switch that is off."""
     flag = SETTINGS[name].flag
     if SETTINGS[name].kind is bool:
         return flag if value else f"no {flag}"

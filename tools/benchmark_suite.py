@@ -255,30 +255,24 @@ def _run_cells(suite: Suite, stop: StopRequest) -> dict[Cell, str]:
     for number, cell in enumerate(suite.cells, start=1):
         title = f"[{number:>{len(str(len(stages)))}}/{len(stages)}] {cell.name:<{width}}"
         try:
-            ending = _run_cell(suite, cell, title, stop)
+            reason = _run_cell(suite, cell, title, stop)
         except DataError as error:
-            failures[cell] = str(error)
-        else:
-            if ending is None:
-                continue
-            if ending.code == STORAGE:  # the next cell would write to the same disk
-                raise StorageError(f"The suite stops at {cell.name}, which ended with {ending.reason}")
-            if ending.code == 0:
-                write_tables(suite)
-                continue
-            failures[cell] = ending.reason
-        log.warning(f"{title}  failed, {failures[cell]}")
+            reason = str(error)
+        if reason:
+            failures[cell] = reason
+            log.warning(f"{title}  failed, {reason}")
     return failures
 
 
-def _run_cell(suite: Suite, cell: Cell, title: str, stop: StopRequest) -> Ending | None:
-    """Run one cell to its end; return None if it was finished before.
+def _run_cell(suite: Suite, cell: Cell, title: str, stop: StopRequest) -> str:
+    """Run one cell to its end, unless it is finished; return the reason if it failed, otherwise "".
 
     While another training holds the lock, it waits. The state is read again each time: the other training may be this
     cell, left behind by a suite that was killed.
 
     Raises:
         DataError: The cell's result cannot be read.
+        StorageError: The training could not write a file; the next one would write to the same disk.
     """
     pause_s, holder, started = MIN_PAUSE_S, "", time.monotonic()
     while (state := read_state(suite.folder / cell.name)).stage != FINISHED:
@@ -286,18 +280,22 @@ def _run_cell(suite: Suite, cell: Cell, title: str, stop: StopRequest) -> Ending
             log.info(f"{title}  {'running' if state.stage == NEW else 'resuming'}")
         arguments = training_arguments(cell, suite.cells[cell], state, suite.folder, suite.extra_arguments)
         ending = _run_training(arguments, stop)
+        if ending.code == 0:
+            elapsed = timedelta(seconds=round(time.monotonic() - started))
+            log.info(f"{title}  done in {elapsed}: {_figures(_read_finished(suite, cell))}")
+            write_tables(suite)
+            return ""
+        if ending.code == STORAGE:
+            raise StorageError(f"The suite stops at {cell.name}, which ended with {ending.reason}")
         if ending.code != LOCK_HELD:
-            if ending.code == 0:
-                elapsed = timedelta(seconds=round(time.monotonic() - started))
-                log.info(f"{title}  done in {elapsed}: {_figures(_read_finished(suite, cell))}")
-            return ending
+            return ending.reason
         if ending.last_line != holder:
             holder = ending.last_line
             log.info(f"{title}  waiting: {holder}")
         time.sleep(pause_s)
         pause_s = min(2 * pause_s, MAX_PAUSE_S)
     log.info(f"{title}  finished before: {_figures(_read_finished(suite, cell))}")
-    return None
+    return ""
 
 
 def _run_training(arguments: Sequence[str], stop: StopRequest) -> Ending:

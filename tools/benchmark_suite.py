@@ -1,4 +1,4 @@
-"""Train a matrix of data sets, resolutions and seeds with main.py, and tabulate it beside the official results.
+"""Train a matrix of data sets, resolutions and seeds with main.py, and compare the results with the official ones.
 
 python tools/benchmark_suite.py                                       all twelve 2D sets at 28 pixels, seeds 1, 2, 3
 python tools/benchmark_suite.py --datasets bloodmnist pathmnist --resolutions 28 64 --seeds 1 2 3 4 5
@@ -6,27 +6,27 @@ python tools/benchmark_suite.py --datasets synthblood --seeds 1 2 -- --weights n
 python tools/benchmark_suite.py --datasets path/to/pbc28.npz --beside pbc28=bloodmnist
 python tools/benchmark_suite.py --help
 
-What follows ``--`` is given to every training. Typed again, the same command goes on where the suite was: finished
+The arguments after ``--`` are passed to every training. The same command, entered again, continues the suite: finished
 cells are kept, interrupted ones are resumed, failed ones are tried again.
 
-Exit codes: 0 all cells are finished, 1 some failed, 2 command line, 4 another suite uses the folder, 6 storage, 130 and
-143 stopped by a signal.
+Exit codes: 0 all cells are finished, 1 some failed, 2 command line, 4 another suite uses the folder, 6 storage, and
+129, 130 and 143 stopped by a signal.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
 
 from scripts.core import Config, ensure_single_instance, log, parse_command_line
+from scripts.core.command_line import ArgumentParser
 from scripts.core.config import RESOLUTIONS, SETTINGS, STANDARD_RESOLUTION
 from scripts.core.environment import PROJECT_ROOT
 from scripts.core.errors import (
@@ -39,7 +39,7 @@ from scripts.core.errors import (
     storage_errors,
 )
 from scripts.core.log import file_log, screen_log
-from scripts.core.paths import RunPaths, slug
+from scripts.core.paths import slug
 from scripts.core.resume import FREE, start_command
 from scripts.core.system import StopRequest, device_problems, stop_request
 from scripts.data_handler import DATASET_REGISTRY, dataset_problems
@@ -48,186 +48,139 @@ from tools.suite.cells import (
     INTERRUPTED,
     NEW,
     Cell,
-    command_words,
+    as_flag,
     file_problems,
     list_problems,
     make_cells,
     parse_numbers,
     read_state,
     setting_conflicts,
+    training_arguments,
 )
 from tools.suite.official import OFFICIAL
-from tools.suite.results import CellResult, make_rows, read_result, screen_table
+from tools.suite.results import CellResult, read_result
 from tools.suite.running import Ending, run_process
 
+if TYPE_CHECKING:
+    from tools.suite.tables import Tables
+
 TRAINING_PROGRAM = PROJECT_ROOT / "main.py"
-OWN_FLAGS = ("dataset", "resolution", "seed", "output_dir", "resume")  # of main.py, which the suite gives by itself
+OWN_FLAGS = ("dataset", "resolution", "seed", "output_dir", "resume")  # of main.py, which the suite itself passes
 LOCK_HELD, STORAGE = LockHeldError.exit_code, StorageError.exit_code
-SHORTEST_PAUSE_S, LONGEST_PAUSE_S = 2.0, 30.0  # between two looks at a lock that another training holds
+MIN_PAUSE_S, MAX_PAUSE_S = 2.0, 30.0  # between two attempts to get a lock that another training holds
 
 
 @dataclass(frozen=True, slots=True)
 class Suite:
-    """A command line that is understood."""
+    """A valid command line."""
 
     folder: Path
-    cells: dict[Cell, Config]  # in the order in which they are run; every setting of each
-    further: tuple[str, ...]  # words that every training is given
-    beside: dict[str, str]  # own data, by their name in the folders' names: the set whose official values they get
+    cells: dict[Cell, Config]  # in the order in which they are run; all settings of each
+    extra_arguments: tuple[str, ...]  # of every training
+    references: dict[str, str]  # own data, by their name in the folders' names: the set they are compared with
 
     @property
     def common_settings(self) -> str:
-        """What the trainings have in common that is not a default and may change a result."""
-        config = next(iter(self.cells.values()))
-        words = []
-        for name, value in config.as_dict().items():
-            known = SETTINGS[name]
-            if name not in (*OWN_FLAGS, *FREE) and value != known.default:
-                words.append(known.flag if known.kind is bool else f"{known.flag} {value}")
-        return " ".join(words)
+        """The settings of all trainings that are not defaults and may change a result."""
+        settings = next(iter(self.cells.values())).as_dict()
+        names = [name for name in settings if name not in (*OWN_FLAGS, *FREE)]
+        return " ".join(as_flag(name, settings[name]) for name in names if settings[name] != SETTINGS[name].default)
 
 
-@dataclass(frozen=True, slots=True)
-class Failure:
-    """A cell that did not get to its end."""
-
-    cell: Cell
-    reason: str  # in one sentence
-
-
-def main(words: Sequence[str] | None = None) -> int:
+def main(argv: Sequence[str] | None = None) -> int:
     """Run one command line and return its exit code."""
-    words = sys.argv[1:] if words is None else words
     with screen_log():
         try:
             with stop_request() as stop:
-                stop.advice = f"Go on with: {start_command()}"
-                return run_suite(parse_suite(words), stop)
+                stop.advice = f"Continue with: {start_command()}"
+                return run_suite(parse_suite(sys.argv[1:] if argv is None else argv), stop)
         except (PipelineError, Interrupted) as error:
             log.error(str(error))
             return error.exit_code
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        raise ConfigError(f"{message[:1].upper()}{message[1:]}.")
-
-
-def build_parser() -> argparse.ArgumentParser:
-    """The suite's own flags; their values are judged together, after parsing."""
-    parser = _Parser(
+def build_parser() -> ArgumentParser:
+    """Make the parser of the suite's own flags; their values are checked together, after parsing."""
+    parser = ArgumentParser(
         prog="tools/benchmark_suite.py",
-        usage="benchmark_suite.py [--flag value ...] [-- further flags of main.py]",
+        usage="benchmark_suite.py [--flag value ...] [-- more flags of main.py]",
         description="Train data sets x resolutions x seeds with main.py, one after another, and tabulate the results.",
-        epilog="Typed again, the same command goes on where the suite was.",
+        epilog="The same command, entered again, continues the suite.",
         allow_abbrev=False,
     )
-    parser.add_argument(
-        "--datasets",
-        nargs="*",
-        default=list(DATASET_REGISTRY),
-        metavar="NAME",
-        help="MedMNIST sets, 'synthblood', or paths of .npz files (default: the twelve 2D sets)",
-    )
-    parser.add_argument(
-        "--resolutions",
-        nargs="*",
-        default=["28"],
-        metavar="N",
-        help=f"any of {', '.join(map(str, RESOLUTIONS))} pixels; own files have a size of their own (default: 28)",
-    )
-    parser.add_argument(
-        "--seeds", nargs="*", default=["1", "2", "3"], metavar="N", help="whole numbers (default: 1 2 3)"
-    )
-    parser.add_argument(
-        "--suite_dir",
-        nargs="?",  # to argparse alone, so that a missing value is reported with the other problems
-        const="",
-        default="outputs/suite",
-        metavar="PATH",
-        help="where all of it goes (default: outputs/suite)",
-    )
-    parser.add_argument(
-        "--beside",
-        nargs="*",
-        default=[],
-        metavar="FILE=SET",
-        help="show an own file, by its name without .npz, beside the official values of a MedMNIST set",
-    )
+    add = parser.add_argument
+    sets = "MedMNIST sets, 'synthblood', or paths of .npz files (default: the twelve 2D sets)"
+    add("--datasets", nargs="*", default=list(DATASET_REGISTRY), metavar="NAME", help=sets)
+    sides = f"any of {', '.join(map(str, RESOLUTIONS))} pixels; own files have a size of their own (default: 28)"
+    add("--resolutions", nargs="*", default=["28"], metavar="N", help=sides)
+    add("--seeds", nargs="*", default=["1", "2", "3"], metavar="N", help="whole numbers (default: 1 2 3)")
+    beside = "compare an own file, named without .npz, with the official values of a MedMNIST set"
+    add("--beside", nargs="*", default=[], metavar="FILE=SET", help=beside)
+    folder = "outputs/suite"
+    # the value is optional to argparse only: a missing one is then reported with the other problems
+    add("--suite_dir", nargs="?", const="", default=folder, metavar="PATH", help=f"output folder (default: {folder})")
     return parser
 
 
-def parse_suite(words: Sequence[str]) -> Suite:
-    """The suite that a command line asks for.
+def parse_suite(argv: Sequence[str]) -> Suite:
+    """Parse a command line.
 
     Raises:
-        ConfigError: Every problem of the command line, one per line; or runs in the suite's folder were made with other
-            settings.
-        SystemExit: ``--help`` was asked for (code 0).
+        ConfigError: Every problem of the command line, one per line; or runs in the suite's folder have other settings.
+        SystemExit: ``--help`` was given (code 0).
     """
-    words = list(words)
-    cut = words.index("--") if "--" in words else len(words)
-    further = tuple(words[cut + 1 :])
-    given, strays = build_parser().parse_known_args(words[:cut])
-    problems = [*map(_stray_problem, strays), *_reserved_problems(further)]
+    argv = list(argv)
+    cut = argv.index("--") if "--" in argv else len(argv)
+    extra = tuple(argv[cut + 1 :])
+    given, unexpected = build_parser().parse_known_args(argv[:cut])
+    not_reserved, reserved_problems = _split_reserved(extra)
+    problems = [*map(_unexpected_problem, unexpected), *reserved_problems]
     resolutions, resolution_problems = parse_numbers("--resolutions", given.resolutions, RESOLUTIONS)
     seeds, seed_problems = parse_numbers("--seeds", given.seeds)
     cells = make_cells(dict.fromkeys(given.datasets), resolutions or [STANDARD_RESOLUTION], seeds or [0])
-    beside, beside_problems = _parse_beside(given.beside, cells)
+    references, reference_problems = _parse_references(given.beside, cells)
     problems += [*list_problems("--datasets", given.datasets), *resolution_problems, *seed_problems]
-    problems += [*file_problems(cells), *beside_problems]
+    problems += [*file_problems(cells), *reference_problems]
     if not given.suite_dir:
         problems.append("--suite_dir must be a path, got ''.")
     folder = Path(given.suite_dir)
     configs: dict[Cell, Config] = {}
     for cell in cells:
         try:
-            configs[cell] = parse_command_line(
-                [*cell.words(folder), *_without_reserved(further)], checks=(dataset_problems, device_problems)
-            )
+            arguments = [*cell.arguments(folder), *not_reserved]
+            configs[cell] = parse_command_line(arguments, checks=(dataset_problems, device_problems))
         except ConfigError as error:
             problems += error.problems
     problems = list(dict.fromkeys(problems)) or list(setting_conflicts(configs, folder))
     if problems:
         raise ConfigError(*problems)
-    return Suite(folder, configs, further, beside)
+    return Suite(folder, configs, extra, references)
 
 
-def _stray_problem(word: str) -> str:
+def _unexpected_problem(word: str) -> str:
     name = word.partition("=")[0].removeprefix("--")
     if name in SETTINGS and name not in OWN_FLAGS:
         return f"{word} is a flag of the trainings: give it, and its value, after a --."
     return f"Unexpected argument {word!r}. See --help."
 
 
-def _reserved_problems(further: Sequence[str]) -> Iterator[str]:
-    for word in further:
-        if _is_reserved(word):
-            yield f"{word.partition('=')[0]} belongs to the suite, which gives it to each training: not after the --."
+def _split_reserved(extra: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The arguments without the reserved flags and their values, and one problem for each of these flags."""
+    others, problems, before = [], [], ""
+    for word in extra:
+        flag, _, _ = word.partition("=")
+        if flag.startswith("--") and flag.removeprefix("--") in OWN_FLAGS:
+            problems.append(f"{flag} belongs to the suite, which passes it to each training: not after the --.")
+        elif word.startswith("--") or before.removeprefix("--") not in OWN_FLAGS:
+            others.append(word)
+        before = word
+    return others, problems
 
 
-def _is_reserved(word: str) -> bool:
-    return word.startswith("--") and word.partition("=")[0].removeprefix("--") in OWN_FLAGS
-
-
-def _without_reserved(further: Sequence[str]) -> list[str]:
-    """The words without what is already known to be wrong, so that it is not reported twice."""
-    kept: list[str] = []
-    skips_value = False
-    for word in further:
-        if _is_reserved(word):
-            skips_value = "=" not in word
-            continue
-        if not (skips_value and not word.startswith("--")):
-            kept.append(word)
-        skips_value = False
-    return kept
-
-
-def _parse_beside(texts: Sequence[str], cells: Sequence[Cell]) -> tuple[dict[str, str], list[str]]:
-    """The pairs of --beside, and its problems."""
+def _parse_references(texts: Sequence[str], cells: Sequence[Cell]) -> tuple[dict[str, str], list[str]]:
+    """Parse the pairs of --beside; return them and their problems."""
     own = list(dict.fromkeys(cell.set_name for cell in cells if cell.is_own))
-    beside, problems = {}, []
+    references, problems = {}, []
     for text in texts:
         name, _, reference = text.partition("=")
         name = slug(name.removesuffix(".npz"))
@@ -235,8 +188,8 @@ def _parse_beside(texts: Sequence[str], cells: Sequence[Cell]) -> tuple[dict[str
             problems.append(f"--beside {text}: {name} is none of the own files here ({', '.join(own) or 'none'}).")
         if reference not in OFFICIAL:
             problems.append(f"--beside {text}: give FILE=SET, SET one of {', '.join(OFFICIAL)}.")
-        beside[name] = reference
-    return beside, problems
+        references[name] = reference
+    return references, problems
 
 
 def run_suite(suite: Suite, stop: StopRequest) -> int:
@@ -246,9 +199,9 @@ def run_suite(suite: Suite, stop: StopRequest) -> int:
     try:
         with ensure_single_instance(suite.folder / ".lock") as lock, file_log(suite.folder / "suite.log"):
             lock.note(suite.folder)
-            write_tables(suite)  # before the first hour, not after it: whatever prevents them is known at once
+            write_tables(suite)  # before the first training, so that a storage error is found at once
             failures = _run_cells(suite, stop)
-            _say_end(suite, failures)
+            _log_summary(suite, failures)
     except LockHeldError as error:
         raise LockHeldError(f"Another suite uses the folder {suite.folder}. {error}") from error
     except StorageError as error:
@@ -257,134 +210,130 @@ def run_suite(suite: Suite, stop: StopRequest) -> int:
 
 
 def write_tables(suite: Suite) -> None:
-    """Write every table anew from what the disk holds."""
-    # here rather than above: it takes seconds to import, which --help and a wrong flag should not
+    """Write all tables again from what is on the disk."""
+    # imported here: it takes seconds, which --help and a wrong flag should not
     from tools.suite.reports import write_suite_reports
 
-    results = _read_results(suite)
-    write_suite_reports(suite.folder, results, make_rows(results, suite.beside), suite.common_settings)
+    write_suite_reports(suite.folder, _tables(suite), suite.common_settings)
 
 
-def _read_results(suite: Suite) -> dict[Cell, CellResult | None]:
-    return {cell: _result_of(suite, cell) for cell in suite.cells}
+def _tables(suite: Suite) -> Tables:
+    from tools.suite.tables import make_tables
+
+    results: dict[Cell, CellResult | None] = {}
+    for cell in suite.cells:
+        try:
+            results[cell] = _read_finished(suite, cell)
+        except DataError:  # not finished; a damaged result is reported when it is the cell's turn
+            results[cell] = None
+    return make_tables(results, suite.references)
 
 
-def _result_of(suite: Suite, cell: Cell) -> CellResult | None:
-    """What a cell contributes to the tables; None where it is not finished, or its result cannot be read."""
+def _read_finished(suite: Suite, cell: Cell) -> CellResult:
+    """Read the result of a finished cell.
+
+    Raises:
+        DataError: It is not finished, or its result cannot be read.
+    """
     state = read_state(suite.folder / cell.name)
     if state.paths is None or state.stage != FINISHED:
-        return None
-    try:
-        return read_result(state.paths)
-    except DataError:  # said, with what to do, where the cell has its turn: one cell takes no other along
-        return None
+        raise DataError(
+            f"{cell.name} ended with exit code 0, but there is no summary.json in {suite.folder / cell.name}."
+        )
+    return read_result(state.paths)
 
 
-def _run_cells(suite: Suite, stop: StopRequest) -> list[Failure]:
-    stages = [read_state(suite.folder / cell.name).stage for cell in suite.cells]
+def _run_cells(suite: Suite, stop: StopRequest) -> dict[Cell, str]:
+    """Run every cell; return those that failed, each with the reason in one sentence."""
+    states = [read_state(suite.folder / cell.name) for cell in suite.cells]
+    for warning in (text for state in states for text in state.warnings):
+        log.warning(warning)
+    stages = [state.stage for state in states]
     counts = ", ".join(f"{stages.count(stage)} {stage}" for stage in (FINISHED, INTERRUPTED, NEW))
     log.info(f"suite {suite.folder}: {len(stages)} cells, {counts}")
-    widest, failures = max(len(cell.name) for cell in suite.cells), []
+    width, failures = max(len(cell.name) for cell in suite.cells), dict[Cell, str]()
     for number, cell in enumerate(suite.cells, start=1):
-        title = f"[{number:>{len(str(len(stages)))}}/{len(stages)}] {cell.name:<{widest}}"
+        title = f"[{number:>{len(str(len(stages)))}}/{len(stages)}] {cell.name:<{width}}"
         try:
-            ending = _run_cell(suite, cell, title, stop)
+            reason = _run_cell(suite, cell, title, stop)
         except DataError as error:
-            log.warning(f"{title}  failed, {error}")
-            failures.append(Failure(cell, str(error)))
-            continue
-        if ending is None:
-            continue
-        if ending.code == STORAGE:  # the next cell would write to the same disk
-            raise StorageError(f"The suite stops at {cell.name}, which ended with {ending.reason}")
-        if ending.code != 0:
-            log.warning(f"{title}  failed, {ending.reason}")
-            failures.append(Failure(cell, ending.reason))
-        else:
-            write_tables(suite)
+            reason = str(error)
+        if reason:
+            failures[cell] = reason
+            log.warning(f"{title}  failed, {reason}")
     return failures
 
 
-def _run_cell(suite: Suite, cell: Cell, title: str, stop: StopRequest) -> Ending | None:
-    """Run one cell to its end; None if it was finished before.
+def _run_cell(suite: Suite, cell: Cell, title: str, stop: StopRequest) -> str:
+    """Run one cell to its end, unless it is finished; return the reason if it failed, otherwise "".
 
-    While another training holds the lock, it waits. The state is read anew each time: that other training may be this
-    very cell, left behind by a suite that was killed.
+    While another training holds the lock, it waits. The state is read again each time: the other training may be this
+    cell, left behind by a suite that was killed.
 
     Raises:
         DataError: The cell's result cannot be read.
+        StorageError: The training could not write a file; the next one would write to the same disk.
     """
-    pause_s, holder, started = SHORTEST_PAUSE_S, "", time.monotonic()
+    pause_s, holder, started = MIN_PAUSE_S, "", time.monotonic()
     while (state := read_state(suite.folder / cell.name)).stage != FINISHED:
         if not holder:
             log.info(f"{title}  {'running' if state.stage == NEW else 'resuming'}")
-        words = command_words(cell, suite.cells[cell], state, suite.folder, suite.further)
-        screen = _PassedThrough()
-        ending = run_process([sys.executable, str(TRAINING_PROGRAM), *words], stop, screen.show)
+        arguments = training_arguments(cell, suite.cells[cell], state, suite.folder, suite.extra_arguments)
+        ending = _run_training(arguments, stop)
+        if ending.code == 0:
+            elapsed = timedelta(seconds=round(time.monotonic() - started))
+            log.info(f"{title}  done in {elapsed}: {_figures(_read_finished(suite, cell))}")
+            write_tables(suite)
+            return ""
+        if ending.code == STORAGE:
+            raise StorageError(f"The suite stops at {cell.name}, which ended with {ending.reason}")
         if ending.code != LOCK_HELD:
-            screen.release()
-            if ending.code == 0:
-                took = timedelta(seconds=round(time.monotonic() - started))
-                log.info(f"{title}  done in {took}: {_figures(read_result(_finished_paths(suite, cell)))}")
-            return ending
+            return ending.reason
         if ending.last_line != holder:
             holder = ending.last_line
             log.info(f"{title}  waiting: {holder}")
         time.sleep(pause_s)
-        pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
-    log.info(f"{title}  finished before: {_figures(read_result(_finished_paths(suite, cell)))}")
-    return None
+        pause_s = min(2 * pause_s, MAX_PAUSE_S)
+    log.info(f"{title}  finished before: {_figures(_read_finished(suite, cell))}")
+    return ""
 
 
-class _PassedThrough:
-    """Shows what a training prints, but not the only line of one that is refused the lock: that is said once."""
+def _run_training(arguments: Sequence[str], stop: StopRequest) -> Ending:
+    """Run ``main.py`` and show its lines, except the only line of one that does not get the lock."""
+    lines: list[str] = []
 
-    def __init__(self) -> None:
-        self._first: str | None = None
-        self._is_released = False
+    def show(line: str) -> None:
+        lines.append(line)
+        if len(lines) == 2:
+            log.info(f"    {lines[0]}")
+        if len(lines) > 1:
+            log.info(f"    {line}")
 
-    def show(self, line: str) -> None:
-        """Show a line; the first waits for the second, since a refusal has only one."""
-        if self._first is None:
-            self._first = line
-            return
-        self.release()
-        log.info(f"    {line}")
-
-    def release(self) -> None:
-        """Show the first line too."""
-        if not self._is_released and self._first is not None:
-            log.info(f"    {self._first}")
-            self._is_released = True
-
-
-def _finished_paths(suite: Suite, cell: Cell) -> RunPaths:
-    state = read_state(suite.folder / cell.name)
-    if state.paths is None or state.stage != FINISHED:
-        raise DataError(f"{cell.name} ended well, but left no summary.json in {suite.folder / cell.name}.")
-    return state.paths
+    ending = run_process([sys.executable, str(TRAINING_PROGRAM), *arguments], stop, show)
+    if len(lines) == 1 and ending.code != LOCK_HELD:
+        log.info(f"    {lines[0]}")
+    return ending
 
 
 def _figures(result: CellResult) -> str:
-    """Accuracy and AUC in words, without TTA and, where there is TTA, with it."""
-    titles = {"plain": "without TTA", "tta": "with TTA"}
-
-    def shown(value: float | None) -> str:
-        return "undefined" if value is None else f"{value:.4f}"
-
-    return ", ".join(
-        f"{titles[variant]} ACC {shown(figures['accuracy'])} AUC {shown(figures['auc'])}"
-        for variant, figures in result.figures.items()
-    )
+    """Accuracy and AUC as text, without TTA and, if there is TTA, with it."""
+    texts = []
+    for variant, figures in result.figures.items():
+        values = (figures["accuracy"], figures["auc"])
+        accuracy, auc = ("undefined" if value is None else f"{value:.4f}" for value in values)
+        texts.append(f"{'without' if variant == 'plain' else 'with'} TTA ACC {accuracy} AUC {auc}")
+    return ", ".join(texts)
 
 
-def _say_end(suite: Suite, failures: Sequence[Failure]) -> None:
-    """The table, and what failed."""
-    for line in screen_table(make_rows(_read_results(suite), suite.beside)):
+def _log_summary(suite: Suite, failures: dict[Cell, str]) -> None:
+    """Log the table and the failed cells."""
+    from tools.suite.tables import screen_table
+
+    for line in screen_table(_tables(suite)):
         log.info(line)
     log.info(f"tables in {suite.folder}: results.md, results.xlsx, results.csv, results.png, cells.csv")
-    for failure in failures:
-        log.warning(f"{failure.cell.name} failed, {failure.reason}")
+    for cell, reason in failures.items():
+        log.warning(f"{cell.name} failed, {reason}")
     if failures:
         log.warning(f"{len(failures)} of {len(suite.cells)} cells failed. Try them again with: {start_command()}")
 

@@ -1,4 +1,4 @@
-"""What the tests of the tools share: small image files whose content is known."""
+"""Shared by the tests of the tools: small image files with known content."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ Run = Callable[..., tuple[int, str, str]]
 
 
 def noise(number: int, side: int = 12) -> Image.Image:
-    """A picture that no other number has."""
+    """An image that differs from that of every other number."""
     values = np.random.default_rng(number).integers(0, 256, (side, side, 3), dtype=np.uint8)
     return Image.fromarray(values)
 
 
 @pytest.fixture
 def draw(tmp_path: Path) -> Draw:
-    """Writes the picture of a number, or an image, to a path below the test's folder."""
+    """Writes the image of a number, or an image, to a path below the test's folder."""
 
-    def write(name: str, picture: int | Image.Image = 0, **settings: Any) -> Path:
+    def write(name: str, image: int | Image.Image = 0, **settings: Any) -> Path:
         path = tmp_path / name
         path.parent.mkdir(parents=True, exist_ok=True)
-        (noise(picture) if isinstance(picture, int) else picture).save(path, **settings)
+        (noise(image) if isinstance(image, int) else image).save(path, **settings)
         return path
 
     return write
@@ -37,7 +37,7 @@ def draw(tmp_path: Path) -> Draw:
 
 @pytest.fixture
 def cells(draw: Draw, tmp_path: Path) -> Path:
-    """Two classes of ten pictures, all of them different."""
+    """Two classes of ten images, all of them different."""
     for number in range(10):
         draw(f"cells/round/{number}.png", number)
         draw(f"cells/long/{number}.png", 100 + number)
@@ -49,8 +49,8 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     """Calls the program in the test's folder; returns exit code, standard output and standard error."""
     monkeypatch.chdir(tmp_path)
 
-    def call(*words: str | Path) -> tuple[int, str, str]:
-        code = make_dataset.main([*map(str, words)])
+    def call(*arguments: str | Path) -> tuple[int, str, str]:
+        code = make_dataset.main([*map(str, arguments)])
         printed = capsys.readouterr()
         return code, printed.out, printed.err
 

@@ -1,4 +1,4 @@
-"""The suite as a user meets it: its command line, and its loop around a program that only pretends to train."""
+"""The suite from its command line: the checks, and the loop around a program that does not really train."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -16,10 +17,14 @@ from scripts.core.errors import ConfigError
 from scripts.core.system import ensure_single_instance
 from scripts.data_handler.registry import DATASET_REGISTRY
 from tests.conftest import PROJECT_ROOT
+from tests.tools import fake_training
 from tools import benchmark_suite
 from tools.benchmark_suite import main, parse_suite
+from tools.suite import reports
+from tools.suite.running import run_process
 
 PROGRAM = PROJECT_ROOT / "tools" / "benchmark_suite.py"
+FAKE_TRAINING = Path(fake_training.__file__)
 
 
 def problems(*words: str) -> list[str]:
@@ -73,7 +78,7 @@ def test_all_problems_are_reported_at_once_and_nothing_is_begun(tmp_path):
         "--seeds must be whole numbers, got 'one'.",
         "--beside pbc28=bloodmnist: pbc28 is none of the own files here (no).",
         "Unknown flag '--epohcs'. Did you mean --epochs?",
-        "--seed belongs to the suite, which gives it to each training: not after the --.",
+        "--seed belongs to the suite, which passes it to each training: not after the --.",
         "--output_dir belongs to the suite",
         "--lr must be above 0, got -1.",
         "--device must be auto, cpu, cuda, cuda:N or mps, got 'gpu'.",
@@ -118,13 +123,16 @@ def test_what_own_data_stand_beside_is_checked(tmp_path, text, problem):
     data.touch()
     (found,) = problems("--datasets", str(data), "--beside", text)
     assert found.startswith(problem)
-    assert parse_suite(["--datasets", str(data), "--beside", "cells.npz=bloodmnist"]).beside == {"cells": "bloodmnist"}
+    assert parse_suite(["--datasets", str(data), "--beside", "cells.npz=bloodmnist"]).references == {
+        "cells": "bloodmnist"
+    }
 
 
 def test_help_and_a_wrong_flag_import_nothing_slow():
     program = (
         "import sys; from tools import benchmark_suite as suite; suite.parse_suite(['--datasets', 'bloodmnist']);"
-        "print(*sorted({'torch', 'numpy', 'matplotlib', 'openpyxl', 'sklearn', 'psutil'} & set(sys.modules)))"
+        "slow = {'torch', 'numpy', 'pandas', 'seaborn', 'matplotlib', 'openpyxl', 'sklearn', 'psutil'};"
+        "print(*sorted(slow & set(sys.modules)))"
     )
     found = subprocess.run(
         [sys.executable, "-c", program], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True
@@ -141,7 +149,7 @@ def test_it_runs_from_any_folder(tmp_path):
 
 
 class Toy:
-    """Suites of trainings that only pretend, in a folder of their own."""
+    """Suites of fake trainings, in a folder of their own."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.suite = folder, folder / "suite"
@@ -175,10 +183,23 @@ class Toy:
 
 @pytest.fixture
 def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Toy:
-    monkeypatch.setattr(benchmark_suite, "TRAINING_PROGRAM", PROJECT_ROOT / "tests" / "tools" / "fake_training.py")
-    monkeypatch.setattr(benchmark_suite, "SHORTEST_PAUSE_S", 0.2)
+    monkeypatch.setattr(benchmark_suite, "run_process", fake_training.run_in_process)
+    # figures are the subject of test_suite_results.py, and take longer than all the rest
+    monkeypatch.setattr(reports, "draw_results", lambda *_: None)
+    monkeypatch.setattr(reports, "save_figure", lambda _, path: path.touch())
     monkeypatch.delenv("DOCKER_REPRODUCIBILITY_MODE", raising=False)
     return Toy(tmp_path)
+
+
+def test_a_cell_runs_in_a_process_of_its_own(toy: Toy, capsys, monkeypatch):
+    monkeypatch.setattr(benchmark_suite, "run_process", run_process)
+    monkeypatch.setattr(benchmark_suite, "TRAINING_PROGRAM", FAKE_TRAINING)
+
+    assert toy.run([toy.order("ants", "fine")], seeds=("1",)) == 0
+    assert toy.calls() == ["ants 1"]
+    assert "    epoch 1/1  val_acc 0.9" in capsys.readouterr().out
+    assert toy.run([toy.order("ants", "killed")], seeds=("1", "2")) == 1
+    assert "ants_seed2 failed, killed by SIGKILL" in capsys.readouterr().err
 
 
 def test_every_cell_is_run_once_and_what_is_finished_stays(toy: Toy, capsys):
@@ -212,7 +233,7 @@ def test_another_seed_is_added_to_what_is_there(toy: Toy):
     ("order", "reason"),
     [
         *((f"exit {code}", f"exit code {code}: error: This is why it ends with {code}.") for code in (1, 2, 3, 5, 143)),
-        ("killed", "killed by SIGKILL (the system's memory may have been used up): epoch 1/1  val_acc 0.9"),
+        ("killed", "killed by SIGKILL (the system may have run out of memory): epoch 1/1  val_acc 0.9"),
     ],
 )
 def test_a_cell_that_fails_takes_no_other_along_and_is_tried_again(toy: Toy, capsys, order, reason):
@@ -245,7 +266,7 @@ def test_a_damaged_result_takes_no_other_along_and_says_which_folder_to_remove(t
     assert toy.calls() == ["cats 1"]
     *_, named, advice = capsys.readouterr().err.splitlines()
     assert named.startswith(f"warning: ants_seed1 failed, {damaged} is damaged (")
-    assert named.endswith("Remove its folder, and the cell is trained anew.")
+    assert named.endswith("Remove its folder to train the cell again.")
     assert "1 of 3 cells failed. Try them again with: " in advice
     assert toy.states() == {"ants 1": "unfinished", "bees 1": "finished", "cats 1": "finished"}
 
@@ -261,21 +282,44 @@ def test_a_full_disk_ends_the_suite(toy: Toy, capsys):
     assert toy.calls() == ["ants 1"]
     said = capsys.readouterr().err
     assert "The suite stops at ants_seed1, which ended with exit code 6: error: This is why it ends with 6." in said
-    assert "Go on with: " in said
+    assert "Continue with: " in said
 
 
-def test_the_lock_of_another_training_is_waited_for(toy: Toy, capsys):
-    holder = toy.folder / "holder"
+def test_the_lock_of_another_training_is_waited_for(toy: Toy, capsys, monkeypatch):
+    holder, pauses = toy.folder / "holder", list[float]()
     holder.touch()
-    data = toy.order("ants", "locked")
-    quick = subprocess.Popen([sys.executable, "-c", f"import time, os; time.sleep(3); os.unlink({str(holder)!r})"])
 
-    assert toy.run([data], seeds=("1",)) == 0
-    quick.wait()
-    assert len(toy.calls()) >= 2
+    def sleep(seconds: float) -> None:
+        pauses.append(seconds)
+        if len(pauses) == 6:
+            holder.unlink()
+
+    monkeypatch.setattr(time, "sleep", sleep)
+    assert toy.run([toy.order("ants", "locked")], seeds=("1",)) == 0
+    assert pauses == [2, 4, 8, 16, 30, 30]
+    assert toy.calls() == 7 * ["ants 1"]
     screen = capsys.readouterr().out
-    assert screen.count("waiting: error: Another training holds the lock") == 1  # said once, however often it looked
+    assert screen.count("waiting: error: Another training holds the lock") == 1  # logged once, whatever the attempts
     assert screen.count("Another training holds the lock") == 1
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"settings": 1}'])
+def test_a_run_with_a_damaged_config_is_named_and_the_cell_trained_again(toy: Toy, capsys, content):
+    sets = [toy.order("ants", "fine"), toy.order("bees", "fine")]
+    assert toy.run(sets, seeds=("1",)) == 0
+    (damaged,) = toy.suite.glob("ants_seed1/*/config.json")
+    moved = damaged.parent.rename(damaged.parent.with_name("20250101_000000_toy_resnet18"))
+    (moved / "config.json").write_text(content)
+    toy.calls()
+    capsys.readouterr()
+
+    assert toy.run(sets, seeds=("1",)) == 0
+    assert toy.calls() == ["ants 1"]
+    (warning,) = capsys.readouterr().err.splitlines()
+    assert warning.startswith(f"warning: {moved / 'config.json'} is damaged (")
+    assert warning.endswith("), so its run is ignored.")
+    assert set(toy.states().values()) == {"finished"}
+    assert moved.exists()
 
 
 def test_other_settings_than_those_of_the_finished_cells_are_refused(toy: Toy, capsys):
@@ -286,7 +330,7 @@ def test_other_settings_than_those_of_the_finished_cells_are_refused(toy: Toy, c
 
     assert toy.run(sets) == 2
     assert toy.calls() == []
-    assert "were trained with --epochs 3, and now --epochs 60 is asked for" in capsys.readouterr().err
+    assert "were trained with --epochs 3, but --epochs 60 is requested" in capsys.readouterr().err
     (toy.folder / "ants.npz").write_text("other data")
     assert toy.run(sets, "--epochs", "3") == 2
     assert "on data with the MD5" in capsys.readouterr().err
@@ -315,24 +359,20 @@ def test_the_tables_are_there_after_every_cell(toy: Toy):
     assert toy.states() == {"ants 1": "finished", "bees 1": "unfinished"}
 
 
-def started_in_the_background(toy: Toy, data: str) -> subprocess.Popen[str]:
+@pytest.mark.slow
+def test_a_signal_stops_the_cell_and_then_the_suite(toy: Toy):
     program = (
         "import sys; from pathlib import Path; from tools import benchmark_suite as suite;"
-        f"suite.TRAINING_PROGRAM = Path({str(PROJECT_ROOT / 'tests/tools/fake_training.py')!r});"
-        "sys.exit(suite.main())"
+        f"suite.TRAINING_PROGRAM = Path({str(FAKE_TRAINING)!r}); sys.exit(suite.main())"
     )
-    words = ["--datasets", data, "--seeds", "1", "--suite_dir", str(toy.suite)]
-    return subprocess.Popen(
-        [sys.executable, "-c", program, *words],
+    argv = ["--datasets", toy.order("ants", "patient"), "--seeds", "1", "--suite_dir", str(toy.suite)]
+    with subprocess.Popen(
+        [sys.executable, "-c", program, *argv],
         cwd=PROJECT_ROOT,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def test_a_signal_stops_the_cell_and_then_the_suite(toy: Toy):
-    with started_in_the_background(toy, toy.order("ants", "patient")) as suite:
+        encoding="utf-8",
+    ) as suite:
         assert suite.stdout is not None
         for line in suite.stdout:
             if "waiting for a signal" in line:
@@ -341,5 +381,5 @@ def test_a_signal_stops_the_cell_and_then_the_suite(toy: Toy):
         rest = suite.stdout.read()
 
     assert suite.returncode == 143
-    assert rest.splitlines()[-1].startswith("error: Stopped by SIGTERM. Go on with: ")
+    assert rest.splitlines()[-1].startswith("error: Stopped by SIGTERM. Continue with: ")
     assert "failed" not in rest

@@ -1,4 +1,4 @@
-"""The memory check as its users meet it: what it prints, and how it ends."""
+"""``tools/check_memory.py`` from its command line: what it prints, and its exit codes."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ MEGABYTE = 1_000_000
 
 
 @pytest.fixture
-def ask(tmp_path, monkeypatch, capsys):
-    """Calls the program in an empty folder, on a machine with round figures; returns code, answers and complaint."""
+def check(tmp_path, monkeypatch, capsys):
+    """Calls the program in an empty folder, with fixed free memory; returns exit code, facts and standard error."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DOCKER_REPRODUCIBILITY_MODE", raising=False)
     machine = SimpleNamespace(host=1000 * MEGABYTE, disk=5000 * MEGABYTE, shared=64 * MEGABYTE)
@@ -27,53 +27,53 @@ def ask(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(unpacked, "free_space", lambda _: machine.disk)
     monkeypatch.setattr(check_memory, "free_shared_memory", lambda: machine.shared)
 
-    def run(*words: str, **figures: int) -> tuple[int, dict[str, str], str]:
-        vars(machine).update(figures)
-        code = check_memory.main([*words, "--device", "cpu"])
+    def run(*argv: str, **free: int) -> tuple[int, dict[str, str], str]:
+        vars(machine).update(free)
+        code = check_memory.main([*argv, "--device", "cpu"])
         shown = capsys.readouterr()
         return code, {line[:12].strip(): line[12:] for line in shown.out.splitlines()}, shown.err
 
     return run
 
 
-def test_a_set_that_was_never_downloaded_is_judged_by_the_registrys_facts(ask, tmp_path):
-    code, answers, complaint = ask("bloodmnist")
+def test_a_set_that_is_not_downloaded_is_checked_by_the_facts_of_the_registry(check, tmp_path):
+    code, facts, error = check("bloodmnist")
 
-    assert (code, complaint) == (0, "")
-    assert answers == {
+    assert (code, error) == (0, "")
+    assert facts == {
         "data set": "bloodmnist: the registry; it is not downloaded yet",
         "images": "17,092 of 28 × 28 × 3 bytes: train 28 MB, val 4.0 MB, test 8.0 MB",
         "memory": "the images need 40 MB, free are 1,000 MB on this machine",
         "feed": "resident: 40 MB of images fit into half of the memory that is free",
-        "streamed": f"would take 40 MB of disk once, in {tmp_path}/dataset/uncompressed, where 5,000 MB are free; "
-        "the download comes on top of that",
-        "workers": "4 if streamed, with 3.3 MB of batches on their way, of 64 MB that are free in /dev/shm",
+        "streamed": f"would need 40 MB of disk space once, in {tmp_path}/dataset/uncompressed, where 5,000 MB are "
+        "free; the download needs space in addition",
+        "workers": "4 if streamed, with 3.3 MB of batches in flight, of 64 MB that are free in /dev/shm",
         "verdict": "it can be trained",
     }
     assert list(tmp_path.iterdir()) == []
 
 
-def test_what_does_not_fit_would_be_streamed(ask, make_npz: Npz):
-    code, answers, complaint = ask(str(make_npz()), host=76_031)
+def test_images_that_do_not_fit_would_be_streamed(check, make_npz: Npz):
+    code, facts, error = check(str(make_npz()), host=76_031)
 
-    assert (code, complaint) == (0, "")
+    assert (code, error) == (0, "")
     assert (
-        answers["feed"] == "streamed: 0.0 MB of images do not fit into half of the 0.1 MB that are free on this machine"
+        facts["feed"] == "streamed: 0.0 MB of images do not fit into half of the 0.1 MB that are free on this machine"
     )
-    assert ask(str(make_npz()), host=76_032)[1]["feed"].startswith("resident")
+    assert check(str(make_npz()), host=76_032)[1]["feed"].startswith("resident")
 
 
-def test_what_can_neither_stay_nor_be_streamed_ends_with_3(ask, make_npz: Npz, tmp_path):
-    code, answers, complaint = ask(str(make_npz()), host=76_031, disk=38_399)
+def test_images_that_can_be_neither_resident_nor_streamed_end_with_3(check, make_npz: Npz, tmp_path):
+    code, facts, error = check(str(make_npz()), host=76_031, disk=38_399)
 
     assert code == 3
-    assert answers["verdict"] == "it cannot be trained"
-    assert answers["feed"].startswith("streamed")
-    assert complaint == (
+    assert facts["verdict"] == "it cannot be trained"
+    assert facts["feed"].startswith("streamed")
+    assert error == (
         f"error: The images need 38,400 bytes of disk space to be streamed, and 38,399 are free at {tmp_path}/dataset/"
         "uncompressed. Free some space, or choose another place with --data_dir.\n"
     )
-    assert ask(str(make_npz()), disk=38_400)[0] == 0
+    assert check(str(make_npz()), disk=38_400)[0] == 0
 
 
 @pytest.fixture
@@ -86,68 +86,68 @@ def read_only(monkeypatch):
 
 
 @pytest.mark.parametrize("is_there", [False, True])
-def test_a_data_folder_that_cannot_be_written_to_ends_with_3(ask, make_npz: Npz, tmp_path, read_only, is_there):
+def test_a_data_folder_that_cannot_be_written_to_ends_with_3(check, make_npz: Npz, tmp_path, read_only, is_there):
     path, nearest = make_npz(), tmp_path / "dataset" if is_there else tmp_path
     nearest.mkdir(exist_ok=True)
     read_only(str(nearest))
-    code, answers, complaint = ask(str(path), "--feed", "streamed")
+    code, facts, error = check(str(path), "--feed", "streamed")
 
     assert code == 3
-    assert answers["verdict"] == "it cannot be trained"
-    assert complaint == (
+    assert facts["verdict"] == "it cannot be trained"
+    assert error == (
         f"error: Cannot write to {tmp_path}/dataset/uncompressed: {nearest} is read-only for this user. Make it a "
         "folder that can be written to, or choose another place with --data_dir.\n"
     )
-    assert ask(str(path), "--feed", "resident")[0] == 0
+    assert check(str(path), "--feed", "resident")[0] == 0
 
 
-def test_a_download_needs_a_folder_that_can_be_written_to_however_it_is_fed(ask, tmp_path, read_only):
+def test_a_download_needs_a_writable_folder_with_every_feed(check, tmp_path, read_only):
     read_only(str(tmp_path))
-    code, answers, complaint = ask("bloodmnist", "--feed", "resident")
+    code, facts, error = check("bloodmnist", "--feed", "resident")
 
     assert code == 3
-    assert answers["verdict"] == "it cannot be trained"
-    assert complaint.startswith(f"error: Cannot write to {tmp_path}/dataset: {tmp_path} is read-only for this user.")
+    assert facts["verdict"] == "it cannot be trained"
+    assert error.startswith(f"error: Cannot write to {tmp_path}/dataset: {tmp_path} is read-only for this user.")
 
 
-def test_a_data_folder_that_is_a_file_ends_with_3(ask, make_npz: Npz, tmp_path):
-    (tmp_path / "dataset").write_text("in the way")
-    code, _, complaint = ask(str(make_npz()), "--feed", "streamed")
+def test_a_data_folder_that_is_a_file_ends_with_3(check, make_npz: Npz, tmp_path):
+    (tmp_path / "dataset").write_text("a file")
+    code, _, error = check(str(make_npz()), "--feed", "streamed")
     assert code == 3
-    assert f"{tmp_path}/dataset is not a folder" in complaint
+    assert f"{tmp_path}/dataset is not a folder" in error
 
 
-def test_resident_that_cannot_be_ends_with_3(ask, make_npz: Npz):
-    code, answers, complaint = ask(str(make_npz()), "--feed", "resident", host=38_015)
+def test_resident_images_that_do_not_fit_end_with_3(check, make_npz: Npz):
+    code, facts, error = check(str(make_npz()), "--feed", "resident", host=38_015)
 
     assert code == 3
-    assert answers["verdict"] == "it cannot be trained"
-    assert complaint.startswith("error: --feed resident was requested, but the images need 38,016 bytes of memory")
+    assert facts["verdict"] == "it cannot be trained"
+    assert error.startswith("error: --feed resident was requested, but the images need 38,016 bytes of memory")
 
 
-def test_what_lies_uncompressed_already_takes_no_disk_and_writes_nothing(ask, make_npz: Npz, tmp_path, read_only):
+def test_images_that_are_uncompressed_already_need_no_disk_space(check, make_npz: Npz, tmp_path, read_only):
     from scripts.data_handler.opening import open_dataset
 
     path = make_npz()
     dataset = open_dataset(str(path), tmp_path / "dataset")
     dataset.unpack(tmp_path / "dataset")
     read_only(f"{tmp_path}/dataset/uncompressed")
-    code, answers, _ = ask(str(path), "--feed", "streamed", disk=0)
+    code, facts, _ = check(str(path), "--feed", "streamed", disk=0)
 
     assert code == 0
-    assert answers["streamed"] == f"the images lie uncompressed in {tmp_path}/dataset/uncompressed already"
+    assert facts["streamed"] == f"the images are stored uncompressed in {tmp_path}/dataset/uncompressed already"
 
 
-def test_workers_are_counted_as_shared_memory_allows(ask):
-    # 128 images of 2,352 bytes a batch, eleven batches of which four workers have under way
-    _, answers, _ = ask("pathmnist", "--batch_size", "10000", shared=5 * 10_000 * 2352)
-    assert answers["workers"].startswith("1 if streamed, with 118 MB of batches on their way, of 118 MB that are free")
-    assert "--num_workers 4 becomes 1" in answers["workers"]
-    assert ask("pathmnist", "--reproducible")[1]["workers"] == "none if streamed: reproducibility mode"
+def test_shared_memory_limits_the_number_of_workers(check):
+    # a batch has 10,000 images of 2,352 bytes; five batches fit, and four workers have eleven in flight
+    _, facts, _ = check("pathmnist", "--batch_size", "10000", shared=5 * 10_000 * 2352)
+    assert facts["workers"].startswith("1 if streamed, with 118 MB of batches in flight, of 118 MB that are free")
+    assert "--num_workers 4 becomes 1" in facts["workers"]
+    assert check("pathmnist", "--reproducible")[1]["workers"] == "none if streamed: reproducibility mode"
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "message"),
+    ("argv", "code", "message"),
     [
         (("bloodmnits",), 2, "Did you mean 'bloodmnist'?"),
         (("bloodmnist", "--feed", "sometimes"), 2, "--feed must be one of auto, resident, streamed"),
@@ -155,20 +155,20 @@ def test_workers_are_counted_as_shared_memory_allows(ask):
         (("nowhere/missing.npz",), 3, "missing.npz"),
     ],
 )
-def test_wrong_words_end_with_their_code_and_message(ask, words, code, message):
-    found, answers, complaint = ask(*words)
+def test_a_wrong_command_line_ends_with_its_code_and_message(check, argv, code, message):
+    found, facts, error = check(*argv)
 
     assert found == code
-    assert answers == {}
-    assert complaint.startswith("error: ")
-    assert message in complaint
+    assert facts == {}
+    assert error.startswith("error: ")
+    assert message in error
 
 
-def test_a_damaged_file_ends_with_3(ask, tmp_path):
-    (tmp_path / "letter.npz").write_text("this is a letter")
-    code, _, complaint = ask("./letter.npz")
+def test_a_damaged_file_ends_with_3(check, tmp_path):
+    (tmp_path / "text.npz").write_text("this is a text")
+    code, _, error = check("./text.npz")
     assert code == 3
-    assert "it is not an .npz file" in complaint
+    assert "it is not an .npz file" in error
 
 
 def test_it_runs_from_any_folder_and_help_imports_nothing_slow(tmp_path: Path):

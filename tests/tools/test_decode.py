@@ -1,4 +1,4 @@
-"""What becomes of an image file, of every kind that people have, and of what is none."""
+"""How image files of every common kind are decoded, and how other files are refused."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from tools.dataset_builder.decode import (
     ENLARGED,
     FIRST_OF_MANY,
     NOT_SQUARE,
+    ROTATED,
     SIXTEEN_BITS,
     TRANSPARENT,
-    TURNED,
-    Picture,
+    DecodedImage,
     Recipe,
-    UnusableImage,
+    UnusableImageError,
     decode,
 )
 
@@ -38,7 +38,7 @@ def encoded(image: Image.Image, file_format: str = "PNG", **settings: Any) -> by
     return stream.getvalue()
 
 
-def decoded(image: Image.Image, file_format: str = "PNG", recipe: Recipe = EIGHT, **settings: Any) -> Picture:
+def decoded(image: Image.Image, file_format: str = "PNG", recipe: Recipe = EIGHT, **settings: Any) -> DecodedImage:
     return decode(encoded(image, file_format, **settings), recipe)
 
 
@@ -46,34 +46,34 @@ def plain(colour: Any, *, size: tuple[int, int] = (8, 8), mode: str = "RGB") -> 
     return Image.new(mode, size, colour)
 
 
-def test_a_picture_of_the_right_size_is_taken_as_it_is():
-    picture = decoded(noise(1, side=8))
-    assert np.array_equal(picture.pixels, np.asarray(noise(1, side=8)))
-    assert picture.remarks == frozenset()
-    assert picture.is_coloured
+def test_an_image_of_the_right_size_is_taken_as_it_is():
+    result = decoded(noise(1, side=8))
+    assert np.array_equal(result.pixels, np.asarray(noise(1, side=8)))
+    assert result.remarks == frozenset()
+    assert result.is_coloured
 
 
 def test_the_crop_is_the_middle_with_the_odd_pixel_right_and_below():
     values = np.arange(13 * 11, dtype=np.uint8).reshape(13, 11)
-    picture = decoded(Image.fromarray(values), recipe=Recipe(size=8, crop=8, grey=True))
+    result = decoded(Image.fromarray(values), recipe=Recipe(size=8, crop=8, grey=True))
     # 13 - 8 = 5 rows are cut: 2 above, 3 below; 11 - 8 = 3 columns: 1 left, 2 right
-    assert np.array_equal(picture.pixels, values[2:10, 1:9])
-    assert picture.remarks == frozenset()
+    assert np.array_equal(result.pixels, values[2:10, 1:9])
+    assert result.remarks == frozenset()
 
 
 def test_bloodmnists_recipe_is_crop_and_pillows_bicubic():
     image = noise(5, side=363)
-    picture = decoded(image, recipe=Recipe(size=28, crop=200))
+    result = decoded(image, recipe=Recipe(size=28, crop=200))
     expected = image.crop((81, 81, 281, 281)).resize((28, 28), Image.Resampling.BICUBIC)
-    assert np.array_equal(picture.pixels, np.asarray(expected))
+    assert np.array_equal(result.pixels, np.asarray(expected))
 
 
-def test_without_crop_the_largest_square_is_taken_and_told():
+def test_without_crop_the_largest_square_is_taken_and_remarked():
     values = np.zeros((8, 12), dtype=np.uint8)
     values[:, 2:10] = 200
-    picture = decoded(Image.fromarray(values), recipe=Recipe(size=8, grey=True))
-    assert np.all(picture.pixels == 200)
-    assert picture.remarks == {NOT_SQUARE}
+    result = decoded(Image.fromarray(values), recipe=Recipe(size=8, grey=True))
+    assert np.all(result.pixels == 200)
+    assert result.remarks == {NOT_SQUARE}
 
 
 @pytest.mark.parametrize("side", [8, 28, 224, 1024])
@@ -82,21 +82,21 @@ def test_every_size_has_its_shape(side):
     assert decoded(noise(1), recipe=Recipe(size=side, grey=True)).pixels.shape == (side, side)
 
 
-def test_a_small_picture_is_enlarged_and_told():
+def test_a_small_picture_is_enlarged_and_remarked():
     assert decoded(plain(RED, size=(4, 4))).remarks == {ENLARGED}
 
 
 @pytest.mark.parametrize(("colour", "luma"), [(RED, 76), (GREEN, 150), (BLUE, 29), (GREY, 90)])
 def test_grey_is_the_luma_of_itu_r_601(colour, luma):
-    picture = decoded(plain(colour), recipe=Recipe(size=8, grey=True))  # 0.299 R + 0.587 G + 0.114 B
-    assert np.all(picture.pixels == luma)
-    assert picture.remarks == (frozenset() if colour == GREY else {COLOURED_TO_GREY})
+    result = decoded(plain(colour), recipe=Recipe(size=8, grey=True))  # 0.299 R + 0.587 G + 0.114 B
+    assert np.all(result.pixels == luma)
+    assert result.remarks == (frozenset() if colour == GREY else {COLOURED_TO_GREY})
 
 
 def test_grey_becomes_three_equal_channels_and_is_no_colour():
-    picture = decoded(plain(90, mode="L"))
-    assert np.all(picture.pixels == 90)
-    assert not picture.is_coloured
+    result = decoded(plain(90, mode="L"))
+    assert np.all(result.pixels == 90)
+    assert not result.is_coloured
     assert not decoded(plain(GREY)).is_coloured
 
 
@@ -113,7 +113,7 @@ def test_palettes_are_resolved_with_their_transparency():
     assert see_through.remarks == {TRANSPARENT}
 
 
-def test_what_is_transparent_is_laid_on_black():
+def test_transparent_pixels_are_placed_on_black():
     half = decoded(plain((200, 100, 50, 128), mode="RGBA"))
     assert np.all(np.abs(half.pixels.astype(int) - (100, 50, 25)) <= 1)
     assert half.remarks == {TRANSPARENT}
@@ -127,21 +127,21 @@ def test_what_is_transparent_is_laid_on_black():
 def test_sixteen_bits_are_divided_by_257(file_format):
     values = np.full((8, 8), 257 * 100, dtype=np.uint16)
     values[0, :3] = 65535, 257 * 7 + 128, 257 * 7 + 129  # the brightest, the last rounded down, the first rounded up
-    picture = decode(encoded(Image.fromarray(values), file_format), Recipe(size=8, grey=True))
+    result = decode(encoded(Image.fromarray(values), file_format), Recipe(size=8, grey=True))
 
-    assert picture.pixels[0].tolist()[:4] == [255, 7, 8, 100]
-    assert picture.remarks == {SIXTEEN_BITS}
+    assert result.pixels[0].tolist()[:4] == [255, 7, 8, 100]
+    assert result.remarks == {SIXTEEN_BITS}
 
 
-def test_twelve_bits_in_sixteen_are_told_to_be_dark():
+def test_twelve_bits_in_sixteen_are_remarked_as_dark():
     values = np.full((8, 8), 4095, dtype=np.uint16)
     assert decoded(Image.fromarray(values)).remarks == {SIXTEEN_BITS, DARK}
     assert decoded(Image.fromarray(values + 1)).remarks == {SIXTEEN_BITS}
 
 
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
-def test_values_without_a_known_white_are_refused(dtype):
-    with pytest.raises(UnusableImage, match="32-bit values, whose black and white are not known"):
+def test_values_without_a_known_range_are_refused(dtype):
+    with pytest.raises(UnusableImageError, match="32-bit values of unknown range"):
         decoded(Image.fromarray(np.ones((8, 8), dtype=dtype)), "TIFF")
 
 
@@ -153,7 +153,7 @@ def test_cmyk_becomes_rgb():
 
 
 def test_other_colours_are_refused():
-    with pytest.raises(UnusableImage, match="of the kind LAB; save it as RGB or grey"):
+    with pytest.raises(UnusableImageError, match="its colour mode is LAB; save it as RGB or grey"):
         decoded(plain((50, 10, 10), mode="LAB"), "TIFF")
 
 
@@ -176,16 +176,16 @@ def test_exif_orientation_is_applied(file_format, orientation):
         stored = stored.transpose(method)
     exif = Image.Exif()
     exif[0x0112] = orientation
-    picture = decoded(stored, file_format, exif=exif)
+    result = decoded(stored, file_format, exif=exif)
 
-    assert np.array_equal(picture.pixels, np.asarray(upright))
-    assert picture.remarks == (frozenset() if orientation == 1 else {TURNED})
+    assert np.array_equal(result.pixels, np.asarray(upright))
+    assert result.remarks == (frozenset() if orientation == 1 else {ROTATED})
 
 
-def test_the_first_of_several_pages_is_taken_and_told():
-    picture = decoded(plain(RED), "TIFF", save_all=True, append_images=[plain(BLUE)])
-    assert np.all(picture.pixels == RED)
-    assert picture.remarks == {FIRST_OF_MANY}
+def test_the_first_of_several_pages_is_taken_and_remarked():
+    result = decoded(plain(RED), "TIFF", save_all=True, append_images=[plain(BLUE)])
+    assert np.all(result.pixels == RED)
+    assert result.remarks == {FIRST_OF_MANY}
 
 
 def bomb(width: int, height: int) -> bytes:
@@ -201,18 +201,18 @@ def bomb(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("side", [9_500, 14_000, 1_000_000])  # from where Pillow warns, from where it refuses, absurd
 def test_decompression_bombs_are_refused_unopened(side):
-    with pytest.raises(UnusableImage, match="more than 89,478,485 pixels"):
+    with pytest.raises(UnusableImageError, match="more than 89,478,485 pixels"):
         decode(bomb(side, side), EIGHT)
 
 
 def test_the_limit_is_the_programs_own_even_if_pillow_has_none(monkeypatch):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
-    with pytest.raises(UnusableImage, match="more than 89,478,485 pixels"):
+    with pytest.raises(UnusableImageError, match="more than 89,478,485 pixels"):
         decode(bomb(9_500, 9_500), EIGHT)
 
 
-def test_a_picture_smaller_than_the_crop_is_refused():
-    with pytest.raises(UnusableImage, match="it has 20 × 12 pixels, too few for --crop 13"):
+def test_an_image_smaller_than_the_crop_is_refused():
+    with pytest.raises(UnusableImageError, match="it has 20 × 12 pixels, too few for --crop 13"):
         decoded(plain(RED, size=(20, 12)), recipe=Recipe(size=8, crop=13))
 
 
@@ -220,13 +220,13 @@ def test_a_picture_smaller_than_the_crop_is_refused():
     ("content", "reason"),
     [
         (b"", "it is empty"),
-        (b"a letter, whatever its name says", "it is no image of a known format"),
-        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "it is no image of a known format"),
-        (b"\0" * 1000, "it is no image of a known format"),
+        (b"a letter, whatever its name says", "it is not an image of a known format"),
+        (b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 8 8\n", "it is not an image of a known format"),
+        (b"\0" * 1000, "it is not an image of a known format"),
     ],
 )
-def test_what_is_no_image_is_refused(content, reason):
-    with pytest.raises(UnusableImage) as caught:
+def test_a_file_that_is_not_an_image_is_refused(content, reason):
+    with pytest.raises(UnusableImageError) as caught:
         decode(content, EIGHT)
     assert str(caught.value) == reason
 
@@ -235,13 +235,13 @@ def test_what_is_no_image_is_refused(content, reason):
 @pytest.mark.parametrize("kept", [0.2, 0.5, 0.9])
 def test_truncated_files_are_refused(file_format, kept):
     content = encoded(noise(1, side=64), file_format)
-    with pytest.raises(UnusableImage):
+    with pytest.raises(UnusableImageError):
         decode(content[: int(len(content) * kept)], EIGHT)
 
 
 @pytest.mark.filterwarnings("ignore")  # Pillow's, which build ignores too
 @pytest.mark.parametrize("file_format", ["JPEG", "PNG", "TIFF", "GIF", "WEBP", "BMP", "PPM", "JPEG2000"])
-def test_damaged_files_give_a_picture_or_a_reason(file_format):
+def test_damaged_files_give_an_image_or_a_reason(file_format):
     content = encoded(noise(1, side=16), file_format)
     random = np.random.default_rng(0)
     reasons = []
@@ -251,7 +251,7 @@ def test_damaged_files_give_a_picture_or_a_reason(file_format):
             damaged[place] = int(random.integers(0, 256))
         try:
             assert decode(bytes(damaged), EIGHT).pixels.shape == (8, 8, 3)
-        except UnusableImage as error:
+        except UnusableImageError as error:
             reasons.append(str(error))
     assert reasons
     assert all(reason.isprintable() and len(reason) < 200 for reason in reasons)

@@ -1,4 +1,4 @@
-"""Which files are found, in which order, and what is said of those that are not."""
+"""Which files are listed, in which order, and which are skipped or refused."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import pytest
 from scripts.core.errors import DataError
 from tests.tools.conftest import Draw
 from tools.dataset_builder.listing import Entry, Listing, list_csv, list_folder
-from tools.dataset_builder.words import are, counted, shown, some
+from tools.dataset_builder.messages import count_are, count_of, join_some, printable
 
 
 def names(listing: Listing) -> list[str]:
@@ -38,8 +38,8 @@ def test_folders_are_classes_and_files_may_lie_at_any_depth(tmp_path):
     assert {entry.group for entry in found.entries} == {""}
     assert not found.is_split
     assert found.warnings == (
-        "sub-folders of classes hold 1 image: if they stand for patients or slides, use --group_by_folder, so that "
-        "none is split",
+        "1 image in subfolders of the classes: if these are patients or slides, use --group_by_folder, so that "
+        "none is divided over the splits",
     )
 
 
@@ -55,10 +55,10 @@ def test_the_order_is_that_of_the_names_whatever_the_file_systems_is(tmp_path, m
     monkeypatch.setattr(os, "scandir", backwards)
     found = list_folder(tmp_path)
     assert names(found) == ["a/b.png", "a/b/1.png", "b/1.png"]
-    assert found.notes == ("hidden files and folders were left out: .x, .y",)
+    assert found.notes == ("skipped hidden files and folders: .x, .y",)
 
 
-def test_the_folder_below_a_class_is_a_group_when_asked(tmp_path):
+def test_the_folder_below_a_class_is_a_group_on_request(tmp_path):
     touch(tmp_path, "a/p1/1.png", "a/p1/eye/2.png", "b/p1/3.png", "b/4.png")
     found = list_folder(tmp_path, group_by_folder=True)
 
@@ -71,19 +71,19 @@ def test_the_folder_below_a_class_is_a_group_when_asked(tmp_path):
     assert found.warnings == ()
 
 
-def test_what_is_no_image_of_a_class_is_left_out_and_said(tmp_path):
+def test_what_is_not_an_image_of_a_class_is_skipped_and_named(tmp_path):
     touch(tmp_path, "a/1.png", "b/1.png", "a/.hidden.png", ".cache/2.png", "a/notes.txt", "a/scan.dcm", "Thumbs.db")
     touch(tmp_path, "stray.png", "empty/readme")
     found = list_folder(tmp_path)
 
     assert names(found) == ["a/1.png", "b/1.png"]
     assert found.notes == (
-        "hidden files and folders were left out: .cache, a/.hidden.png",
-        "files that end like no image were left out: .db × 1, .dcm × 1, .txt × 1, no ending × 1",
+        "skipped hidden files and folders: .cache, a/.hidden.png",
+        "skipped files without the suffix of an image: .db × 1, .dcm × 1, .txt × 1, no suffix × 1",
     )
     assert found.warnings == (
-        "images that lie in no class's folder were left out: stray.png",
-        "folders without an image are no class: empty",
+        "skipped images outside the classes' folders: stray.png",
+        "folders without an image are not classes: empty",
     )
 
 
@@ -100,8 +100,8 @@ def test_links_are_followed_unless_they_lead_back(tmp_path):
 
     assert names(found) == ["a/1.png", "a/gone.png", "b/2.png"]
     assert found.warnings == (
-        "links that lead back to a folder they lie in were not followed: a/up",
-        "images that lie in no class's folder were left out: loop.png",
+        "skipped links that lead back to a folder that contains them: a/up",
+        "skipped images outside the classes' folders: loop.png",
     )
 
 
@@ -120,7 +120,7 @@ def test_a_name_that_is_no_text_is_shown_without_harm(tmp_path):
     touch(tmp_path, "a/1.png", "b/1.png")
     touch(tmp_path, os.fsdecode(b"a/\xff\n.png"))
     (entry,) = [entry for entry in list_folder(tmp_path).entries if entry.name not in ("a/1.png", "b/1.png")]
-    assert shown(entry.name) == "a/\\udcff\\n.png"
+    assert printable(entry.name) == "a/\\udcff\\n.png"
 
     touch(tmp_path, os.fsdecode(b"\xff/1.png"))
     with pytest.raises(DataError, match="class names must be printable"):
@@ -130,12 +130,12 @@ def test_a_name_that_is_no_text_is_shown_without_harm(tmp_path):
 @pytest.mark.parametrize(
     ("paths", "message"),
     [
-        ((), "needed are images of 2 to 1000 classes, found: none"),
-        (("1.png",), "needed are images of 2 to 1000 classes, found: none"),
-        (("a/1.png",), "needed are images of 2 to 1000 classes, found: a"),
+        ((), "it needs images of 2 to 1000 classes, found: none"),
+        (("1.png",), "it needs images of 2 to 1000 classes, found: none"),
+        (("a/1.png",), "it needs images of 2 to 1000 classes, found: a"),
         (
             ("train/a/1.png", "val/a/1.png", "test/a/1.png"),
-            "its folders test, train, val look like splits, not classes; needed is a folder per class, or a CSV with "
+            "its folders test, train, val look like splits, not classes; use a folder per class, or a CSV with "
             "the columns path,label,split",
         ),
         ((f"{'x' * 201}/1.png", "b/1.png"), "class names must be printable and have at most 200 characters"),
@@ -152,7 +152,7 @@ def test_a_folder_that_is_no_set_is_refused(tmp_path, paths, message):
 def test_too_many_classes_are_refused(tmp_path):
     path = tmp_path / "x.csv"
     path.write_text("path,label\n" + "".join(f"{n}.png,c{n}\n" for n in range(1001)))
-    with pytest.raises(DataError, match=r"needed are images of 2 to 1000 classes, found: 1,001\."):
+    with pytest.raises(DataError, match=r"it needs images of 2 to 1000 classes, found: 1,001\."):
         list_csv(path)
 
 
@@ -167,7 +167,7 @@ def write_csv(folder: Path, text: str, encoding: str = "utf-8") -> Path:
     return path
 
 
-def test_a_csv_says_path_label_split_and_group_in_any_order_of_columns(tmp_path):
+def test_a_csv_gives_path_label_split_and_group_in_any_order_of_columns(tmp_path):
     path = write_csv(tmp_path, 'Group,label,age,path,split\np1,old,71,"a, b.png",train\n,young,,/c.png, TEST \n\n')
     found = list_csv(path)
 
@@ -176,7 +176,7 @@ def test_a_csv_says_path_label_split_and_group_in_any_order_of_columns(tmp_path)
         Entry("/c.png", Path("/c.png"), "young", "", "test"),
     )
     assert found.is_split
-    assert found.notes == ("columns of set.csv that have no meaning here: age",)
+    assert found.notes == ("ignored columns of set.csv: age",)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig"])
@@ -213,15 +213,23 @@ def test_whole_numbers_keep_their_order_and_other_names_the_alphabets(tmp_path, 
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "its first line is ''; needed is path,label[,split][,group]"),
-        ("file,class\na,b\n", "its first line is 'file,class'; needed is path,label[,split][,group]"),
+        ("", "its first line is '', not path,label[,split][,group]"),
+        ("file,class\na,b\n", "its first line is 'file,class', not path,label[,split][,group]"),
         ("path,label,label\na,b,c\n", "it has the column label more than once"),
-        ("path,label\n", "needed are images of 2 to 1000 classes, found: none"),
+        ("path,label\n", "it needs images of 2 to 1000 classes, found: none"),
         ("path,label\na,x\na,y\n,x\nb,\n", "row 3 names a again; row 4 has no path; row 5 has no label"),
-        ("path,label\na,b,x.png\n", "row 2 has 3 cells, the first line 2 (a path with a comma stands in quotes)"),
+        (
+            "path,label\na,b,x.png\n",
+            "it is not a valid CSV: Expected 2 fields in line 2, saw 3 (write a path with a comma in quotes)",
+        ),
         ("path,label,split\na,x,trian\nb,y,val\n", "row 2 has the split 'trian'; allowed are train, val, test"),
-        ("path,label,split\na,x,train\nb,y,\n", "1 of 2 rows have no split; needed is one in all rows or in none"),
-        ('path,label\n"a,x\n', "it is no CSV (unexpected end of data)"),
+        ("path,label,split\na,x,train\nb,y,\n", "1 of 2 rows have no split; give one in all rows or in none"),
+        (
+            'path,label\n"a"b,x\n',
+            "it is not a valid CSV: ',' expected after '\"' (write a path with a comma in quotes)",
+        ),
+        ("path,label\na\0b,x\nb,x\n", "row 2 has no path"),
+        ('path,label\n"a,x\n', "it is not a valid CSV: unexpected end of data (write a path with a comma in quotes)"),
     ],
 )
 def test_a_csv_that_makes_no_sense_is_refused(tmp_path, text, message):
@@ -230,25 +238,45 @@ def test_a_csv_that_makes_no_sense_is_refused(tmp_path, text, message):
     assert str(caught.value) == f"Cannot use {tmp_path / 'set.csv'}: {message}."
 
 
+def test_no_text_of_a_cell_is_taken_for_a_missing_value_or_a_number(tmp_path):
+    found = list_csv(write_csv(tmp_path, "path,label,group,Age,AGE\nnan,NA,007,1,\n\n1.0,null,1e5\nNone,-,NaN,,\n"))
+
+    assert [(entry.name, entry.label, entry.group) for entry in found.entries] == [
+        ("1.0", "null", "1e5"),  # a short row
+        ("None", "-", "NaN"),
+        ("nan", "NA", "007"),
+    ]
+    assert found.notes == ("ignored columns of set.csv: Age, AGE",)
+
+
+def test_rows_are_numbered_as_in_a_spreadsheet(tmp_path):
+    with pytest.raises(DataError, match=r"row 4 has no label; row 5 names a again\."):
+        list_csv(write_csv(tmp_path, "path,label\na,x\n,\nb, \na,y\n"))
+
+
 def test_another_encoding_is_refused(tmp_path):
     with pytest.raises(DataError, match=r"byte 14 is not UTF-8; save it as CSV in UTF-8\."):
         list_csv(write_csv(tmp_path, "path,label\na,bé\n", "latin-1"))
 
 
-def test_of_many_problems_ten_are_told_and_the_rest_counted(tmp_path):
+def test_of_many_problems_ten_are_named_and_the_rest_counted(tmp_path):
     text = "path,label\n" + "".join(f"{number}.png,\n" for number in range(13))
     with pytest.raises(DataError) as caught:
         list_csv(write_csv(tmp_path, text))
     assert "row 11 has no label; and 3 more." in str(caught.value)
     assert "row 12" not in str(caught.value)
-    assert some(["a", "b"]) == "a, b"
+    assert join_some(["a", "b"]) == "a, b"
 
 
-def test_one_is_spoken_of_as_one():
-    assert (counted(1, "image"), counted(2000, "image"), are(1, "group")) == ("1 image", "2,000 images", "1 group is")
+def test_one_is_singular():
+    assert (count_of(1, "image"), count_of(2000, "image"), count_are(1, "group")) == (
+        "1 image",
+        "2,000 images",
+        "1 group is",
+    )
 
 
-def test_a_folder_that_cannot_be_read_is_told(tmp_path, draw: Draw, monkeypatch):
+def test_a_folder_that_cannot_be_read_is_named(tmp_path, draw: Draw, monkeypatch):
     draw("a/1.png")
     draw("b/1.png")
 

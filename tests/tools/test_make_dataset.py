@@ -1,4 +1,4 @@
-"""``tools/make_dataset.py`` as its users meet it: what it writes, what it says, and how it fails."""
+"""``tools/make_dataset.py`` from its command line: its files, its messages, and its failures."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ from tools.dataset_builder.archive import RowStore
 PROGRAM = PROJECT_ROOT / "tools" / "make_dataset.py"
 
 
-def pictures(path: Path) -> Iterator[tuple[str, str, bytes]]:
+def images_in(path: Path) -> Iterator[tuple[str, str, bytes]]:
     """Split, class name and pixels of every image in a file."""
     with np.load(path) as content:
         for split in SPLITS:
@@ -73,12 +73,12 @@ def test_a_folder_becomes_a_file_in_medmnists_schema(run: Run, cells: Path, tmp_
             assert content[f"{split}_labels"].shape == (number, 1)
             assert content[f"{split}_labels"].dtype == np.uint8
     expected = {(name, noise(n + 100 * (name == "long")).tobytes()) for name in ("long", "round") for n in range(10)}
-    assert {(name, pixels) for _, name, pixels in pictures(tmp_path / "cells.npz")} == expected
+    assert {(name, pixels) for _, name, pixels in images_in(tmp_path / "cells.npz")} == expected
     md5 = hashlib.md5((tmp_path / "cells.npz").read_bytes()).hexdigest()
     size = (tmp_path / "cells.npz").stat().st_size
     assert out.splitlines() == [
         "20 images of 2 classes in cells",
-        "no picture is there more than once",
+        "no image is there more than once",
         "class     train       val      test     total",
         "long          7         1         2        10",
         "round         7         1         2        10",
@@ -96,13 +96,13 @@ def test_one_channel_when_asked(run: Run, cells: Path, tmp_path: Path):
 
     assert code == 0
     assert validate_npz_keys(tmp_path / "grey.npz").channels == 1
-    assert "in colour, turned grey: 20 of 20 images" in out
+    assert "in colour, converted to grey: 20 of 20 images" in out
 
 
-def test_grey_images_in_three_channels_are_told(run: Run, draw: Draw):
+def test_grey_images_in_three_channels_are_logged(run: Run, draw: Draw):
     for number in range(6):
         draw(f"set/{number % 2}/{number}.png", noise(number).convert("L"))
-    assert "no image has any colour: --grey" in run("set", "rgb.npz")[1]
+    assert "all images are grey: --grey" in run("set", "rgb.npz")[1]
     assert "--grey" not in run("set", "grey.npz", "--grey")[1]
 
 
@@ -153,9 +153,9 @@ def test_patients_are_never_split(run: Run, draw: Draw, tmp_path: Path):
     code, out, _ = run("set.csv", "set.npz", "--size", "12")
 
     assert code == 0
-    assert "15 groups, none of them split" in out
+    assert "15 groups, none of them divided" in out
     splits: dict[str, set[str]] = {}
-    for split, _, pixels in pictures(tmp_path / "set.npz"):
+    for split, _, pixels in images_in(tmp_path / "set.npz"):
         splits.setdefault(patient[pixels], set()).add(split)
     assert all(len(found) == 1 for found in splits.values())
     assert len(splits) == 15
@@ -167,14 +167,14 @@ def test_sub_folders_are_patients_when_asked(run: Run, draw: Draw, tmp_path: Pat
     code, out, _ = run("set", "set.npz", "--group_by_folder", "--size", "12", "--index", "rows.csv")
 
     assert code == 0
-    assert "6 groups, none of them split" in out
+    assert "6 groups, none of them divided" in out
     with (tmp_path / "rows.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
     assert len({row["group"] for row in rows}) == 6
     assert len({(row["group"], row["split"]) for row in rows}) == 6
 
 
-def test_equal_pictures_stay_in_one_split_whatever_their_files(run: Run, draw: Draw, tmp_path: Path):
+def test_equal_images_stay_in_one_split_whatever_their_files(run: Run, draw: Draw, tmp_path: Path):
     for number in range(8):
         for copy in range(3):  # a file, its copy, and the same picture in another kind of file
             draw(f"set/a/{number}_{copy}.{'bmp' if copy == 2 else 'png'}", number)
@@ -183,10 +183,10 @@ def test_equal_pictures_stay_in_one_split_whatever_their_files(run: Run, draw: D
 
     assert code == 0
     assert (
-        "8 pictures are there more than once, in 16 images too many, of which 8 equal another to the byte; all are "
+        "8 images are there more than once, in 16 files too many, of which 8 equal another to the byte; all are "
         "kept, equal ones in one split" in out
     )
-    found = list(pictures(tmp_path / "set.npz"))
+    found = list(images_in(tmp_path / "set.npz"))
     assert len(found) == 48
     places = {(split, pixels) for split, _, pixels in found}
     assert len(places) == len({pixels for _, pixels in places}) == 32
@@ -194,28 +194,28 @@ def test_equal_pictures_stay_in_one_split_whatever_their_files(run: Run, draw: D
     code, out, _ = run("set", "dropped.npz", "--size", "12", "--drop_duplicates")
     assert code == 0
     assert "only the first of each is kept" in out
-    assert Counter(name for _, name, _ in pictures(tmp_path / "dropped.npz")) == {"a": 8, "b": 24}
+    assert Counter(name for _, name, _ in images_in(tmp_path / "dropped.npz")) == {"a": 8, "b": 24}
 
 
-def test_one_picture_in_two_classes_is_refused_or_left_out(run: Run, cells: Path, draw: Draw, tmp_path: Path):
+def test_one_image_in_two_classes_is_refused_or_left_out(run: Run, cells: Path, draw: Draw, tmp_path: Path):
     draw("cells/long/copy.bmp", 3)
     code, _, err = run("cells", "set.npz", "--size", "12")
     assert code == 3
     assert err == (
-        "error: 1 picture is in several classes at once: cells/long/copy.bmp = cells/round/3.png; correct the "
-        "labels, or leave out what is in doubt with --skip_contradictions.\n"
+        "error: 1 image is in several classes at once: cells/long/copy.bmp = cells/round/3.png; correct the "
+        "labels, or leave these images out with --skip_contradictions.\n"
     ).replace("cells/", "")
     assert left_in(tmp_path) == {"cells"}
 
     code, _, err = run("cells", "set.npz", "--size", "12", "--skip_contradictions")
     assert code == 0
-    assert err.startswith("warning: 1 picture is in several classes at once")
-    assert noise(3).tobytes() not in {pixels for _, _, pixels in pictures(tmp_path / "set.npz")}
-    assert len(list(pictures(tmp_path / "set.npz"))) == 19
+    assert err.startswith("warning: 1 image is in several classes at once")
+    assert noise(3).tobytes() not in {pixels for _, _, pixels in images_in(tmp_path / "set.npz")}
+    assert len(list(images_in(tmp_path / "set.npz"))) == 19
 
 
 @pytest.mark.parametrize("other_class", [False, True])
-def test_patients_who_shared_a_picture_stay_together_when_it_is_left_out(
+def test_patients_who_share_an_image_stay_together_when_it_is_left_out(
     run: Run, draw: Draw, tmp_path: Path, other_class: bool
 ):
     # 20 pairs of patients: each has two pictures of its own, and both have a copy of a third
@@ -254,13 +254,13 @@ def test_given_splits_are_kept_in_the_csvs_order(run: Run, draw: Draw, tmp_path:
 
     assert code == 0
     assert err == "warning: --split has no effect: set.csv gives the splits\n"
-    assert list(pictures(tmp_path / "set.npz")) == [
+    assert list(images_in(tmp_path / "set.npz")) == [
         (SPLITS[number // 2], str(number % 2), noise(number).tobytes()) for number in range(6)
     ]
     assert "share     33.3%     33.3%     33.3%" in out
 
 
-def test_given_splits_that_share_a_picture_or_a_patient_are_refused(run: Run, draw: Draw, tmp_path: Path):
+def test_given_splits_that_share_an_image_or_a_patient_are_refused(run: Run, draw: Draw, tmp_path: Path):
     draw("twin.bmp", 0)
     draw("other.png", 77)
     given_splits(draw, tmp_path, ("twin.bmp", 0, "test", ""), ("other.png", 0, "val", "p0"))
@@ -268,13 +268,13 @@ def test_given_splits_that_share_a_picture_or_a_patient_are_refused(run: Run, dr
         code, _, err = run("set.csv", "set.npz", "--size", "12", *flags)
         assert code == 3
         assert err.splitlines() == [
-            "error: 1 picture is in several splits: 0.png (train) = twin.bmp (test); correct the column split.",
+            "error: 1 image is in several splits: 0.png (train) = twin.bmp (test); correct the column split.",
             "error: 1 group is in several splits: p0 has 0.png (train) and other.png (val); correct the column split.",
         ]
     assert not (tmp_path / "set.npz").exists()
 
 
-def test_a_given_split_without_a_class_is_told_and_one_without_images_refused(run: Run, draw: Draw, tmp_path: Path):
+def test_a_given_split_without_a_class_is_logged_and_one_without_images_refused(run: Run, draw: Draw, tmp_path: Path):
     draw("extra.png", 99)
     given_splits(draw, tmp_path, ("extra.png", "2", "train", ""))
     code, _, err = run("set.csv", "set.npz")
@@ -287,8 +287,8 @@ def test_a_given_split_without_a_class_is_told_and_one_without_images_refused(ru
     code, _, err = run("two.csv", "two.npz")
     assert code == 3
     assert err == (
-        "error: There is no image for val: every split needs one, so that at least 3 images are needed that do not "
-        "belong together.\n"
+        "error: There is no image for val: every split needs one, so at least 3 images are needed that do not belong "
+        "together.\n"
     )
 
 
@@ -369,11 +369,11 @@ def test_unusable_files_are_all_counted_and_nothing_is_written(run: Run, cells: 
     assert "bad02.jpg (it is damaged: " in err
     assert "bad09.jpg" in err
     assert "bad10.jpg" not in err
-    assert err.endswith("and 2 more; mend or remove them, or leave them out with --skip_unreadable.\n")
+    assert err.endswith("and 2 more; repair or remove them, or leave them out with --skip_unreadable.\n")
     assert left_in(tmp_path) == {"cells"}
 
 
-def test_unusable_files_are_left_out_when_asked_and_told(run: Run, cells: Path, draw: Draw, tmp_path: Path):
+def test_unusable_files_are_left_out_on_request_and_logged(run: Run, cells: Path, draw: Draw, tmp_path: Path):
     assert run("cells", "without.npz")[0] == 0
     spoil(cells / "round", 2)
     (cells / "round" / "gone.png").symlink_to("nowhere.png")
@@ -403,16 +403,16 @@ def test_a_class_of_which_nothing_is_left_is_refused(run: Run, cells: Path, draw
     (cells / "flat" / "1.png").touch()
     code, _, err = run("cells", "set.npz", "--skip_unreadable")
     assert code == 3
-    assert "error: No image is left of the class flat: mend the images named above, or take the class out." in err
+    assert "error: No image is left of the class flat: repair the images named above, or remove the class." in err
     assert left_in(tmp_path) == {"cells"}
 
 
-def test_a_class_too_small_for_every_split_is_told(run: Run, cells: Path, draw: Draw, tmp_path: Path):
+def test_a_class_too_small_for_every_split_is_logged(run: Run, cells: Path, draw: Draw, tmp_path: Path):
     for number in (200, 201):
         draw(f"cells/flat/{number}.png", number)
     code, _, err = run("cells", "set.npz", "--size", "12")
     assert code == 0
-    assert err == "warning: class flat has no image in val: it has only 2 different pictures\n"
+    assert err == "warning: class flat has no image in val: it has only 2 different images\n"
 
 
 def test_an_existing_file_is_replaced_only_when_asked(run: Run, cells: Path, tmp_path: Path):
@@ -421,8 +421,8 @@ def test_an_existing_file_is_replaced_only_when_asked(run: Run, cells: Path, tmp
     code, _, err = run("cells", "set.npz", "--index", "rows.csv")
     assert code == 2
     assert err.splitlines() == [
-        "error: OUT.npz set.npz is there already: choose another name, or replace it with --overwrite.",
-        "error: --index rows.csv is there already: choose another name, or replace it with --overwrite.",
+        "error: OUT.npz set.npz exists already: choose another name, or replace it with --overwrite.",
+        "error: --index rows.csv exists already: choose another name, or replace it with --overwrite.",
     ]
     assert (tmp_path / "set.npz").read_text() == "precious"
     assert run("cells", "set.npz", "--index", "rows.csv", "--overwrite")[0] == 0
@@ -441,7 +441,7 @@ def test_every_problem_of_a_command_line_comes_at_once(run: Run, cells: Path, tm
         "error: --split must be three shares above 0 whose sum is 1, such as 0.7 0.1 0.2, got 0.7 0.2 0.2.",
         "error: --seed must be from 0 to 4294967295, got -1.",
         "error: --num_workers must be from 1 to 64, got 0.",
-        "error: FOLDER_OR_CSV missing is not there.",
+        "error: FOLDER_OR_CSV missing does not exist.",
         "error: OUT.npz must end in .npz, got out.zip.",
         "error: --index nowhere/rows.csv: there is no folder nowhere; make it first.",
     ]
@@ -470,17 +470,17 @@ def test_the_csv_that_is_read_is_never_replaced(run: Run, draw: Draw, tmp_path: 
 def test_no_input_is_replaced_by_the_result(run: Run, draw: Draw, tmp_path: Path):
     given_splits(draw, tmp_path)
     os.link(tmp_path / "set.csv", tmp_path / "list.npz")
-    os.link(tmp_path / "3.png", tmp_path / "picture.npz")
-    (tmp_path / "picture.csv").symlink_to("4.png")
+    os.link(tmp_path / "3.png", tmp_path / "image.npz")
+    (tmp_path / "image.csv").symlink_to("4.png")
     before = {entry.name: sha256(entry) for entry in tmp_path.iterdir()}
 
     code, _, err = run("set.csv", "list.npz", "--overwrite")
     assert (code, err) == (2, "error: OUT.npz list.npz would replace the CSV that is read: choose another name.\n")
-    code, _, err = run("set.csv", "picture.npz", "--index", "picture.csv", "--overwrite")
+    code, _, err = run("set.csv", "image.npz", "--index", "image.csv", "--overwrite")
     assert code == 2
     assert err.splitlines() == [
-        "error: OUT.npz picture.npz would replace the image '3.png' that is read: choose another name.",
-        "error: --index picture.csv would replace the image '4.png' that is read: choose another name.",
+        "error: OUT.npz image.npz would replace the image '3.png' that is read: choose another name.",
+        "error: --index image.csv would replace the image '4.png' that is read: choose another name.",
     ]
     assert {entry.name: sha256(entry) for entry in tmp_path.iterdir()} == before
 
@@ -488,17 +488,17 @@ def test_no_input_is_replaced_by_the_result(run: Run, draw: Draw, tmp_path: Path
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        ((), "The following arguments are required: FOLDER_OR_CSV, OUT.npz. See --help."),
+        ((), "The following arguments are required: FOLDER_OR_CSV, OUT.npz."),
         (("cells", "x.npz", "--siz", "28"), "Unknown flag '--siz'. Did you mean --size?"),
         (("cells", "x.npz", "--quick=1"), "Unknown flag '--quick'. See --help."),
-        (("cells", "x.npz", "y.npz"), "Unexpected argument 'y.npz': needed are one FOLDER_OR_CSV and one OUT.npz."),
-        (("cells", "x.npz", "--size"), "Argument --size: expected one argument. See --help."),
+        (("cells", "x.npz", "y.npz"), "Unexpected argument 'y.npz': give one FOLDER_OR_CSV and one OUT.npz."),
+        (("cells", "x.npz", "--size"), "Argument --size: expected one argument."),
         (("cells", ".npz/", "--grey"), "OUT.npz must end in .npz, got .npz."),
         (("cells", "", "--grey"), "OUT.npz must be a path, got ''."),
         (("~nobody-here/x", "x.npz"), "FOLDER_OR_CSV must be a path, got '~nobody-here/x', whose user is not known"),
         (
             ("a.csv", "x.npz", "--group_by_folder"),
-            "--group_by_folder is for folders; a.csv names its groups in a column",
+            "--group_by_folder is for folders; the groups of a.csv are in its column group.",
         ),
         (("a.csv", "x.npz", "--index", "a.csv", "--overwrite"), "--index a.csv would replace the CSV that is read"),
         (("cells", "x.npz", "--split", "0.8", "0.2", "0"), "--split must be three shares above 0 whose sum is 1"),
@@ -562,12 +562,12 @@ def test_the_first_images_of_a_split_are_of_all_classes(run: Run, cells: Path, t
         assert set(content["train_labels"][:7, 0].tolist()) == {0, 1}
 
 
-def test_too_little_space_is_told_before_anything_is_read(run: Run, cells: Path, tmp_path: Path, monkeypatch):
+def test_too_little_space_is_reported_before_anything_is_read(run: Run, cells: Path, tmp_path: Path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=20 * 12 * 12 * 3 * 2 - 1)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     code, _, err = run("cells", "set.npz", "--size", "12")
     assert code == 6
-    assert "the pictures need 17,280 bytes there, half of them only while the file is made, and 17,279 are free" in err
+    assert "the images need 17,280 bytes there, half of them only while the file is made, and 17,279 are free" in err
 
 
 def test_what_cannot_be_read_back_does_not_take_its_name(run: Run, cells: Path, tmp_path: Path, monkeypatch):
@@ -611,7 +611,7 @@ def test_it_runs_from_any_folder_and_help_imports_nothing_slow(tmp_path: Path):
     program = (
         "import sys; from tools import make_dataset\n"
         "try: make_dataset.parse(['--help'])\n"
-        "except SystemExit: print(sorted({'torch', 'numpy', 'PIL', 'tqdm'} & set(sys.modules)))"
+        "except SystemExit: print(sorted({'torch', 'numpy', 'pandas', 'PIL', 'tqdm'} & set(sys.modules)))"
     )
     found = subprocess.run(
         [sys.executable, "-c", program], cwd=PROJECT_ROOT, capture_output=True, text=True, check=True, timeout=60
@@ -663,7 +663,7 @@ def test_a_training_takes_the_file(run: Run, draw: Draw, tmp_path: Path):
 
 
 def test_the_page_on_own_images_knows_every_flag_and_no_other():
-    page = (PROJECT_ROOT / "docs" / "own_images.md").read_text()
+    page = (PROJECT_ROOT / "docs" / "own_images.md").read_text(encoding="utf-8")
     flags = {option for action in make_dataset.build_parser()._actions for option in action.option_strings}
     named = set(re.findall(r"--[a-z_]+", page))
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tools.dataset_builder.duplicates import Sample, units
+from tools.dataset_builder.duplicates import Sample, make_units
 from tools.dataset_builder.listing import Entry
 from tools.dataset_builder.splitting import Unit, assign, shortages
 
@@ -149,44 +149,44 @@ sets_of_samples = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(drawn=sets_of_samples, seed=st.integers(0, 9))
-def test_no_group_and_no_picture_is_ever_in_two_splits(drawn, seed):
-    # group 0 stands for none; the label of a picture is its own, as contradictions are refused before
+def test_no_group_and_no_image_is_ever_in_two_splits(drawn, seed):
+    # group 0 stands for none; the label of a image is its own, as contradictions are refused before
     samples = [
-        Sample(Entry(f"{n}", Path(f"{n}"), "", group=str(group or "")), n, bytes([picture]), bytes([picture]))
-        for n, (_, group, picture) in enumerate(drawn)
+        Sample(Entry(f"{n}", Path(f"{n}"), "", group=str(group or "")), n, bytes([image]), bytes([image]))
+        for n, (_, group, image) in enumerate(drawn)
     ]
-    together, unit_of = units(samples, [picture % 4 for _, _, picture in drawn])
+    together, unit_of = make_units(samples, [image % 4 for _, _, image in drawn])
     split_of = assign(together, USUAL, seed=seed)
 
     assert sum(unit.size for unit in together) == len(samples)
     assert len(unit_of) == len(samples)
-    for key in ("group", "picture"):
+    for key in ("group", "image"):
         splits: dict[object, set[int]] = {}
-        for (_, group, picture), unit in zip(drawn, unit_of, strict=True):
-            if key == "picture" or group:
-                splits.setdefault(group if key == "group" else picture, set()).add(split_of[unit])
+        for (_, group, image), unit in zip(drawn, unit_of, strict=True):
+            if key == "image" or group:
+                splits.setdefault(group if key == "group" else image, set()).add(split_of[unit])
         assert all(len(found) == 1 for found in splits.values())
 
 
-def test_groups_that_share_a_picture_become_one_unit_and_others_do_not():
-    told = [("a", 1), ("a", 2), ("b", 2), ("c", 3), ("", 4), ("", 5)]
+def test_groups_that_share_a_image_become_one_unit_and_others_do_not():
+    facts = [("a", 1), ("a", 2), ("b", 2), ("c", 3), ("", 4), ("", 5)]
     samples = [
-        Sample(Entry(f"{n}.png", Path(f"{n}.png"), "x", group=group), n, bytes([picture]), b"")
-        for n, (group, picture) in enumerate(told)
+        Sample(Entry(f"{n}.png", Path(f"{n}.png"), "x", group=group), n, bytes([image]), b"")
+        for n, (group, image) in enumerate(facts)
     ]
-    together, unit_of = units(samples, [0, 1, 1, 0, 0, 0])
+    together, unit_of = make_units(samples, [0, 1, 1, 0, 0, 0])
 
     assert unit_of == [0, 0, 0, 1, 2, 3]
     assert together[0] == Unit("0.png", {0: 1, 1: 2})
     assert [unit.name for unit in together] == ["0.png", "3.png", "4.png", "5.png"]
 
 
-def test_what_is_dropped_ties_but_is_not_counted():
+def test_dropped_samples_join_units_but_are_not_counted():
     samples = [
-        Sample(Entry(f"{n}.png", Path(f"{n}.png"), "x", group=group), n, bytes([picture]), b"")
-        for n, (group, picture) in enumerate([("a", 1), ("b", 2), ("c", 3), ("b", 1), ("d", 4), ("e", 4)])
+        Sample(Entry(f"{n}.png", Path(f"{n}.png"), "x", group=group), n, bytes([image]), b"")
+        for n, (group, image) in enumerate([("a", 1), ("b", 2), ("c", 3), ("b", 1), ("d", 4), ("e", 4)])
     ]
-    together, unit_of = units(samples[:3], [0, 1, 0], samples[3:])
+    together, unit_of = make_units(samples[:3], [0, 1, 0], samples[3:])
 
     assert unit_of == [0, 0, 1]
     assert together == [Unit("0.png", {0: 1, 1: 1}), Unit("2.png", {0: 1})]

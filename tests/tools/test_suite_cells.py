@@ -1,4 +1,4 @@
-"""The cells of a suite: their order, their command lines, and what the disk says of them."""
+"""The cells of a suite: their order, their command lines, and their state on the disk."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from tools.suite.cells import (
     INTERRUPTED,
     NEW,
     Cell,
-    command_words,
     file_problems,
     make_cells,
     parse_numbers,
     read_state,
     setting_conflicts,
+    training_arguments,
 )
 
 
@@ -61,17 +61,18 @@ def test_what_has_a_size_of_its_own_is_trained_in_that_one():
 def test_the_words_of_a_cell_name_the_resolution_only_where_it_is_not_the_usual_one():
     own = ["--dataset", "bloodmnist", "--seed", "3", "--output_dir"]
 
-    assert Cell("bloodmnist", 28, 3).words(Path("s")) == [*own, "s/bloodmnist_28_seed3"]
-    assert Cell("bloodmnist", 64, 3).words(Path("s")) == [*own, "s/bloodmnist_64_seed3", "--resolution", "64"]
-    assert "--resolution" not in Cell("cells.npz", None, 3).words(Path("s"))
+    assert Cell("bloodmnist", 28, 3).arguments(Path("s")) == [*own, "s/bloodmnist_28_seed3"]
+    assert Cell("bloodmnist", 64, 3).arguments(Path("s")) == [*own, "s/bloodmnist_64_seed3", "--resolution", "64"]
+    assert "--resolution" not in Cell("cells.npz", None, 3).arguments(Path("s"))
 
 
 def run_folder(folder: Path, name: str, *files: str) -> Path:
-    """A run's folder with empty JSON files."""
+    """A run's folder with the smallest JSON files."""
     root = folder / name
     root.mkdir(parents=True)
     for file in files:
-        (root / file).write_text("{}")
+        content = {"command": [], "settings": {"dataset": "cells.npz"}, "dataset": {"md5": "m"}}
+        (root / file).write_text(json.dumps(content if file == "config.json" else {}), encoding="utf-8")
     return root
 
 
@@ -92,11 +93,11 @@ def test_a_new_cell_is_started_and_an_interrupted_one_resumed(tmp_path):
     cell, further = Cell("cells.npz", None, 1), ["--epochs", "3", "--feed", "streamed", "--no_process_guard"]
     config = Config(dataset="cells.npz", seed=1, epochs=3, feed="streamed", no_process_guard=True)
 
-    started = command_words(cell, config, read_state(tmp_path / cell.name), tmp_path, further)
+    started = training_arguments(cell, config, read_state(tmp_path / cell.name), tmp_path, further)
     root = run_folder(tmp_path / cell.name, "20260131_000000_a_resnet18", "config.json")
-    resumed = command_words(cell, config, read_state(tmp_path / cell.name), tmp_path, further)
+    resumed = training_arguments(cell, config, read_state(tmp_path / cell.name), tmp_path, further)
 
-    assert started == [*cell.words(tmp_path), *further]
+    assert started == [*cell.arguments(tmp_path), *further]
     # the settings come with the run; what changes no bit of the result may be another than at the start
     own = ["--dataset", "cells.npz", "--feed", "streamed"]
     assert resumed == ["--resume", str(root), *own, "--no_process_guard"]
@@ -111,34 +112,34 @@ def stored_run(folder: Path, cell: Cell, config: Config, *words: str, md5: str =
 
 
 BLOOD = Cell("bloodmnist", 28, 1)
-ASKED = Config(dataset="bloodmnist", seed=1)
+REQUESTED = Config(dataset="bloodmnist", seed=1)
 
 
-def conflicts(folder: Path, config: Config = ASKED, cell: Cell = BLOOD) -> list[str]:
+def conflicts(folder: Path, config: Config = REQUESTED, cell: Cell = BLOOD) -> list[str]:
     return list(setting_conflicts({cell: config}, folder))
 
 
-def test_a_run_with_the_settings_that_are_asked_for_is_kept(tmp_path):
-    stored_run(tmp_path, BLOOD, ASKED)
+def test_a_run_with_the_requested_settings_is_kept(tmp_path):
+    stored_run(tmp_path, BLOOD, REQUESTED)
 
     assert conflicts(tmp_path) == []
     # what changes no bit may differ, and so may names
-    assert conflicts(tmp_path, dataclasses.replace(ASKED, feed="streamed", num_workers=7, model_name="x")) == []
+    assert conflicts(tmp_path, dataclasses.replace(REQUESTED, feed="streamed", num_workers=7, model_name="x")) == []
 
 
 def test_a_choice_that_was_left_to_the_run_is_no_difference_but_one_that_was_made_is(tmp_path):
-    stored_run(tmp_path, BLOOD, ASKED, "--device", "auto", no_tta=True)
+    stored_run(tmp_path, BLOOD, REQUESTED, "--device", "auto", no_tta=True)
     assert conflicts(tmp_path) == []  # no TTA for want of a second view, and the device that was there
-    assert len(conflicts(tmp_path, dataclasses.replace(ASKED, precision="fp32"))) == 1
-    assert len(conflicts(tmp_path, dataclasses.replace(ASKED, no_tta=True))) == 0
+    assert len(conflicts(tmp_path, dataclasses.replace(REQUESTED, precision="fp32"))) == 1
+    assert len(conflicts(tmp_path, dataclasses.replace(REQUESTED, no_tta=True))) == 0
 
 
-def settled_run(folder: Path, cell: Cell, config: Config, dataset: Dataset, *words: str) -> Config:
+def resolved_run(folder: Path, cell: Cell, config: Config, dataset: Dataset, *words: str) -> Config:
     """A cell's run with the settings that ``main.py`` applies to a data set, which are given back."""
     device = select_device(config.device)
     precision, _ = select_precision(config.precision, device, reproducible=config.reproducible)
     applied = resolve_settings(dataclasses.replace(config, device=str(device), precision=precision), dataset, device)
-    description = describe_run(applied, dataset) | {"command": ["main.py", *cell.words(folder), *words]}
+    description = describe_run(applied, dataset) | {"command": ["main.py", *cell.arguments(folder), *words]}
     (run_folder(folder / cell.name, "20260131_000000_a_resnet18") / "config.json").write_text(json.dumps(description))
     return applied
 
@@ -147,7 +148,7 @@ ORGANS, LARGE = Cell("organamnist", 28, 1), Cell("bloodmnist", 224, 1)
 
 
 @pytest.mark.parametrize(
-    ("cell", "dataset", "words", "settled"),
+    ("cell", "dataset", "words", "resolved"),
     [
         (BLOOD, pictures_of(28), (), {"device", "precision", "feed", "num_workers", "stem"}),
         (ORGANS, pictures_of(28, orientation_free=False), (), {"hflip", "stem"}),
@@ -159,32 +160,34 @@ ORGANS, LARGE = Cell("organamnist", 28, 1), Cell("bloodmnist", 224, 1)
         (BLOOD, pictures_of(28), ("--hflip", "0", "--rotation_angle", "0"), {"no_tta"}),
     ],
 )
-def test_the_same_command_typed_again_finds_its_cell_whatever_the_run_settled(tmp_path, cell, dataset, words, settled):
-    asked = parse_command_line([*cell.words(tmp_path), *words])
-    applied = settled_run(tmp_path, cell, asked, dataset, *words)
+def test_the_same_command_typed_again_finds_its_cell_whatever_the_run_resolved(
+    tmp_path, cell, dataset, words, resolved
+):
+    requested = parse_command_line([*cell.arguments(tmp_path), *words])
+    applied = resolved_run(tmp_path, cell, requested, dataset, *words)
 
-    assert settled <= {name for name, value in applied.as_dict().items() if value != asked.as_dict()[name]}
-    assert conflicts(tmp_path, asked, cell) == []
+    assert resolved <= {name for name, value in applied.as_dict().items() if value != requested.as_dict()[name]}
+    assert conflicts(tmp_path, requested, cell) == []
 
 
 def test_flips_are_a_difference_only_where_they_are_applied(tmp_path):
-    asked = Config(dataset="bloodmnist", seed=1, hflip=0.0)
-    settled_run(tmp_path, BLOOD, asked, pictures_of(28), "--hflip", "0")
+    requested = Config(dataset="bloodmnist", seed=1, hflip=0.0)
+    resolved_run(tmp_path, BLOOD, requested, pictures_of(28), "--hflip", "0")
 
-    (conflict,) = conflicts(tmp_path, dataclasses.replace(asked, hflip=0.5))
-    assert "was trained with --hflip 0.0, and now --hflip 0.5 is asked for" in conflict
+    (conflict,) = conflicts(tmp_path, dataclasses.replace(requested, hflip=0.5))
+    assert "was trained with --hflip 0.0, but --hflip 0.5 is requested" in conflict
 
 
 def test_the_first_gpu_is_the_one_that_has_no_number(tmp_path):
-    stored_run(tmp_path, BLOOD, ASKED, "--device", "cuda", device=str(torch.device("cuda", 0)))
+    stored_run(tmp_path, BLOOD, REQUESTED, "--device", "cuda", device=str(torch.device("cuda", 0)))
 
-    assert conflicts(tmp_path, dataclasses.replace(ASKED, device="cuda")) == []
-    assert len(conflicts(tmp_path, dataclasses.replace(ASKED, device="cuda:1"))) == 1
+    assert conflicts(tmp_path, dataclasses.replace(REQUESTED, device="cuda")) == []
+    assert len(conflicts(tmp_path, dataclasses.replace(REQUESTED, device="cuda:1"))) == 1
 
 
 @pytest.mark.parametrize("words", [("--precision", "bf16"), ("--precision=bf16",), ("--no_tta",)])
 def test_a_choice_that_was_made_then_and_is_left_open_now_is_a_difference(tmp_path, words):
-    stored_run(tmp_path, BLOOD, ASKED, *words, no_tta="--no_tta" in words)
+    stored_run(tmp_path, BLOOD, REQUESTED, *words, no_tta="--no_tta" in words)
     assert len(conflicts(tmp_path)) == 1
 
 
@@ -195,23 +198,23 @@ def test_other_settings_are_one_sentence_with_what_to_do(tmp_path):
 
     assert list(setting_conflicts(cells, tmp_path)) == [
         "bloodmnist_28_seed0, bloodmnist_28_seed1, bloodmnist_28_seed2, bloodmnist_28_seed3 and 2 more in "
-        f"{tmp_path} were trained with --epochs 60, and now --epochs 15 is asked for. Ask for the same, take another "
-        "--suite_dir, or remove what is to be trained anew."
+        f"{tmp_path} were trained with --epochs 60, but --epochs 15 is requested. Request the same, choose another "
+        "--suite_dir, or remove what should be trained again."
     ]
 
 
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        ({"seed": 2}, "with --seed 1, and now --seed 2 is asked for"),
-        ({"weights": "none"}, "with --weights imagenet, and now --weights none is asked for"),
-        ({"reproducible": True}, "with no --reproducible, and now --reproducible is asked for"),
-        ({"dataset": "pathmnist"}, "with --dataset bloodmnist, and now --dataset pathmnist is asked for"),
+        ({"seed": 2}, "with --seed 1, but --seed 2 is requested"),
+        ({"weights": "none"}, "with --weights imagenet, but --weights none is requested"),
+        ({"reproducible": True}, "with no --reproducible, but --reproducible is requested"),
+        ({"dataset": "pathmnist"}, "with --dataset bloodmnist, but --dataset pathmnist is requested"),
     ],
 )
 def test_each_setting_that_changes_the_result_is_compared(tmp_path, change, said):
-    stored_run(tmp_path, BLOOD, ASKED)
-    (conflict,) = conflicts(tmp_path, dataclasses.replace(ASKED, **change))
+    stored_run(tmp_path, BLOOD, REQUESTED)
+    (conflict,) = conflicts(tmp_path, dataclasses.replace(REQUESTED, **change))
     assert said in conflict
 
 
@@ -226,28 +229,46 @@ def test_an_own_file_is_compared_by_its_content_wherever_it_is(tmp_path):
 
     data.write_bytes(b"abd")
     (conflict,) = conflicts(tmp_path, config, cell)
-    assert "was trained on data with the MD5 900150983cd24fb0d6963f7d28e17f72, and" in conflict
+    assert "was trained on data with the MD5 900150983cd24fb0d6963f7d28e17f72, but" in conflict
 
 
-@pytest.mark.parametrize("content", ["{", "[]", '{"settings": {}}', '{"settings": 1, "command": [], "dataset": {}}'])
-def test_a_damaged_config_is_named(tmp_path, content):
-    stored_run(tmp_path, BLOOD, ASKED)
+DAMAGED = ["", "{", "[]", '{"settings": {}}', '{"settings": 1, "command": [], "dataset": {}}', "[" * 100_000, "\xff"]
+
+
+@pytest.mark.parametrize("content", DAMAGED)
+def test_a_run_with_a_damaged_config_is_named_and_treated_as_not_there(tmp_path, content):
+    stored_run(tmp_path, BLOOD, REQUESTED)
     (path,) = tmp_path.rglob("config.json")
-    path.write_text(content)
+    path.write_text(content, encoding="latin-1")
+    path.with_name("summary.json").touch()
 
-    (conflict,) = conflicts(tmp_path)
-    assert conflict.startswith(f"{path} is damaged (")
+    assert conflicts(tmp_path, dataclasses.replace(REQUESTED, epochs=3)) == []
+    state = read_state(tmp_path / BLOOD.name)
+    assert (state.stage, state.paths) == (NEW, None)
+    (warning,) = state.warnings
+    assert warning.startswith(f"{path} is damaged (")
+    assert warning.endswith("), so its run is ignored.")
+
+
+def test_a_damaged_run_hides_no_other_of_its_cell(tmp_path):
+    cell = tmp_path / BLOOD.name
+    whole = run_folder(cell, "20260131_000000_a_resnet18", "config.json")
+    (run_folder(cell, "20260131_000001_a_resnet18", "config.json") / "config.json").write_text("{")
+
+    state = read_state(cell)
+    assert (state.stage, state.paths and state.paths.root) == (INTERRUPTED, whole)
+    assert len(state.warnings) == 1
 
 
 def test_a_setting_that_is_younger_than_the_run_had_its_default(tmp_path):
-    stored_run(tmp_path, BLOOD, ASKED)
+    stored_run(tmp_path, BLOOD, REQUESTED)
     (path,) = tmp_path.rglob("config.json")
     stored = json.loads(path.read_text())
     del stored["settings"]["jitter_val"]
     path.write_text(json.dumps(stored))
 
     assert conflicts(tmp_path) == []
-    assert len(conflicts(tmp_path, dataclasses.replace(ASKED, jitter_val=0.1))) == 1
+    assert len(conflicts(tmp_path, dataclasses.replace(REQUESTED, jitter_val=0.1))) == 1
 
 
 def test_files_that_are_missing_or_would_share_their_folders_are_named(tmp_path):

@@ -1,4 +1,4 @@
-"""The table: means and deviations that can be checked by hand, the official values, and what is not alike."""
+"""The tables: means and deviations from simple values, the official values, and what makes a comparison unequal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import csv
 import dataclasses
 import io
 import json
+from itertools import combinations, compress
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,19 +22,9 @@ from scripts.data_handler.registry import DATASET_REGISTRY
 from tests.tools.fake_training import summary
 from tools.suite.cells import Cell, make_cells
 from tools.suite.official import OFFICIAL
-from tools.suite.reports import cells_csv, draw_results, results_csv, results_markdown, write_suite_reports
-from tools.suite.results import (
-    CellResult,
-    Row,
-    aligned,
-    make_rows,
-    numbered,
-    read_result,
-    screen_table,
-    spread_of,
-    table_texts,
-    unfinished,
-)
+from tools.suite.reports import draw_results, results_markdown, write_suite_reports
+from tools.suite.results import CellResult, read_result
+from tools.suite.tables import CELL_COLUMNS, ROW_COLUMNS, Results, Tables, make_tables, readable, screen_table
 
 RESULT = CellResult(
     title="BloodMNIST",
@@ -46,10 +38,10 @@ RESULT = CellResult(
     undefined=(),
     best_epoch=12,
     epochs=15,
-    epochs_at_most=15,
+    max_epochs=15,
     seconds=61.5,
     weights="none",
-    left_out=(),
+    not_applied=(),
     data_note=None,
     md5="0" * 32,
     made_with=(("commit", "abc"), ("torch", "2.6"), ("device", "cpu"), ("precision", "fp32")),
@@ -61,9 +53,14 @@ def result(accuracy: float | None = 0.96, **changes: object) -> CellResult:
     return dataclasses.replace(RESULT, **({"figures": figures} | changes))  # type: ignore[arg-type]
 
 
-def only_row(results: dict[Cell, CellResult | None], beside: dict[str, str] | None = None) -> Row:
-    (row,) = make_rows(results, beside or {})
+def row_of(results: Results, references: dict[str, str] | None = None) -> Any:
+    """The only row of a table, with its columns as attributes."""
+    (row,) = make_tables(results, references or {}).rows.itertuples()
     return row
+
+
+def notes_of(results: Results, references: dict[str, str] | None = None) -> tuple[str, ...]:
+    return make_tables(results, references or {}).notes
 
 
 def of_seeds(*accuracies: float | None, dataset: str = "bloodmnist", side: int = 28) -> dict[Cell, CellResult | None]:
@@ -74,61 +71,82 @@ def of_seeds(*accuracies: float | None, dataset: str = "bloodmnist", side: int =
 
 
 def test_mean_and_standard_deviation_are_those_of_a_sample():
-    spread = spread_of([0.94, 0.95, 0.96])  # squared distances 1e-4, 0, 1e-4; over n - 1 = 2
+    tables = make_tables(of_seeds(0.94, 0.95, 0.96), {})  # squared distances 1e-4, 0, 1e-4; over n - 1 = 2
+    row = tables.rows.loc["bloodmnist_28"]
 
-    assert spread is not None
-    assert spread.mean == pytest.approx(0.95, abs=1e-15)
-    assert spread.deviation == pytest.approx(0.01, abs=1e-15)
-    assert str(spread) == "0.9500 ± 0.0100"
+    assert row["accuracy_plain_mean"] == pytest.approx(0.95, abs=1e-15)
+    assert row["accuracy_plain_sd"] == pytest.approx(0.01, abs=1e-15)
+    assert readable(tables)["ACC"].tolist() == ["0.9500 ± 0.0100"]
 
 
-def test_one_seed_has_no_deviation_and_what_is_undefined_no_mean():
-    assert str(spread_of([0.25])) == "0.2500"
-    assert spread_of([]) is None
-    assert spread_of([0.5, None]) is None
+def test_one_seed_has_no_deviation_and_an_undefined_value_leaves_no_mean():
+    assert readable(make_tables(of_seeds(0.25), {}))["ACC"].tolist() == ["0.2500"]
+    assert readable(make_tables(of_seeds(0.5, None), {}))["ACC"].tolist() == ["–"]
+    assert readable(make_tables({Cell("bloodmnist", 28, 1): None}, {}))["ACC"].tolist() == ["–"]
+
+
+def test_a_row_where_one_seed_has_no_tta_has_no_mean_with_tta():
+    results = of_seeds(0.5, 0.7) | {Cell("bloodmnist", 28, 3): result(figures={"plain": RESULT.figures["plain"]})}
+    row = row_of(results)
+
+    assert row.accuracy_plain_mean == pytest.approx(0.72)
+    assert np.isnan(row.accuracy_tta_mean)
 
 
 def test_the_difference_is_to_the_official_value_at_the_same_number_of_pixels():
     # the official table has 0.958 at 28 and 0.963 at 224
-    at = {side: only_row(of_seeds(0.95, 0.97, side=side)).differences["accuracy"] for side in (28, 64, 128, 224)}
+    at = {side: row_of(of_seeds(0.95, 0.97, side=side)).accuracy_difference for side in (28, 64, 128, 224)}
 
     assert at[28] == pytest.approx(0.002)
     assert at[224] == pytest.approx(-0.003)
-    assert at[64] is None
-    assert at[128] is None
+    assert np.isnan(at[64])
+    assert np.isnan(at[128])
 
 
 def test_a_row_knows_its_seeds_and_what_is_missing():
-    results = of_seeds(0.95, None) | {Cell("bloodmnist", 28, 3): None}
-    row = only_row(results)
+    tables = make_tables(of_seeds(0.95, None) | {Cell("bloodmnist", 28, 3): None}, {})
+    row = tables.rows.loc["bloodmnist_28"]
 
-    assert row.seeds == (1, 2)
-    assert row.num_planned == 3
-    assert row.spreads["plain", "accuracy"] is None  # one of its seeds has none
-    assert str(row.spreads["tta", "accuracy"]) == "0.9700 ± 0.0000"
-    assert "Only 2 of 3 seeds are finished." in row.notes
-    assert unfinished(results) == ["bloodmnist_28_seed3"]
+    assert row["seeds"] == "1 2"
+    assert row["seeds_planned"] == 3
+    assert np.isnan(row["accuracy_plain_mean"])  # one of its seeds has none
+    assert readable(tables)["ACC, TTA"].tolist() == ["0.9700 ± 0.0000"]
+    assert "Only 2 of 3 seeds are finished." in tables.notes
+    assert tables.cells["state"].tolist() == ["finished", "finished", "unfinished"]
+
+
+def test_rows_are_in_the_order_of_their_cells_and_keep_their_own_figures():
+    results = {
+        Cell(name, 28, seed): result(value + seed / 10)
+        for seed in (2, 1)
+        for name, value in (("pathmnist", 0.5), ("bloodmnist", 0.7))
+    }
+    rows = make_tables(results, {}).rows
+
+    assert rows["dataset"].tolist() == ["pathmnist", "bloodmnist"]
+    assert rows["seeds"].tolist() == ["2 1", "2 1"]
+    assert rows["accuracy_plain_mean"].tolist() == pytest.approx([0.65, 0.85])
 
 
 def test_a_row_without_a_finished_cell_is_there_and_empty():
-    row = only_row({Cell("bloodmnist", 64, 1): None})
+    row = row_of({Cell("bloodmnist", 64, 1): None})
 
-    assert (row.title, row.size, row.seeds) == ("BloodMNIST", "64", ())
-    assert set(row.spreads.values()) == {None}
-    assert row.official == OFFICIAL["bloodmnist"]
+    assert (row.title, row.pixels, row.seeds) == ("BloodMNIST", "64", "")
+    assert np.isnan(row.accuracy_plain_mean)
+    assert row.official_accuracy_28 == OFFICIAL["bloodmnist"].accuracy_28
 
 
-def notes(cell: Cell, found: CellResult, beside: dict[str, str] | None = None) -> str:
-    return " ".join(only_row({cell: found}, beside).notes)
+def notes(cell: Cell, found: CellResult, references: dict[str, str] | None = None) -> str:
+    return " ".join(notes_of({cell: found}, references))
 
 
 @pytest.mark.parametrize(
     ("cell", "changes", "said"),
     [
         (Cell("bloodmnist", 28, 1), {}, "A single seed"),
-        (Cell("bloodmnist", 28, 1), {"weights": "imagenet"}, "Begun with ImageNet weights"),
-        (Cell("bloodmnist", 28, 1), {"weights": "w.pth"}, "Begun with the weights of a file"),
-        (Cell("bloodmnist", 28, 1), {"epochs_at_most": 1}, "At most 1 epoch; the official"),
+        (Cell("bloodmnist", 28, 1), {"weights": "imagenet"}, "Started from ImageNet weights; the official"),
+        (Cell("bloodmnist", 28, 1), {"weights": "w.pth"}, "Started from the weights of a file (--weights);"),
+        (Cell("bloodmnist", 28, 1), {"max_epochs": 1}, "At most 1 epoch; the official"),
         (Cell("bloodmnist", 64, 1), {"width": 64, "height": 64}, "no values at 64 pixels"),
         (Cell("bloodmnist", 224, 1), {"width": 224, "height": 224}, "Real images of 224 pixels here"),
         (Cell("organcmnist", 28, 1), {}, "lost its blank samples in version 2.2.4"),
@@ -141,20 +159,19 @@ def notes(cell: Cell, found: CellResult, beside: dict[str, str] | None = None) -
         ),
     ],
 )
-def test_what_makes_a_row_unequal_is_said(cell, changes, said):
+def test_what_makes_a_row_unequal_is_named(cell, changes, said):
     assert said in notes(cell, result(**changes))
 
 
-def test_what_is_equal_is_not_said_to_be_unequal():
-    row = only_row(of_seeds(0.95, 0.96))
-    assert row.notes == ("At most 15 epochs; the official networks were trained for 100.",)
+def test_what_is_equal_is_not_called_unequal():
+    assert notes_of(of_seeds(0.95, 0.96)) == ("At most 15 epochs; the official networks were trained for 100.",)
 
 
 @pytest.mark.parametrize("epochs", [99, 100, 101])
 def test_as_many_epochs_as_the_official_networks_had_are_no_inequality(epochs):
-    row = only_row({cell: result(epochs_at_most=epochs) for cell in of_seeds(0.95, 0.96)})
+    found = notes_of({cell: result(max_epochs=epochs) for cell in of_seeds(0.95, 0.96)})
     unequal = f"At most {epochs} epochs; the official networks were trained for 100."
-    assert row.notes == (() if epochs == 100 else (unequal,))
+    assert found == (() if epochs == 100 else (unequal,))
 
 
 def read_with(folder: Path, **settings: float) -> CellResult:
@@ -164,52 +181,52 @@ def read_with(folder: Path, **settings: float) -> CellResult:
     return read_result(RunPaths(folder))
 
 
-def test_the_augmentation_that_was_not_applied_is_said_in_the_row_and_claimed_nowhere(tmp_path):
+def test_augmentation_that_was_not_applied_is_noted_in_the_row_and_claimed_nowhere(tmp_path):
     organs, blood = Cell("organamnist", 28, 1), Cell("bloodmnist", 28, 1)
-    results = {organs: read_with(tmp_path, hflip=0.0), blood: read_with(tmp_path)}
-    rows = make_rows(results, {})
+    tables = make_tables({organs: read_with(tmp_path, hflip=0.0), blood: read_with(tmp_path)}, {})
 
-    assert ["No picture was mirrored in training." in row.notes for row in rows] == [True, False]
-    text = results_markdown(results, rows, "")
-    assert "flips, rotation, jitter and MixUp, but for what a row's notes leave out;" in text
+    is_noted = tables.rows["notes"].str.contains("No image was flipped in training.", regex=False)
+    assert is_noted.tolist() == [True, False]
+    text = results_markdown(tables, "")
+    assert "flips, rotation, jitter and MixUp, except for what a row's notes leave out;" in text
     for settings, sentence in (
-        ({"rotation_angle": 0}, "No picture was turned in training."),
-        ({"jitter_val": 0.0}, "Brightness and contrast were left as they are in training."),
-        ({"mixup_alpha": 0.0}, "No pictures were mixed (MixUp) in training."),
+        ({"rotation_angle": 0}, "No image was rotated in training."),
+        ({"jitter_val": 0.0}, "Brightness and contrast were not changed in training."),
+        ({"mixup_alpha": 0.0}, "No images were mixed (MixUp) in training."),
     ):
-        assert read_with(tmp_path, **settings).left_out == (sentence,)
+        assert read_with(tmp_path, **settings).not_applied == (sentence,)
 
 
-def test_own_data_can_stand_beside_the_official_values_of_a_set():
-    cell = Cell("there/PBC28.npz", None, 1)
-    row = only_row({cell: result(0.968)}, {"pbc28": "bloodmnist"})
+def test_own_data_can_be_compared_with_the_official_values_of_a_set():
+    cell, references = Cell("there/PBC28.npz", None, 1), {"pbc28": "bloodmnist"}
+    row = row_of({cell: result(0.968)}, references)
 
-    assert row.official == OFFICIAL["bloodmnist"]
-    assert row.differences["accuracy"] == pytest.approx(0.01)
-    assert "Own data beside the official values of BloodMNIST: not the same images, or not the same split." in row.notes
-    assert only_row({cell: result()}).official is None
-    # the blank samples are the official set's affair
+    assert row.official_accuracy_28 == OFFICIAL["bloodmnist"].accuracy_28
+    assert row.accuracy_difference == pytest.approx(0.01)
+    assert (
+        "Own data compared with the official values of BloodMNIST: not the same images, or not the same split."
+        in row.notes
+    )
+    assert row_of({cell: result()}).official_accuracy_28 is None
+    # the blank samples concern the official set only
     assert "blank samples" not in notes(cell, result(), {"pbc28": "organamnist"})
 
 
 def test_an_own_file_with_the_name_of_a_set_is_not_taken_for_it():
-    row = only_row({Cell("mine/bloodmnist.npz", None, 1): result()})
-    assert row.official is None
+    assert row_of({Cell("mine/bloodmnist.npz", None, 1): result()}).official_accuracy_28 is None
 
 
-def test_seeds_that_were_not_trained_alike_are_said_to_be():
+def test_seeds_that_were_trained_differently_are_noted():
     other = tuple((name, "2.11" if name == "torch" else value) for name, value in RESULT.made_with)
-    row = only_row({Cell("bloodmnist", 28, 1): result(), Cell("bloodmnist", 28, 2): result(made_with=other)})
-    assert "Its seeds were not trained alike: torch 2.6, 2.11." in row.notes
+    found = notes_of({Cell("bloodmnist", 28, 1): result(), Cell("bloodmnist", 28, 2): result(made_with=other)})
+    assert "Its seeds were trained differently: torch 2.6, 2.11." in found
 
 
 def test_the_same_note_has_the_same_number_in_every_row():
-    results = of_seeds(0.95) | of_seeds(0.8, dataset="organamnist")
-    rows = make_rows(results, {})
+    tables = make_tables(of_seeds(0.95) | of_seeds(0.8, dataset="organamnist"), {})
 
-    numbers = numbered(rows)
-    assert list(numbers.values()) == [1, 2, 3]  # a single seed, epochs; and then the blank samples
-    assert [line[-1] for line in table_texts(rows)] == ["notes", "1, 2", "1, 2, 3"]
+    assert len(tables.notes) == 3  # a single seed, epochs; and then the blank samples
+    assert readable(tables)["notes"].tolist() == ["1, 2", "1, 2, 3"]
 
 
 def test_the_official_table_has_every_set_of_the_registry():
@@ -227,7 +244,7 @@ def test_a_summary_is_read_and_a_damaged_one_named(tmp_path):
     found = read_result(paths)
     assert found.figures["plain"] == {"accuracy": 0.94, "auc": 0.99, "macro_f1": 0.8}
     assert found.figures["tta"]["accuracy"] == pytest.approx(0.96)
-    assert (found.title, found.epochs_at_most, found.weights) == ("toy", 3, "imagenet")
+    assert (found.title, found.max_epochs, found.weights) == ("toy", 3, "imagenet")
 
     paths.summary.write_text(json.dumps(summary(Config(dataset="toy.npz", no_tta=True))))
     assert set(read_result(paths).figures) == {"plain"}
@@ -248,8 +265,8 @@ def test_a_task_without_macro_f1_has_the_other_figures(tmp_path):
     assert found.figures["tta"]["auc"] is None
 
 
-@pytest.fixture
-def matrix() -> dict[Cell, CellResult | None]:
+@pytest.fixture(scope="module")
+def matrix() -> Tables:
     """Two sets at two resolutions with three seeds, of which the last cell is not finished."""
     results: dict[Cell, CellResult | None] = {}
     for number, cell in enumerate(make_cells(["bloodmnist", "retinamnist"], [28, 224], [1, 2, 3])):
@@ -257,20 +274,34 @@ def matrix() -> dict[Cell, CellResult | None]:
         title = DATASET_REGISTRY[cell.dataset].title
         results[cell] = result(0.9 + number / 1000, title=title, width=side, height=side)
     results[list(results)[-1]] = None
-    return results
+    return make_tables(results, {})
 
 
-def test_the_csv_files_are_tidy_and_hold_the_figures_in_full(matrix):
-    cells = list(csv.DictReader(io.StringIO(cells_csv(matrix))))
-    rows = list(csv.DictReader(io.StringIO(results_csv(make_rows(matrix, {})))))
+@pytest.fixture(scope="module")
+def written(matrix: Tables, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder with the files of the matrix."""
+    folder = tmp_path_factory.mktemp("suite")
+    write_suite_reports(folder, matrix, "--epochs 15")
+    return folder
 
+
+def read_csv(path: Path) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))))
+
+
+def test_the_csv_files_are_tidy_and_hold_the_figures_in_full(written):
+    cells, rows = read_csv(written / "cells.csv"), read_csv(written / "results.csv")
+
+    assert (list(cells[0]), list(rows[0])) == (CELL_COLUMNS, ROW_COLUMNS)
     assert len(cells) == 12
     assert len(rows) == 4
     assert cells[1]["dataset"] == "bloodmnist"
     assert cells[1]["resolution"] == "224"
-    assert float(cells[1]["accuracy_plain"]) == 0.901
+    assert cells[1]["accuracy_plain"] == "0.901"
+    assert (cells[1]["test_images"], cells[1]["best_epoch"], cells[1]["data_md5"]) == ("3421", "12", "0" * 32)
     assert (cells[-1]["state"], cells[-1]["accuracy_plain"]) == ("unfinished", "")
     assert [row["seeds"] for row in rows] == ["1 2 3", "1 2 3", "1 2 3", "1 2"]
+    assert [row["pixels"] for row in rows] == ["28", "224", "28", "224"]
     assert float(rows[0]["accuracy_plain_mean"]) == pytest.approx(0.904)  # of 0.900, 0.904 and 0.908
     assert float(rows[0]["accuracy_plain_sd"]) == pytest.approx(0.004)
     assert float(rows[0]["official_accuracy_28"]) == 0.958
@@ -278,8 +309,8 @@ def test_the_csv_files_are_tidy_and_hold_the_figures_in_full(matrix):
     assert not any("seconds" in name for name in (*cells[0], *rows[0]))  # the same figures give the same bytes
 
 
-def test_the_markdown_table_has_a_cell_for_every_column_and_says_what_is_missing(matrix):
-    text = results_markdown(matrix, make_rows(matrix, {}), "--epochs 15")
+def test_the_markdown_table_has_a_cell_for_every_column_and_names_what_is_missing(written):
+    text = (written / "results.md").read_text(encoding="utf-8")
     table = [line for line in text.splitlines() if line.startswith("|")]
 
     assert len(table) == 2 + 4
@@ -293,66 +324,114 @@ def test_the_markdown_table_has_a_cell_for_every_column_and_says_what_is_missing
 
 
 def test_a_pipe_in_a_name_breaks_no_table():
-    results: dict[Cell, CellResult | None] = {Cell("a|b.npz", None, 1): result(title="a|b")}
-    (_, _, line) = [line for line in results_markdown(results, make_rows(results, {}), "").splitlines() if "|" in line]
+    tables = make_tables({Cell("a|b.npz", None, 1): result(title="a|b")}, {})
+    (_, _, line) = [line for line in results_markdown(tables, "").splitlines() if "|" in line]
     assert line.startswith("| a\\|b |")
 
 
 def test_the_screen_gets_aligned_columns_and_the_notes(matrix):
-    lines = screen_table(make_rows(matrix, {}))
+    lines = screen_table(matrix)
 
     assert len({line.index("0.958 / 0.963") for line in lines if "BloodMNIST" in line}) == 1
+    assert lines[0].startswith("Data set ")
     assert not any("macro-F1" in line for line in lines)
-    assert lines[-1].startswith(f"{len(numbered(make_rows(matrix, {})))}: ")
-    assert aligned([["a", "b"], ["long", "1"], ["c", "long"]]) == ["a        b", "long     1", "c     long"]
+    assert lines[-1].startswith(f"{len(matrix.notes)}: ")
 
 
-def test_every_file_is_written_and_opens(matrix, tmp_path):
-    rows = make_rows(matrix, {})
-    write_suite_reports(tmp_path, matrix, rows, "--epochs 15")
-
-    assert sorted(path.name for path in tmp_path.iterdir()) == [
+def test_every_file_is_written_and_opens(written):
+    assert sorted(path.name for path in written.iterdir()) == [
         "cells.csv",
         "results.csv",
         "results.md",
         "results.png",
         "results.xlsx",
     ]
-    book = load_workbook(tmp_path / "results.xlsx")
+    book = load_workbook(written / "results.xlsx")
     assert book.sheetnames == ["Results", "Cells", "Notes"]
     header = [cell.value for cell in book["Results"][3]]
     first = dict(zip(header, (cell.value for cell in book["Results"][4]), strict=True))
     assert first["Data set"] == "BloodMNIST"
     assert first["Accuracy, without TTA"] == pytest.approx(0.904)
     assert first["difference ACC"] == pytest.approx(0.904 - 0.958)
-    assert first["Pixels"] == 28
+    assert (first["Pixels"], first["Seeds"], first["Notes"]) == (28, 3, "1")
     cells = [[cell.value for cell in line] for line in book["Cells"].iter_rows(min_row=4)]
     assert len(cells) == 12
     assert cells[0][-2] == 61.5
     assert cells[-1][:2] == ["retinamnist_224_seed3", "unfinished"]
-    with Image.open(tmp_path / "results.png") as picture:
-        assert picture.height > 4 * 84
+    with Image.open(written / "results.png") as figure:
+        assert figure.height > 4 * 84
 
 
-def test_equal_official_values_hide_neither_mark(matrix):
-    figure = draw_results(make_rows(matrix, {})[:1], "")  # AUC: 0.998 at 28 and at 224
-    (areas,) = [axes for axes in figure.axes if axes.get_title(loc="left") == "AUC"]
-    marks = [line for line in areas.lines if line.get_marker() == "D"]
-    first, second = (areas.transData.transform(np.asarray(line.get_xydata())[0]) for line in marks)
+def test_a_name_that_begins_like_a_formula_stays_text_in_the_workbook(tmp_path):
+    tables = make_tables({Cell("x.npz", None, 1): result(title="=1+1")}, {})
+    write_suite_reports(tmp_path, tables, "=2+2")
+    book = load_workbook(tmp_path / "results.xlsx")
+
+    assert book["Results"]["A4"].value == "=1+1"
+    assert "f" not in {cell.data_type for sheet in book for line in sheet.iter_rows() for cell in line}
+
+
+def legend_of(tables: Tables) -> tuple[list[str], str]:
+    """The entries of a figure's legend, and the text of its heading."""
+    figure = draw_results(tables, "")
+    entries = [text.get_text() for legend in figure.legends for text in legend.get_texts()]
+    return entries, " ".join(text.get_text() for text in figure.texts)
+
+
+def test_the_figure_speaks_of_official_values_only_where_there_are_some(matrix):
+    own = make_tables({Cell("cells.npz", None, seed): result(0.9 + seed / 100) for seed in (1, 2)}, {})
+    entries, heading = legend_of(own)
+    assert entries == ["mean without TTA", "mean with TTA", "one seed"]
+    assert "ResNet-18" not in heading
+
+    entries, heading = legend_of(matrix)
+    assert entries[3:] == ["official ResNet-18, 28", "official ResNet-18, 224 (enlarged from 28)"]
+    assert "ResNet-18 of the MedMNIST v2 table" in heading
+
+
+def test_the_legend_has_only_what_is_drawn():
+    single = make_tables({Cell("cells.npz", None, 1): result(figures={"plain": RESULT.figures["plain"]})}, {})
+    entries, heading = legend_of(single)
+    assert entries == ["mean without TTA"]
+    assert "standard deviation" not in heading
+
+
+def test_equal_official_values_hide_neither_mark():
+    figure = draw_results(make_tables(of_seeds(0.9, 0.95), {}), "")  # AUC: 0.998 at 28 and at 224
+    figure.draw_without_rendering()
+    (panel,) = [axes for axes in figure.axes if axes.get_title(loc="left") == "AUC"]
+    marks = [line for line in panel.lines if line.get_marker() == "D"]
+    first, second = (panel.transData.transform(np.asarray(line.get_xydata())[0]) for line in marks)
 
     assert first[0] == pytest.approx(second[0])
     points = abs(first[1] - second[1]) * 72 / figure.dpi
     assert points > marks[0].get_markersize()
 
 
-def test_the_same_figures_give_the_same_bytes(matrix, tmp_path):
-    contents = []
+@pytest.mark.parametrize("number", [1, 12])
+def test_no_text_of_the_figure_covers_another(number):
+    cells = {Cell(f"s{row}.npz", None, seed): seed for row in range(number) for seed in (1, 2)}
+    results = {cell: result(0.98 + seed / 200, title=f"{cell.set_name} {'long' * 9}") for cell, seed in cells.items()}
+    figure = draw_results(make_tables(results, {"s0": "bloodmnist"}), "--epochs 3")
+    figure.draw_without_rendering()
+
+    texts = [*figure.texts, *figure.legends[0].get_texts()]
+    for axes in figure.axes:
+        is_in_view = [axes.viewLim.intervalx[0] <= place <= axes.viewLim.intervalx[1] for place in axes.get_xticks()]
+        texts += [*compress(axes.get_xticklabels(), is_in_view), *axes.get_yticklabels(), axes.xaxis.label]
+    boxes = {text: text.get_window_extent() for text in texts if text.get_visible()}
+    assert len(boxes) > 15
+    for (one, box), (other, other_box) in combinations(boxes.items(), 2):
+        assert not box.overlaps(other_box), (one.get_text(), other.get_text())
+
+
+def test_the_same_figures_give_the_same_bytes(written, tmp_path):
+    results: dict[Cell, CellResult | None] = {}
     for name, seconds in (("a", 1.0), ("b", 2.0)):
         (tmp_path / name).mkdir()
-        timed = {cell: found and dataclasses.replace(found, seconds=seconds) for cell, found in matrix.items()}
-        write_suite_reports(tmp_path / name, timed, make_rows(timed, {}), "")
-        contents.append({path.name: path.read_bytes() for path in Path(tmp_path / name).iterdir()})
-    first, second = contents
+        results = {cell: result(seconds=seconds) for cell in of_seeds(0.9, 0.95)}
+        write_suite_reports(tmp_path / name, make_tables(results, {}), "")
+    first, second = ({path.name: path.read_bytes() for path in (tmp_path / name).iterdir()} for name in ("a", "b"))
     assert {name for name in first if first[name] == second[name]} == {
         "cells.csv",
         "results.csv",
@@ -363,4 +442,4 @@ def test_the_same_figures_give_the_same_bytes(matrix, tmp_path):
 
 @pytest.mark.parametrize("content", [{Cell("bloodmnist", 28, 1): None}, {Cell("x.npz", None, 1): result(None)}])
 def test_a_table_with_nothing_in_it_can_be_drawn_and_written(content, tmp_path):
-    write_suite_reports(tmp_path, content, make_rows(content, {}), "")
+    write_suite_reports(tmp_path, make_tables(content, {}), "")

@@ -1,4 +1,4 @@
-"""The process of a cell: what it prints, how it ends, and that it does not outlive the suite unseen."""
+"""The process of a cell: its output, how it ends, and that it does not outlive the suite unnoticed."""
 
 from __future__ import annotations
 
@@ -16,10 +16,9 @@ import pytest
 from scripts.core.errors import Interrupted
 from scripts.core.system import StopRequest, stop_request
 from tests.conftest import PROJECT_ROOT
-from tools.suite.running import Ending, run_process
+from tools.suite.running import PARENT_DEATH_SIGNAL, Ending, run_process
 
-TIED = PROJECT_ROOT / "tools" / "suite" / "tied.py"
-ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells a process of its parent's end")
+ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a parent death signal")
 
 
 def run(program: str, stop: StopRequest | None = None) -> tuple[Ending, list[str]]:
@@ -42,23 +41,23 @@ def test_a_long_output_comes_whole():
 
 def test_lines_are_shown_as_they_come_and_not_at_the_end():
     times: list[float] = []
-    program = "import time; print('a', flush=True); time.sleep(1.5); print('b')"
+    program = "import time; print('a', flush=True); time.sleep(0.6); print('b')"
     run_process([sys.executable, "-c", program], StopRequest(), lambda line: times.append(time.monotonic()))
-    assert times[1] - times[0] > 1
+    assert times[1] - times[0] > 0.3
 
 
 @pytest.mark.parametrize(
     ("program", "reason"),
     [
         ("import sys; print('why'); sys.exit(5)", "exit code 5: why"),
-        ("import os; os.abort()", "killed by SIGABRT: nothing was printed"),
+        ("import os; os.abort()", "killed by SIGABRT: no output"),
         (
             "import os; print('so far', flush=True); os.kill(os.getpid(), 9)",
-            "killed by SIGKILL (the system's memory may have been used up): so far",
+            "killed by SIGKILL (the system may have run out of memory): so far",
         ),
     ],
 )
-def test_the_reason_of_an_end_is_said(program, reason):
+def test_the_reason_of_an_end_is_named(program, reason):
     assert run(program)[0].reason == reason
 
 
@@ -74,13 +73,13 @@ def test_a_worker_that_outlives_the_process_is_not_waited_for():
 
 
 def test_a_process_that_closes_its_output_is_waited_for():
-    ending, _ = run("import os, time; os.close(1); os.close(2); time.sleep(1); os._exit(3)")
+    ending, _ = run("import os, time; os.close(1); os.close(2); time.sleep(0.3); os._exit(3)")
     assert ending.code == 3
 
 
 PATIENT = (
     "import signal, sys, time\n"
-    "def end(number, _): print('got', number, flush=True); time.sleep(0.5); sys.exit(128 + number)\n"
+    "def end(number, _): print('got', number, flush=True); time.sleep(0.2); sys.exit(128 + number)\n"
     "for number in (2, 15): signal.signal(number, end)\n"
     "print('ready', flush=True); time.sleep(60)\n"
 )
@@ -127,7 +126,7 @@ def test_a_failure_to_show_ends_the_process():
 
 
 @ON_LINUX
-def test_it_is_asked_to_stop_when_the_suite_is_killed(tmp_path: Path):
+def test_it_gets_sigterm_when_the_suite_is_killed(tmp_path: Path):
     note = tmp_path / "note"
     child = PATIENT.replace("print('got', number, flush=True)", f"open({str(note)!r}, 'w').write(str(number))")
     parent = (
@@ -146,9 +145,9 @@ def test_it_is_asked_to_stop_when_the_suite_is_killed(tmp_path: Path):
 
 
 @ON_LINUX
-def test_what_comes_too_late_to_notice_its_parents_end_does_not_begin():
+def test_a_process_whose_parent_has_ended_already_does_not_start():
     someone_else = threading.get_native_id() + 1_000_000  # no pid that a parent could have
     done = subprocess.run(
-        [sys.executable, TIED, str(someone_else), sys.executable, "-c", "print(1)"], capture_output=True
+        [sys.executable, PARENT_DEATH_SIGNAL, str(someone_else), sys.executable, "-c", "print(1)"], capture_output=True
     )
     assert (done.returncode, done.stdout) == (143, b"")

@@ -18,7 +18,9 @@ from tests.conftest import PROJECT_ROOT, CommandLine, Npz
 
 PROGRAM = PROJECT_ROOT / "tools" / "benchmark_suite.py"
 TABLES = ("cells.csv", "results.csv", "results.md")
-LONGEST_S = 1200  # on a machine that others use too
+LONGEST_S = 1200  # on a busy machine
+
+pytestmark = pytest.mark.slow
 
 
 class RealSuite:
@@ -40,11 +42,11 @@ class RealSuite:
                 self.command, stdout=output, stderr=output, env=self.environment, start_new_session=True
             )
 
-    def said(self) -> str:
-        return self.output.read_text() if self.output.exists() else ""
+    def printed(self) -> str:
+        return self.output.read_text(encoding="utf-8") if self.output.exists() else ""
 
     def finish(self, process: subprocess.Popen[bytes], code: int) -> None:
-        assert process.wait(LONGEST_S) == code, self.said()
+        assert process.wait(LONGEST_S) == code, self.printed()
 
     def tables(self) -> dict[str, bytes]:
         return {name: (self.folder / name).read_bytes() for name in TABLES}
@@ -56,7 +58,7 @@ class RealSuite:
 
     def wait_for_training(self, cell: str) -> None:
         """Until the cell has its first epoch behind it, and so a checkpoint."""
-        wait_until(lambda: any((self.folder / cell).glob("*/history.jsonl")), self.said)
+        wait_until(lambda: any((self.folder / cell).glob("*/history.jsonl")), self.printed)
 
     def training(self, process: subprocess.Popen[bytes]) -> psutil.Process:
         """The process of the cell that is being trained."""
@@ -64,19 +66,19 @@ class RealSuite:
         return child
 
 
-def wait_until(condition: Callable[[], bool], said: Callable[[], str]) -> None:
+def wait_until(condition: Callable[[], bool], printed: Callable[[], str]) -> None:
     deadline = time.monotonic() + LONGEST_S
     while not condition():
-        assert time.monotonic() < deadline, said()
+        assert time.monotonic() < deadline, printed()
         time.sleep(0.02)
 
 
-@pytest.mark.timeout(3000)  # some 80 s on two quiet cores
+@pytest.mark.timeout(3000)
 def test_a_suite_that_was_killed_twice_ends_with_the_same_table(make_npz: Npz, tmp_path: Path):
     sizes = (64, 12, 16)
     data = [make_npz(f"{name}.npz", sizes=sizes, classes=classes) for name, classes in (("a", 2), ("b", 3), ("c", 4))]
     whole, broken = RealSuite(tmp_path / "whole", data), RealSuite(tmp_path / "broken", data)
-    undisturbed = whole.start()
+    uninterrupted = whole.start()
 
     process = broken.start()
     broken.wait_for_training("b_seed1")
@@ -90,33 +92,33 @@ def test_a_suite_that_was_killed_twice_ends_with_the_same_table(make_npz: Npz, t
     broken.training(process).kill()
     broken.finish(process, 1)
     assert not training.is_running()
-    assert "c_seed1 failed, killed by SIGKILL" in broken.said()
-    assert "[2/6] b_seed1  resuming" in broken.said()
+    assert "c_seed1 failed, killed by SIGKILL" in broken.printed()
+    assert "[2/6] b_seed1  resuming" in broken.printed()
     assert b"c,,1,unfinished" in broken.tables()["cells.csv"]
 
     broken.finish(broken.start(), 0)
-    whole.finish(undisturbed, 0)
+    whole.finish(uninterrupted, 0)
     assert broken.tables() == whole.tables()
     assert len(whole.weights()) == 6
     assert broken.weights() == whole.weights()
     assert kept == {path: path.stat().st_mtime_ns for path in (broken.folder / "a_seed1").rglob("*")}
     assert all(len(list(cell.glob("*/config.json"))) == 1 for cell in broken.folder.glob("*_seed*"))
-    assert "6 cells, 5 finished, 1 interrupted, 0 not started" in broken.said()
+    assert "6 cells, 5 finished, 1 interrupted, 0 not started" in broken.printed()
 
 
-@pytest.mark.timeout(2000)  # some 40 s on two quiet cores
-def test_a_corrupt_file_fails_alone_and_is_tried_again_once_it_is_mended(make_npz: Npz, tmp_path: Path):
+@pytest.mark.timeout(2000)
+def test_a_corrupt_file_fails_alone_and_is_tried_again_once_it_is_repaired(make_npz: Npz, tmp_path: Path):
     data = [make_npz(f"{name}.npz", sizes=(32, 12, 16)) for name in ("a", "b", "c")]
-    sound = data[1].read_bytes()
-    data[1].write_bytes(sound[: len(sound) // 2])
+    intact = data[1].read_bytes()
+    data[1].write_bytes(intact[: len(intact) // 2])
     suite = RealSuite(tmp_path / "suite", data, epochs=1)
     suite.command[suite.command.index("--seeds") + 1 : suite.command.index("--suite_dir")] = ["1"]
 
     suite.finish(suite.start(), 1)
-    assert f"b_seed1 failed, exit code 3: error: Cannot use {data[1]}" in suite.said()
-    assert "1 of 3 cells failed" in suite.said()
+    assert f"b_seed1 failed, exit code 3: error: Cannot use {data[1]}" in suite.printed()
+    assert "1 of 3 cells failed" in suite.printed()
     kept = {path: path.stat().st_mtime_ns for name in "ac" for path in (suite.folder / f"{name}_seed1").rglob("*")}
-    data[1].write_bytes(sound)
+    data[1].write_bytes(intact)
     suite.finish(suite.start(), 0)
     assert kept == {
         path: path.stat().st_mtime_ns for name in "ac" for path in (suite.folder / f"{name}_seed1").rglob("*")
@@ -124,7 +126,7 @@ def test_a_corrupt_file_fails_alone_and_is_tried_again_once_it_is_mended(make_np
     assert b"unfinished" not in suite.tables()["cells.csv"]
 
 
-@pytest.mark.timeout(2000)  # some 20 s on two quiet cores
+@pytest.mark.timeout(2000)
 def test_ctrl_c_saves_the_training_and_the_suite_goes_on_from_there(make_npz: Npz, tmp_path: Path):
     suite = RealSuite(tmp_path / "suite", [make_npz(sizes=(320, 12, 16))], epochs=3)
     process = suite.start()
@@ -132,10 +134,10 @@ def test_ctrl_c_saves_the_training_and_the_suite_goes_on_from_there(make_npz: Np
     os.killpg(process.pid, signal.SIGINT)  # as a terminal does
 
     suite.finish(process, 130)
-    last = suite.said().splitlines()[-1]
-    assert last.startswith("error: Stopped by SIGINT. Go on with: ")
+    last = suite.printed().splitlines()[-1]
+    assert last.startswith("error: Stopped by SIGINT. Continue with: ")
     assert str(PROGRAM) in last
-    assert "error: Stopped by SIGINT. Everything up to " in suite.said()  # the training's own words
+    assert "error: Stopped by SIGINT. Everything up to " in suite.printed()  # from the training
     (checkpoint,) = suite.folder.glob("squares_seed1/*/models/last_checkpoint.pth")
     assert checkpoint.stat().st_size > 0
     assert not list(suite.folder.glob("squares_seed1/*/summary.json"))

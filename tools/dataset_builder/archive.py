@@ -1,27 +1,23 @@
-"""Arrays larger than memory: kept in a nameless file while they are made, written piece by piece into an ``.npz``."""
+"""Store images in a temporary file, and write arrays that are larger than memory into an ``.npz``."""
 
 from __future__ import annotations
 
-import io
 import math
 import os
-import tempfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import IO, Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
-# numpy.savez's own date of every member; any fixed one would do: equal content gives equal bytes
+# the date of every member in a file by numpy.savez; fixed, so that equal content gives equal bytes
 MEMBER_DATE = (1980, 1, 1, 0, 0, 0)
 
 
 class RowStore:
-    """Rows of equal size in a file without a name: nothing of it outlives the process, however that ends."""
+    """Rows of equal size in a temporary file."""
 
     def __init__(self, stream: IO[bytes], row_bytes: int) -> None:
         self._stream = stream
@@ -29,27 +25,20 @@ class RowStore:
         self.num_rows = 0
 
     def append(self, row: NDArray[np.uint8]) -> int:
-        """Keep a row; returns its number."""
+        """Write a row; return its number."""
         self._stream.write(row.tobytes())
         self.num_rows += 1
         return self.num_rows - 1
 
     def read(self, row: int) -> bytes:
-        """The bytes of a row."""
+        """Read the bytes of a row."""
         self._stream.flush()
         return os.pread(self._stream.fileno(), self._row_bytes, row * self._row_bytes)
 
 
-@contextmanager
-def row_store(folder: Path, row_bytes: int) -> Iterator[RowStore]:
-    """A store in ``folder``, which must have room for all rows."""
-    with tempfile.TemporaryFile(dir=folder) as stream:
-        yield RowStore(stream, row_bytes)
-
-
 @dataclass(frozen=True, slots=True)
 class Member:
-    """An array of the file to be, whose content comes in pieces."""
+    """An array to be written, whose content comes in pieces."""
 
     name: str
     shape: tuple[int, ...]
@@ -58,35 +47,29 @@ class Member:
 
     @property
     def num_bytes(self) -> int:
-        """Size of the content."""
+        """Size of the content in bytes."""
         return math.prod(self.shape) * self.dtype.itemsize
 
 
 def whole(name: str, array: NDArray[Any]) -> Member:
-    """The member of an array that is in memory."""
+    """Make the member of an array that is in memory."""
     return Member(name, array.shape, array.dtype, lambda: [array.tobytes()])
 
 
 def write_npz(stream: BinaryIO, members: Iterable[Member]) -> None:
-    """Write arrays as ``numpy.savez`` would: not compressed, so that they are read, or mapped, without unpacking.
+    """Write arrays as ``numpy.savez`` does: not compressed, so that they can be memory-mapped.
 
-    The bytes depend on nothing but the arrays, not on the time or on the version of a compressor.
+    The bytes depend only on the arrays, not on the time or on the version of a compressor.
     """
     with zipfile.ZipFile(stream, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
         for member in members:
             info = zipfile.ZipInfo(f"{member.name}.npy", MEMBER_DATE)
             with archive.open(info, "w", force_zip64=True) as content:
-                content.write(_header(member))
+                description = {"descr": np.lib.format.dtype_to_descr(member.dtype), "fortran_order": False}
+                np.lib.format.write_array_header_1_0(content, description | {"shape": member.shape})
                 written = 0
                 for piece in member.pieces():
                     content.write(piece)
                     written += len(piece)
             if written != member.num_bytes:
-                raise ValueError(f"{member.name} was said to have {member.num_bytes} bytes, but {written} came.")
-
-
-def _header(member: Member) -> bytes:
-    stream = io.BytesIO()
-    described = {"descr": np.lib.format.dtype_to_descr(member.dtype), "fortran_order": False, "shape": member.shape}
-    np.lib.format.write_array_header_1_0(stream, described)
-    return stream.getvalue()
+                raise ValueError(f"{member.name} must have {member.num_bytes} bytes, but got {written}.")

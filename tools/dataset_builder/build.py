@@ -1,15 +1,14 @@
-"""The steps from a listing to the file: read, compare, split, write, check."""
+"""Make the file of a listing, step by step: read, compare, split, write, check."""
 
 from __future__ import annotations
 
-import csv
 import hashlib
-import io
 import logging
+import math
 import os
 import shutil
 import stat
-import sys
+import tempfile
 import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -21,190 +20,144 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from PIL import Image
+from tqdm import tqdm
 
 from scripts.core.errors import DataError, StorageError, storage_errors
 from scripts.core.files import file_digest, replace_atomically
 from scripts.core.log import log
 from scripts.data_handler.npz import CLASS_NAMES, SPLITS, read_class_names, read_labels, validate_npz_keys
-from tools.dataset_builder.archive import Member, RowStore, row_store, whole, write_npz
-from tools.dataset_builder.decode import DARK, Picture, Recipe, UnusableImage, decode
-from tools.dataset_builder.duplicates import (
-    Sample,
-    across_splits,
-    contradictions,
-    parted_groups,
-    same_pictures,
-    units,
-)
+from tools.dataset_builder.archive import Member, RowStore, whole, write_npz
+from tools.dataset_builder.decode import DARK, DecodedImage, Recipe, UnusableImageError, decode
+from tools.dataset_builder.duplicates import Sample, across_splits, equal_images, make_units
 from tools.dataset_builder.listing import Entry, Listing
+from tools.dataset_builder.messages import count_are, count_of, join_names, join_some, printable
+from tools.dataset_builder.request import Request
 from tools.dataset_builder.splitting import NUM_SPLITS, assign, shortages, shuffling_key
-from tools.dataset_builder.words import are, counted, names, shown, some
 
-MAX_FILE_BYTES = 1 << 30  # of an image file: it is read whole
-AHEAD_PER_WORKER = 4  # pictures that may be ready before their turn
-DIGEST_BYTES = 16
+MAX_FILE_BYTES = 1 << 30  # of an image file, which is read at once
+AHEAD_PER_WORKER = 4  # images that may be decoded before they are needed
+DEFAULT_SPLIT = (0.7, 0.1, 0.2)  # as in MedMNIST, for sets without splits
+BAR: dict[str, Any] = {"unit": "img", "leave": False, "disable": None}  # None: no bar where the screen is no terminal
 
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Options:
-    """What was asked for."""
-
-    recipe: Recipe
-    proportions: tuple[float, float, float]  # of train, val and test
-    seed: int = 42
-    num_workers: int = 1
-    skip_unreadable: bool = False
-    skip_contradictions: bool = False
-    drop_duplicates: bool = False
-    index: Path | None = None  # where to write which image became which row; None for nowhere
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Built:
     """What was written."""
 
-    path: Path
     num_bytes: int
     md5: str
-    index: Path | None  # as in Options
     class_names: tuple[str, ...]
     counts: Mapping[str, Sequence[int]]  # by split: images of each class
 
 
-@dataclass(frozen=True, slots=True)
-class _Reading:
-    """What became of one file; either a reason why it cannot be used, or the rest."""
-
-    reason: str
-    picture: Picture | None = None
-    pixels_digest: bytes = b""
-    file_digest: bytes = b""
-
-
-def build(listing: Listing, out: Path, options: Options) -> Built:
-    """Make the ``.npz`` of a listing, whole or not at all; what was found on the way is told in the log.
+def build(listing: Listing, request: Request) -> Built:
+    """Make the ``.npz`` of a listing, atomically; log what was found.
 
     Raises:
-        DataError: The images, or what is said of them, make no data set; the message names what is wrong.
-        StorageError: The file cannot be written, or there is no room for it.
+        DataError: The images, labels, groups or splits do not make a data set; the message names what is wrong.
+        StorageError: The file cannot be written, or there is not enough space.
     """
-    row_bytes = int(np.prod(options.recipe.shape))
-    _require_space(out, 2 * row_bytes * len(listing.entries))
+    out, recipe = request.out, Recipe(size=request.size, crop=request.crop, grey=request.grey)
+    row_bytes, num_images = math.prod(recipe.shape), len(listing.entries)
+    _require_space(out, 2 * row_bytes * num_images)
     with (
-        storage_errors(out, "keep the pictures in a temporary file", needed_bytes=row_bytes * len(listing.entries)),
-        row_store(out.parent, row_bytes) as store,
+        storage_errors(out, "store the images in a temporary file", needed_bytes=row_bytes * num_images),
+        tempfile.TemporaryFile(dir=out.parent) as stream,
     ):
-        found = _read_samples(listing.entries, store, options)
-        rows = _rows(_judge_duplicates(found, listing, options), found, listing, options)
+        store = RowStore(stream, row_bytes)
+        found = _read_samples(listing.entries, store, recipe, request)
+        rows = _assign_rows(_resolve_duplicates(found, listing, request), found, listing, request)
         _check_counts(rows, listing)
         labels = _labels(rows, listing)
-        # the index takes its name after the file it belongs to, or not at all
-        with _index(options.index, rows, listing.source):
-            num_bytes, md5 = _write(out, rows, labels, listing, store, options.recipe)
+        # the index appears after the file that it describes, or not at all
+        with _index(request.index, rows, listing.source):
+            num_bytes, md5 = _write(out, rows, labels, listing, store, recipe)
     num_classes = len(listing.class_names)
-    return Built(
-        path=out,
-        num_bytes=num_bytes,
-        md5=md5,
-        index=options.index,
-        class_names=listing.class_names,
-        counts={split: np.bincount(numbers, minlength=num_classes).tolist() for split, numbers in labels.items()},
-    )
+    counts = {split: np.bincount(numbers, minlength=num_classes).tolist() for split, numbers in labels.items()}
+    return Built(num_bytes, md5, listing.class_names, counts)
 
 
 def _require_space(out: Path, needed_bytes: int) -> None:
-    """Say at once, not after an hour, that the pictures will not fit on the disk twice."""
-    with storage_errors(out, "look at the disk"):
+    """Fail before the first image is read if the images do not fit on the disk twice."""
+    with storage_errors(out, "read the free space of the disk"):
         free = shutil.disk_usage(out.parent).free
     if free < needed_bytes:
         raise StorageError(
-            f"Cannot write {out}: the pictures need {needed_bytes:,} bytes there, half of them only while the file is "
+            f"Cannot write {out}: the images need {needed_bytes:,} bytes there, half of them only while the file is "
             f"made, and {free:,} are free. Free some space, or choose another place."
         )
 
 
-def _read_samples(entries: Sequence[Entry], store: RowStore, options: Options) -> list[Sample]:
-    """Every file as a picture in the store.
+def _read_samples(entries: Sequence[Entry], store: RowStore, recipe: Recipe, request: Request) -> list[Sample]:
+    """Decode every file into the store.
 
     Raises:
-        DataError: Some files are no usable images, and were not to be skipped.
+        DataError: Some files are unusable and must not be skipped.
     """
     samples: list[Sample] = []
     unusable: list[str] = []
     remarks: Counter[str] = Counter()
     num_coloured = 0
-    with closing(_readings(entries, options)) as readings:
-        for entry, reading in zip(entries, readings, strict=True):
-            if reading.picture is None:
-                unusable.append(f"{shown(entry.name)} ({reading.reason})")
-                continue
-            row = store.append(reading.picture.pixels)
-            samples.append(Sample(entry, row, reading.pixels_digest, reading.file_digest))
-            num_coloured += reading.picture.is_coloured
-            remarks.update(reading.picture.remarks)
+    Image.init()  # loads Pillow's readers, before there are threads
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # decode handles what Pillow warns of; the filter holds for all threads
+        with closing(_in_order(partial(_read, recipe), entries, request.num_workers)) as readings:
+            shown = tqdm(readings, total=len(entries), desc="reading", **BAR)
+            for entry, reading in zip(entries, shown, strict=True):
+                if isinstance(reading, UnusableImageError):
+                    unusable.append(f"{printable(entry.name)} ({reading})")
+                    continue
+                image, *digests = reading
+                samples.append(Sample(entry, store.append(image.pixels), *digests))
+                num_coloured += image.is_coloured
+                remarks.update(image.remarks)
     if unusable:
         _skip_or_refuse(
-            f"{len(unusable):,} of {len(entries):,} images cannot be used: {some(unusable)}",
-            "mend or remove them, or leave them out with --skip_unreadable",
-            skip=options.skip_unreadable,
+            f"{len(unusable):,} of {len(entries):,} images cannot be used: {join_some(unusable)}",
+            "repair or remove them, or leave them out with --skip_unreadable",
+            skip=request.skip_unreadable,
         )
     for remark, count in sorted(remarks.items()):
         log.log(logging.WARNING if remark == DARK else logging.INFO, f"{remark}: {count:,} of {len(samples):,} images")
-    if samples and not num_coloured and not options.recipe.grey:
-        log.info("no image has any colour: --grey makes a file of a third of the size with the same content")
+    if samples and not num_coloured and not recipe.grey:
+        log.info("all images are grey: --grey makes a file of a third of the size with the same content")
     return samples
 
 
-def _readings(entries: Sequence[Entry], options: Options) -> Generator[_Reading, None, None]:
-    """What became of each file, in the order of the entries."""
-    Image.init()  # before there are threads: it loads Pillow's readers
-
-    def read(entry: Entry) -> _Reading:
-        return _read(entry.path, options.recipe)
-
-    # for all threads; what Pillow warns of is judged by decode
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        with closing(_in_order(read, entries, options.num_workers)) as readings:
-            yield from _with_bar(readings, len(entries), "reading")
-
-
-def _read(path: Path, recipe: Recipe) -> _Reading:
+def _read(recipe: Recipe, entry: Entry) -> tuple[DecodedImage, bytes, bytes] | UnusableImageError:
+    """Read a file; return the image and the digests of its pixels and of the file, or why it cannot be used."""
     try:
-        content = _content(path)
-        picture = decode(content, recipe)
-    except UnusableImage as error:
-        return _Reading(str(error))
-    return _Reading(
-        "",
-        picture,
-        hashlib.blake2b(picture.pixels.tobytes(), digest_size=DIGEST_BYTES).digest(),
-        hashlib.blake2b(content, digest_size=DIGEST_BYTES).digest(),
-    )
+        content = _content(entry.path)
+        image = decode(content, recipe)
+    except UnusableImageError as error:
+        return error
+    pixels, file = (hashlib.blake2b(part, digest_size=16).digest() for part in (image.pixels.tobytes(), content))
+    return image, pixels, file
 
 
 def _content(path: Path) -> bytes:
     try:
-        # a pipe would be waited for
+        # not blocked by a named pipe
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         with os.fdopen(descriptor, "rb") as stream:
             status = os.fstat(descriptor)
             if not stat.S_ISREG(status.st_mode):
-                raise UnusableImage("it is not a regular file")
+                raise UnusableImageError("it is not a regular file")
             if status.st_size > MAX_FILE_BYTES:
-                raise UnusableImage(f"it has {status.st_size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
+                raise UnusableImageError(f"it has {status.st_size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
             return stream.read(MAX_FILE_BYTES)
     except OSError as error:
-        raise UnusableImage(f"it cannot be read: {error.strerror or error}") from error
+        raise UnusableImageError(f"it cannot be read: {error.strerror or error}") from error
 
 
 def _in_order(make: Callable[[Item], Made], items: Iterable[Item], num_workers: int) -> Generator[Made, None, None]:
-    """``map`` by threads that stays only a little ahead of who asks; Pillow works outside Python's lock."""
+    """Like ``map``, in threads that are only a little ahead of the consumer; Pillow releases Python's lock."""
     executor = ThreadPoolExecutor(num_workers)
     ahead: deque[Future[Made]] = deque()
     try:
@@ -218,131 +171,113 @@ def _in_order(make: Callable[[Item], Made], items: Iterable[Item], num_workers: 
         executor.shutdown(cancel_futures=True)
 
 
-def _with_bar(items: Iterable[Item], total: int, title: str) -> Iterator[Item]:
-    from tqdm import tqdm
-
-    is_terminal = sys.stderr.isatty()
-    yield from tqdm(items, total=total, desc=title, unit="img", leave=False, disable=not is_terminal)
-
-
 def _skip_or_refuse(found: str, remedy: str, *, skip: bool) -> None:
     if not skip:
         raise DataError(f"{found}; {remedy}.")
     log.warning(f"{found}; they are left out.")
 
 
-def _judge_duplicates(samples: Sequence[Sample], listing: Listing, options: Options) -> list[Sample]:
-    """The samples that stay, where several show the same picture.
+def _resolve_duplicates(samples: Sequence[Sample], listing: Listing, request: Request) -> list[Sample]:
+    """Return the samples that are kept where several have the same image.
 
     Raises:
-        DataError: A picture is in several classes or given splits, or a group is in several given splits.
+        DataError: An image is in several classes or given splits, or a group is in several given splits.
     """
-    doubles = same_pictures(samples)
-    wrong = contradictions(doubles)
-    if wrong:
-        equals = [" = ".join(shown(sample.entry.name) for sample in equal) for equal in wrong]
+    duplicates = equal_images(samples)
+    if wrong := [equal for equal in duplicates if len({sample.entry.label for sample in equal}) > 1]:
+        equals = [" = ".join(printable(sample.entry.name) for sample in equal) for equal in wrong]
         _skip_or_refuse(
-            f"{are(len(wrong), 'picture')} in several classes at once: {some(equals)}",
-            "correct the labels, or leave out what is in doubt with --skip_contradictions",
-            skip=options.skip_contradictions,
+            f"{count_are(len(wrong), 'image')} in several classes at once: {join_some(equals)}",
+            "correct the labels, or leave these images out with --skip_contradictions",
+            skip=request.skip_contradictions,
         )
         contradictory = {equal[0].pixels_digest for equal in wrong}
         samples = [sample for sample in samples if sample.pixels_digest not in contradictory]
-        doubles = same_pictures(samples)
+        duplicates = equal_images(samples)
     if listing.is_split:
-        _check_given_splits(samples, doubles)
-    if not doubles:
-        log.info("no picture is there more than once")
+        _check_given_splits(samples)
+    if not duplicates:
+        log.info("no image is there more than once")
         return list(samples)
-    num_more = sum(map(len, doubles)) - len(doubles)
-    num_equal_files = sum(len(equal) - len({sample.file_digest for sample in equal}) for equal in doubles)
+    num_more = sum(map(len, duplicates)) - len(duplicates)
+    num_equal_files = sum(len(equal) - len({sample.file_digest for sample in equal}) for equal in duplicates)
+    kept = "only the first of each is kept" if request.drop_duplicates else "all are kept, equal ones in one split"
     log.info(
-        f"{are(len(doubles), 'picture')} there more than once, in {counted(num_more, 'image')} too many, of which "
-        f"{num_equal_files:,} equal another to the byte; "
-        + ("only the first of each is kept" if options.drop_duplicates else "all are kept, equal ones in one split")
+        f"{count_are(len(duplicates), 'image')} there more than once, in {count_of(num_more, 'file')} too many, of "
+        f"which {num_equal_files:,} equal another to the byte; {kept}"
     )
-    if not options.drop_duplicates:
+    if not request.drop_duplicates:
         return list(samples)
-    firsts: dict[bytes, Sample] = {}
-    for sample in samples:
-        firsts.setdefault(sample.pixels_digest, sample)
-    return list(firsts.values())
+    firsts = {sample.pixels_digest: sample for sample in reversed(samples)}
+    return [sample for sample in samples if firsts[sample.pixels_digest] is sample]
 
 
-def _check_given_splits(samples: Sequence[Sample], doubles: Sequence[Sequence[Sample]]) -> None:
-    """Refuse splits that share pictures or groups: a test on what was trained on says nothing."""
+def _check_given_splits(samples: Sequence[Sample]) -> None:
+    """Refuse splits that share images or groups: a test on training images is worthless."""
 
-    def told(sample: Sample) -> str:
-        return f"{shown(sample.entry.name)} ({sample.entry.split})"
+    def described(sample: Sample) -> str:
+        return f"{printable(sample.entry.name)} ({sample.entry.split})"
 
-    problems = []
-    if pairs := across_splits(doubles):
-        found = some([f"{told(one)} = {told(other)}" for one, other in pairs])
-        problems.append(f"{are(len(pairs), 'picture')} in several splits: {found}; correct the column split.")
-    if parted := parted_groups(samples):
-        found = some([f"{shown(group)} has {told(one)} and {told(other)}" for group, one, other in parted])
-        problems.append(f"{are(len(parted), 'group')} in several splits: {found}; correct the column split.")
+    images = across_splits(samples, lambda sample: sample.pixels_digest)
+    groups = across_splits(samples, lambda sample: sample.entry.group)
+    texts = {
+        "image": [f"{described(one)} = {described(other)}" for one, other in images],
+        "group": [f"{printable(one.entry.group)} has {described(one)} and {described(other)}" for one, other in groups],
+    }
+    problems = [
+        f"{count_are(len(found), noun)} in several splits: {join_some(found)}; correct the column split."
+        for noun, found in texts.items()
+        if found
+    ]
     if problems:
         raise DataError("\n".join(problems))
 
 
-def _rows(
-    samples: Sequence[Sample], found: Sequence[Sample], listing: Listing, options: Options
+def _assign_rows(
+    samples: Sequence[Sample], found: Sequence[Sample], listing: Listing, request: Request
 ) -> dict[str, list[Sample]]:
-    """The samples of each split, in the order that they will have in the file.
+    """Assign the samples that are kept to splits, in the order that they will have in the file.
 
-    Args:
-        samples: Those that stay.
-        found: All of them: those that do not stay may still tie groups to each other.
-        listing: What they are from.
-        options: What was asked for.
+    Of the samples that were found, those that are not kept may still join groups.
     """
     if listing.is_split:
         return {split: [sample for sample in samples if sample.entry.split == split] for split in SPLITS}
     labels = {name: number for number, name in enumerate(listing.class_names)}
-    staying = {sample.row for sample in samples}
-    dropped = [sample for sample in found if sample.row not in staying]
-    together, unit_of = units(samples, [labels[sample.entry.label] for sample in samples], dropped)
-    split_of = assign(together, options.proportions, seed=options.seed)
-    is_grouped = any(sample.entry.group for sample in samples)
-    if is_grouped:
-        groups = {sample.entry.group for sample in samples if sample.entry.group}
-        without = sum(not sample.entry.group for sample in samples)
-        log.info(
-            f"{counted(len(groups), 'group')}, none of them split"
-            + (f"; without a group, each for itself: {counted(without, 'image')}" if without else "")
-        )
-    for shortage in shortages(together, split_of):
+    kept = {sample.row for sample in samples}
+    dropped = [sample for sample in found if sample.row not in kept]
+    units, unit_of = make_units(samples, [labels[sample.entry.label] for sample in samples], dropped)
+    split_of = assign(units, request.split or DEFAULT_SPLIT, seed=request.seed)
+    groups = Counter(sample.entry.group for sample in samples)
+    num_without = groups.pop("", 0)
+    if groups:
+        without = f"; {count_of(num_without, 'image')} without a group" if num_without else ""
+        log.info(f"{count_of(len(groups), 'group')}, none of them divided{without}")
+    for shortage in shortages(units, split_of):
         log.warning(
             f"class {listing.class_names[shortage.label]} has no image in {' and '.join(shortage.missing)}: it has "
-            f"only {counted(shortage.num_units, 'group' if is_grouped else 'different picture')}"
+            f"only {count_of(shortage.num_units, 'group' if groups else 'different image')}"
         )
-    # mixed, so that the first few of a split are no single class
-    mixed = sorted(range(len(samples)), key=lambda index: shuffling_key(options.seed, samples[index].entry.name))
-    rows: dict[str, list[Sample]] = {split: [] for split in SPLITS}
-    for index in mixed:
-        rows[SPLITS[split_of[unit_of[index]]]].append(samples[index])
-    return rows
+    # shuffled, so that the first images of a split are not all of one class
+    order = sorted(zip(samples, unit_of, strict=True), key=lambda pair: shuffling_key(request.seed, pair[0].entry.name))
+    return {name: [sample for sample, unit in order if split_of[unit] == split] for split, name in enumerate(SPLITS)}
 
 
 def _check_counts(rows: Mapping[str, Sequence[Sample]], listing: Listing) -> None:
-    """Refuse an empty split, and a class that lost all its images on the way; warn where a given split lacks one."""
+    """Refuse an empty split, and a class without images; warn if a given split lacks a class."""
     found = {split: {sample.entry.label for sample in of_split} for split, of_split in rows.items()}
-    lost = [name for name in listing.class_names if not any(name in labels for labels in found.values())]
-    if lost:
+    if lost := [name for name in listing.class_names if not any(name in labels for labels in found.values())]:
         raise DataError(
-            f"No image is left of the class {names(lost)}: mend the images named above, or take the class out."
+            f"No image is left of the class {join_names(lost)}: repair the images named above, or remove the class."
         )
-    empty = [split for split, labels in found.items() if not labels]
-    if empty:
+    if empty := [split for split, labels in found.items() if not labels]:
         raise DataError(
-            f"There is no image for {' and '.join(empty)}: every split needs one, so that at least {NUM_SPLITS} images "
-            "are needed that do not belong together."
+            f"There is no image for {' and '.join(empty)}: every split needs one, so at least {NUM_SPLITS} images are "
+            "needed that do not belong together."
         )
     if listing.is_split:
         for split, labels in found.items():
             if missing := [name for name in listing.class_names if name not in labels]:
-                log.warning(f"{split} has no image of the class {names(missing)}")
+                log.warning(f"{split} has no image of the class {join_names(missing)}")
 
 
 def _labels(rows: Mapping[str, Sequence[Sample]], listing: Listing) -> dict[str, NDArray[np.integer[Any]]]:
@@ -354,28 +289,27 @@ def _labels(rows: Mapping[str, Sequence[Sample]], listing: Listing) -> dict[str,
 
 @contextmanager
 def _index(path: Path | None, rows: Mapping[str, Sequence[Sample]], source: Path) -> Iterator[None]:
-    """Write which image is which row, as a CSV that the same file can be made from again."""
+    """Write the table of images and rows, as a CSV from which the same file can be made again."""
     if path is None:
         yield
         return
-    text = io.StringIO(newline="")
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(("path", "label", "split", "group", "row"))
     folder, origin = path.parent.resolve(), source if source.is_dir() else source.parent
-    for split, of_split in rows.items():
-        for row, sample in enumerate(of_split):
-            place = os.path.relpath(_without_detours(sample.entry.path, origin), folder)
-            table.writerow((place, sample.entry.label, split, sample.entry.group, row))
-    content = text.getvalue().encode("utf-8", "surrogateescape")
+    table = [
+        (os.path.relpath(_resolve_links(s.entry.path, origin), folder), s.entry.label, split, s.entry.group, row)
+        for split, of_split in rows.items()
+        for row, s in enumerate(of_split)
+    ]
+    frame = pd.DataFrame(table, columns=["path", "label", "split", "group", "row"])
+    content = frame.to_csv(index=False, lineterminator="\n").encode("utf-8", "surrogateescape")
     with replace_atomically(path, needed_bytes=len(content)) as stream:
         stream.write(content)
         yield
 
 
-def _without_detours(path: Path, origin: Path) -> Path:
-    """``path`` with its links resolved as far as ``origin`` and the last ``..`` reach.
+def _resolve_links(path: Path, origin: Path) -> Path:
+    """Resolve the links of ``path`` as far as ``origin`` and the last ``..`` reach.
 
-    From behind a link ``..`` leads elsewhere than its text says. What follows keeps the names that the user gave.
+    Behind a link, ``..`` does not lead to where its text says. The parts that follow keep their names.
     """
     parts = path.parts
     num_resolved = len(origin.parts) if path.is_relative_to(origin) else 0
@@ -392,7 +326,7 @@ def _write(
     store: RowStore,
     recipe: Recipe,
 ) -> tuple[int, str]:
-    """Write the file, and let it take its name once ``main.py`` would accept it; returns its size and MD5."""
+    """Write the file, which appears once ``main.py`` would accept it; return its size and MD5."""
     members = []
     for split, of_split in rows.items():
         shape = (len(of_split), *recipe.shape)
@@ -408,15 +342,15 @@ def _write(
 
 
 def _pieces(store: RowStore, samples: Sequence[Sample], title: str) -> Iterator[bytes]:
-    for sample in _with_bar(samples, len(samples), f"writing {title}"):
+    for sample in tqdm(samples, desc=f"writing {title}", **BAR):
         yield store.read(sample.row)
 
 
 def _require_readable(path: Path, labels: Mapping[str, NDArray[np.integer[Any]]], listing: Listing) -> None:
-    """Read back, as a training would, all but the pictures."""
+    """Read everything but the images back, as a training would."""
     layout = validate_npz_keys(path)
     found = {split: read_labels(layout, split, len(listing.class_names)) for split in SPLITS}
     if read_class_names(layout) != listing.class_names or not all(
         np.array_equal(found[split], labels[split]) for split in SPLITS
     ):
-        raise ValueError(f"What was written to {path} is not what was meant.")
+        raise ValueError(f"The content of {path} is not what was to be written.")

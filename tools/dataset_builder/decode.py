@@ -1,4 +1,4 @@
-"""From the bytes of an image file to a square uint8 array, the same on every machine with the same Pillow."""
+"""Decode an image file into a square uint8 array, the same on every machine with the same Pillow version."""
 
 from __future__ import annotations
 
@@ -9,97 +9,90 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-# No others: some of Pillow's readers start programs of the system (EPS) or read other files.
+# only these: some of Pillow's readers start other programs (EPS) or read other files
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "GIF", "WEBP", "PPM", "JPEG2000")
-MAX_PIXELS = 89_478_485  # Pillow's own limit, where it begins to warn of decompression bombs
+MAX_PIXELS = 89_478_485  # Pillow's own limit, above which it warns of decompression bombs
+TOO_LARGE = f"it has more than {MAX_PIXELS:,} pixels"
 EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
 ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
 LEVELS_16_PER_8 = 257  # 65535 / 255
 TWELVE_BITS = 4095
 
-# What may be remarked of a picture, in the words of the report.
-TURNED = "turned upright by the EXIF orientation"
-NOT_SQUARE = "not square, the middle taken"
-ENLARGED = "smaller than the size asked for, and enlarged"
-TRANSPARENT = "partly transparent, laid on black"
+# remarks about an image, as they are logged
+ROTATED = "rotated by their EXIF orientation"
+NOT_SQUARE = "not square, cropped to the centre"
+ENLARGED = "smaller than --size, and enlarged"
+TRANSPARENT = "partly transparent, placed on black"
 SIXTEEN_BITS = "of 16 bits, divided by 257"
-DARK = f"of 16 bits but nowhere above {TWELVE_BITS:,}, and so almost black (stretch the values to 65,535 first)"
-FIRST_OF_MANY = "of several pages or frames, the first taken"
-COLOURED_TO_GREY = "in colour, turned grey"
+DARK = f"of 16 bits but nowhere above {TWELVE_BITS:,}, and so almost black (scale the values up to 65,535 first)"
+FIRST_OF_MANY = "of several pages or frames, only the first used"
+COLOURED_TO_GREY = "in colour, converted to grey"
 
 
-class UnusableImage(Exception):  # noqa: N818 (it is the image that is at fault)
-    """Why no picture can be made of a file, as the part of a sentence that follows its name."""
+class UnusableImageError(Exception):
+    """The reason why a file cannot be used, as the part of a sentence that follows its name."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Recipe:
-    """How pictures are made; BloodMNIST's is ``Recipe(size=28, crop=200)``."""
+    """How images are made; BloodMNIST's is ``Recipe(size=28, crop=200)``."""
 
     size: int  # side of the result, in pixels
-    crop: int | None = None  # side of the square that is cut from the middle first; None for the largest there is
+    crop: int | None = None  # side of the square that is cropped from the centre first; None for the largest possible
     grey: bool = False
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Shape of a picture."""
+        """Shape of an image."""
         return (self.size, self.size) if self.grey else (self.size, self.size, 3)
 
 
 @dataclass(frozen=True, slots=True)
-class Picture:
-    """What became of a file."""
+class DecodedImage:
+    """The image of a file."""
 
     pixels: NDArray[np.uint8]  # of the recipe's shape
-    is_coloured: bool  # before it was turned grey, if it was
+    is_coloured: bool  # before a conversion to grey
     remarks: frozenset[str]
 
 
-def decode(content: bytes, recipe: Recipe) -> Picture:
-    """The picture in a file: turned upright, brought to 8 bits, cropped, resized.
+def decode(content: bytes, recipe: Recipe) -> DecodedImage:
+    """Decode a file: rotate by EXIF orientation, convert to 8 bits, crop, resize.
 
-    The middle is cut out with the odd pixel to the right and below, and resized by Pillow's bicubic filter, which
-    smooths when it shrinks (antialias). Colour becomes grey by ITU-R 601's luma. Colour profiles are not applied.
-
-    Args:
-        content: The whole file.
-        recipe: How to make the picture.
+    The crop is central, with an odd pixel cut off at the right and the bottom, and resized by Pillow's bicubic filter,
+    with antialiasing. Colour becomes grey by the luma of ITU-R 601. Colour profiles are not applied.
 
     Raises:
-        UnusableImage: The file is no image, is damaged or too large, or holds values without a known black and white.
+        UnusableImageError: The file is not an image, is damaged or too large, or has values without a known range.
     """
     if not content:
-        raise UnusableImage("it is empty")
+        raise UnusableImageError("it is empty")
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
-                raise UnusableImage(_too_large())
-            return _picture(image, recipe)
-    except UnusableImage:
+                raise UnusableImageError(TOO_LARGE)
+            return _transform(image, recipe)
+    except UnusableImageError:
         raise
     except UnidentifiedImageError as error:
-        raise UnusableImage("it is no image of a known format") from error
+        raise UnusableImageError("it is not an image of a known format") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise UnusableImage(_too_large()) from error
-    except Exception as error:  # a malformed file leads Pillow astray in many ways
+        raise UnusableImageError(TOO_LARGE) from error
+    except Exception as error:  # Pillow raises many kinds of errors for malformed files
         text = "".join(letter if letter.isprintable() else " " for letter in str(error)[:100]).strip()
-        raise UnusableImage(f"it is damaged: {text or type(error).__name__}") from error
+        raise UnusableImageError(f"it is damaged: {text or type(error).__name__}") from error
 
 
-def _too_large() -> str:
-    return f"it has more than {MAX_PIXELS:,} pixels"
-
-
-def _picture(image: Image.Image, recipe: Recipe) -> Picture:
+def _transform(image: Image.Image, recipe: Recipe) -> DecodedImage:
     remarks: set[str] = set()
     if getattr(image, "n_frames", 1) > 1:
         remarks.add(FIRST_OF_MANY)
     if image.getexif().get(ORIENTATION, 1) in range(2, 9):
-        remarks.add(TURNED)
+        remarks.add(ROTATED)
     upright = ImageOps.exif_transpose(image)
     plain = _eight_bits(upright, image.format or "", remarks)
-    square = _middle(plain, recipe, remarks)
-    is_coloured = square.mode == "RGB" and _has_colour(square)
+    square = _crop_centre(plain, recipe, remarks)
+    is_coloured = square.mode == "RGB" and len({channel.tobytes() for channel in square.split()}) > 1
     if is_coloured and recipe.grey:
         remarks.add(COLOURED_TO_GREY)
     wanted = square.convert("L" if recipe.grey else "RGB")
@@ -107,18 +100,12 @@ def _picture(image: Image.Image, recipe: Recipe) -> Picture:
         remarks.add(ENLARGED)
     if square.width != recipe.size:
         wanted = wanted.resize((recipe.size, recipe.size), Image.Resampling.BICUBIC)
-    return Picture(np.array(wanted, dtype=np.uint8), is_coloured, frozenset(remarks))
-
-
-def _has_colour(image: Image.Image) -> bool:
-    """Whether the channels of an RGB image differ anywhere."""
-    red, green, blue = (channel.tobytes() for channel in image.split())
-    return not red == green == blue
+    return DecodedImage(np.array(wanted, dtype=np.uint8), is_coloured, frozenset(remarks))
 
 
 def _eight_bits(image: Image.Image, file_format: str, remarks: set[str]) -> Image.Image:
-    """The image in mode L or RGB, each with values from 0 to 255."""
-    # Pillow opens 16-bit PNG, and stretches PGM of any depth, to 32-bit whole numbers in some versions
+    """Convert to mode L or RGB, with values from 0 to 255."""
+    # some versions of Pillow open 16-bit PNG, and PGM of any depth, as 32-bit integers
     if image.mode.startswith("I;16") or (image.mode == "I" and file_format in ("PNG", "PPM")):
         values = np.asarray(image).astype(np.int64)
         remarks.add(SIXTEEN_BITS)
@@ -126,11 +113,9 @@ def _eight_bits(image: Image.Image, file_format: str, remarks: set[str]) -> Imag
             remarks.add(DARK)
         return Image.fromarray(((values + LEVELS_16_PER_8 // 2) // LEVELS_16_PER_8).astype(np.uint8))
     if image.mode in ("I", "F"):
-        raise UnusableImage(
-            "it has 32-bit values, whose black and white are not known; save it with 8 or 16 bits per channel"
-        )
+        raise UnusableImageError("it has 32-bit values of unknown range; save it with 8 or 16 bits per channel")
     if image.mode not in EIGHT_BIT_MODES:
-        raise UnusableImage(f"its colours are of the kind {image.mode}; save it as RGB or grey")
+        raise UnusableImageError(f"its colour mode is {image.mode}; save it as RGB or grey")
     if image.has_transparency_data:
         layered = image.convert("RGBA")
         if layered.getchannel("A").getextrema()[0] != 255:
@@ -140,10 +125,10 @@ def _eight_bits(image: Image.Image, file_format: str, remarks: set[str]) -> Imag
     return image.convert("L" if image.mode in ("L", "1") else "RGB")
 
 
-def _middle(image: Image.Image, recipe: Recipe, remarks: set[str]) -> Image.Image:
+def _crop_centre(image: Image.Image, recipe: Recipe, remarks: set[str]) -> Image.Image:
     side = recipe.crop or min(image.size)
     if min(image.size) < side:
-        raise UnusableImage(f"it has {image.width} × {image.height} pixels, too few for --crop {side}")
+        raise UnusableImageError(f"it has {image.width} × {image.height} pixels, too few for --crop {side}")
     if recipe.crop is None and image.width != image.height:
         remarks.add(NOT_SQUARE)
     left, top = (image.width - side) // 2, (image.height - side) // 2

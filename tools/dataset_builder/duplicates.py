@@ -1,28 +1,37 @@
-"""Which images are the same picture, and what therefore belongs together."""
+"""Find equal images, and the images that must stay together."""
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
+
+import numpy as np
+import pandas as pd
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
 
 from tools.dataset_builder.listing import Entry
 from tools.dataset_builder.splitting import Unit
 
+Key = TypeVar("Key", bound=Hashable)
+
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A usable image: what is said of it, and what it looks like."""
+    """A usable image: its entry, and what identifies its content."""
 
     entry: Entry
     row: int  # of its pixels in the store
-    pixels_digest: bytes  # of the picture that will be stored
+    pixels_digest: bytes  # of the image that is stored
     file_digest: bytes  # of the file's bytes
 
 
-def same_pictures(samples: Sequence[Sample]) -> list[list[Sample]]:
-    """The pictures that are there more than once, each as its samples, in the samples' order.
+def equal_images(samples: Sequence[Sample]) -> list[list[Sample]]:
+    """Group the samples whose stored images are equal; images without an equal are left out.
 
-    Equal files are equal pictures; so are different files that become the same array.
+    Equal files have equal images; so have different files that become the same array.
     """
     found: dict[bytes, list[Sample]] = {}
     for sample in samples:
@@ -30,67 +39,45 @@ def same_pictures(samples: Sequence[Sample]) -> list[list[Sample]]:
     return [equal for equal in found.values() if len(equal) > 1]
 
 
-def contradictions(doubles: Sequence[Sequence[Sample]]) -> list[Sequence[Sample]]:
-    """The pictures that are in several classes."""
-    return [equal for equal in doubles if len({sample.entry.label for sample in equal}) > 1]
-
-
-def across_splits(doubles: Sequence[Sequence[Sample]]) -> list[tuple[Sample, Sample]]:
-    """Of each picture that is in several given splits, two samples that show it."""
-    return [
-        (equal[0], next(other for other in equal if other.entry.split != equal[0].entry.split))
-        for equal in doubles
-        if len({sample.entry.split for sample in equal}) > 1
-    ]
-
-
-def parted_groups(samples: Sequence[Sample]) -> list[tuple[str, Sample, Sample]]:
-    """The groups that are in several given splits, each with two samples that show it."""
-    first: dict[str, Sample] = {}
-    parted: dict[str, tuple[str, Sample, Sample]] = {}
+def across_splits(samples: Sequence[Sample], key: Callable[[Sample], Key]) -> list[tuple[Sample, Sample]]:
+    """Two samples in different given splits for each key, such as an image or a group, that is in several of them."""
+    first: dict[Key, Sample] = {}
+    pairs: dict[Key, tuple[Sample, Sample]] = {}
     for sample in samples:
-        group = sample.entry.group
-        if group and first.setdefault(group, sample).entry.split != sample.entry.split:
-            parted.setdefault(group, (group, first[group], sample))
-    return list(parted.values())
+        value = key(sample)
+        if value and first.setdefault(value, sample).entry.split != sample.entry.split:
+            pairs.setdefault(value, (first[value], sample))
+    return list(pairs.values())
 
 
-def units(
+def make_units(
     samples: Sequence[Sample], labels: Sequence[int], dropped: Sequence[Sample] = ()
 ) -> tuple[list[Unit], list[int]]:
-    """What belongs together: images of one group, equal pictures, and, through these, groups that share a picture.
+    """Join what belongs together: images of one group, equal images, and so groups that share an image.
 
     Args:
-        samples: Those that stay, without contradictions.
+        samples: Those that are kept, without contradictions.
         labels: The class index of each.
-        dropped: Further ones, which are in no unit but tie what belongs together: patients who shared a picture are
-            perhaps one patient, whether or not the picture stays.
+        dropped: Others, which are in no unit but join groups: patients who share an image may be one patient, whether
+            or not the image is kept.
 
     Returns:
-        The units, and for each sample the index of its unit.
+        The units, each with the name of its first sample, and the index of its unit for each sample.
     """
-    parent = list(range(len(samples) + len(dropped)))
-
-    def root(index: int) -> int:
-        while parent[index] != index:
-            parent[index] = parent[parent[index]]
-            index = parent[index]
-        return index
-
-    first: dict[Hashable, int] = {}
-    for index, sample in enumerate((*samples, *dropped)):
-        for key in (("picture", sample.pixels_digest), ("group", sample.entry.group)):
-            if key[1]:
-                # the smaller index stays the root, so that a unit is named after its first image that stays
-                one, other = sorted((root(first.setdefault(key, index)), root(index)))
-                parent[other] = one
-    number: dict[int, int] = {}
-    counts: list[dict[int, int]] = []
-    unit_of = []
-    for index, label in enumerate(labels):
-        unit = number.setdefault(root(index), len(number))
-        if unit == len(counts):
-            counts.append({})
-        counts[unit][label] = counts[unit].get(label, 0) + 1
-        unit_of.append(unit)
-    return [Unit(samples[first_one].entry.name, counts[unit]) for first_one, unit in number.items()], unit_of
+    num_samples = len(samples) + len(dropped)
+    nodes: dict[Hashable, int] = {}  # of a graph that connects each sample with its image and its group
+    edges = [
+        (index, nodes.setdefault(key, num_samples + len(nodes)))
+        for index, sample in enumerate((*samples, *dropped))
+        for key in (("image", sample.pixels_digest), ("group", sample.entry.group))
+        if key[1]
+    ]
+    size = num_samples + len(nodes)
+    graph = coo_array((np.ones(len(edges)), np.array(edges, dtype=int).reshape(-1, 2).T), shape=(size, size))
+    unit_of, different = pd.factorize(connected_components(graph, directed=False)[1][: len(samples)])
+    names: dict[int, str] = {}
+    counts = [Counter[int]() for _ in different]
+    for unit, sample, label in zip(unit_of.tolist(), samples, labels, strict=True):
+        names.setdefault(unit, sample.entry.name)
+        counts[unit][label] += 1
+    return [Unit(names[unit], of_unit) for unit, of_unit in enumerate(counts)], unit_of.tolist()

@@ -1,52 +1,61 @@
-"""Which image files there are, and what is said of each: from a folder per class, or from a CSV."""
+"""List the image files of a data set with their class, group and split: from a folder per class, or from a CSV."""
 
 from __future__ import annotations
 
-import csv
 import io
 import os
 import unicodedata
-from collections import Counter
-from collections.abc import Collection, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
 
+import pandas as pd
+
 from scripts.core.errors import DataError
 from scripts.data_handler.npz import MAX_CLASS_NAME_LENGTH, MAX_CLASSES, SPLITS
-from tools.dataset_builder.words import counted, names, shown, some
+from tools.dataset_builder.messages import count_of, join_names, join_some, printable
 
 IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".gif", ".webp"}
     | {".ppm", ".pgm", ".pbm", ".pnm", ".jp2"}
 )
-# a folder for each of these, and none for a class, is a set that somebody has split already
+# folders with these names only, and none of a class, are splits that somebody has made already
 SPLIT_FOLDERS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 COLUMNS = ("path", "label", "split", "group")
-DELIMITERS = (",", ";", "\t")  # a spreadsheet writes ; where the comma stands in numbers
+DELIMITERS = (",", ";", "\t")  # spreadsheets write ; in countries with a decimal comma
 MAX_LISTING_BYTES = 1 << 30
+
+# why paths below a folder are skipped
+HIDDEN = "skipped hidden files and folders"
+OTHER = "skipped files without the suffix of an image"
+CIRCULAR = "skipped links that lead back to a folder that contains them"
+OUTSIDE = "skipped images outside the classes' folders"
+EMPTY = "folders without an image are not classes"
+Skipped = dict[str, list[str]]  # paths by reason
 
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One image file and what is said of it."""
+    """One image file with its class, group and split."""
 
-    name: str  # as the user knows the file: below the folder, or as the CSV has it; no two are equal
+    name: str  # path below the folder, or as written in the CSV; unique
     path: Path
     label: str  # the class's name
     group: str = ""  # patient or slide; empty where none is known
-    split: str = ""  # "train", "val" or "test"; empty where it is still to be drawn
+    split: str = ""  # "train", "val" or "test"; empty where the splits are not given
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True)
 class Listing:
     """All image files of a set, in an order that does not depend on the file system."""
 
     source: Path
     entries: tuple[Entry, ...]
     class_names: tuple[str, ...]  # in the order of the label values
-    notes: tuple[str, ...] = ()  # what was left out as a matter of course
-    warnings: tuple[str, ...] = ()  # what was left out and may be missed
+    notes: tuple[str, ...] = ()  # what was skipped on purpose
+    warnings: tuple[str, ...] = ()  # what was skipped and may be missed
 
     @property
     def is_split(self) -> bool:
@@ -55,270 +64,228 @@ class Listing:
 
 
 def list_images(source: Path, *, group_by_folder: bool = False) -> Listing:
-    """What ``list_folder`` or ``list_csv`` finds, as ``source`` is a folder or a file."""
+    """Call ``list_folder`` or ``list_csv``, as ``source`` is a folder or a file."""
     return list_folder(source, group_by_folder=group_by_folder) if source.is_dir() else list_csv(source)
 
 
-@dataclass(slots=True)
-class _Omitted:
-    """Paths below the folder that are no images of a class."""
-
-    hidden: list[str] = field(default_factory=list)
-    other: list[str] = field(default_factory=list)
-    circular: list[str] = field(default_factory=list)
-    outside: list[str] = field(default_factory=list)  # images that lie in no class's folder
-    empty: list[str] = field(default_factory=list)  # folders without an image
-
-
 def list_folder(folder: Path, *, group_by_folder: bool = False) -> Listing:
-    """The images in the sub-folders of ``folder``, whose names are the class names; see ``in_order``.
+    """List the images in the subfolders of ``folder``, whose names are the class names; see ``in_order``.
 
-    Files may lie at any depth. Links are followed, unless they lead back to a folder they lie in. Files and folders
-    whose names begin with a dot, and files that end like no image, are left out.
+    Files may be at any depth. Links are followed, unless they lead back to a folder that contains them. Hidden files
+    and folders, and files without the suffix of an image, are skipped.
 
     Args:
-        folder: A folder with one sub-folder per class.
-        group_by_folder: Whether the folder next below a class's is a group, such as a patient; the same name below
-            several classes is one group.
+        folder: A folder with one subfolder per class.
+        group_by_folder: Whether a folder directly below a class's folder is a group, such as a patient; the same name
+            below several classes is one group.
 
     Raises:
-        DataError: A folder cannot be read, or there are no classes in it.
+        DataError: A folder cannot be read, or it has no classes.
     """
-    omitted, entries, subfolders = _Omitted(), [], 0
-    class_folders = []
-    for item in _visible(folder, omitted, ""):
-        if _is_folder(item):
-            class_folders.append(item)
-        elif _is_image(item.name):
-            omitted.outside.append(item.name)
-        else:
-            omitted.other.append(item.name)
-    for class_folder in class_folders:
-        label = unicodedata.normalize("NFC", class_folder.name)  # a Mac and a Linux machine then agree
-        below = list(_images_below(Path(class_folder.path), class_folder.name, (_identity(folder),), omitted))
-        if not below:
-            omitted.empty.append(class_folder.name)
-        for name, path in below:
-            parts = unicodedata.normalize("NFC", name).split("/")
-            subfolders += len(parts) > 2
-            group = parts[1] if group_by_folder and len(parts) > 2 else ""
-            entries.append(Entry(name, path, label, group))
-    _refuse_split_folders(folder, {entry.label for entry in entries})
-    folder_names = [item.name for item in class_folders if item.name not in omitted.empty]
-    _check_class_names(folder, [unicodedata.normalize("NFC", name) for name in folder_names])
-    entries.sort(key=lambda entry: (unicodedata.normalize("NFC", entry.name), entry.name))
-    notes, warnings = _said_of(omitted)
-    if subfolders and not group_by_folder:
-        warnings = (
-            *warnings,
-            f"sub-folders of classes hold {counted(subfolders, 'image')}: if they stand for patients or slides, use "
-            "--group_by_folder, so that none is split",
+    skipped: Skipped = defaultdict(list)
+    images = sorted(_images_below(folder, "", (), skipped), key=lambda image: (_normalized(image[0]), image[0]))
+    entries, num_nested = [], 0
+    for name, path in images:
+        label, *folders, _ = _normalized(name).split("/")
+        num_nested += bool(folders)
+        entries.append(Entry(name, path, label, folders[0] if group_by_folder and folders else ""))
+    labels = {entry.label for entry in entries}
+    if len(labels) > 1 and {label.lower() for label in labels} <= SPLIT_FOLDERS:
+        _refuse(
+            folder,
+            f"its folders {', '.join(sorted(labels))} look like splits, not classes; use a folder per class, or a CSV "
+            "with the columns path,label,split",
         )
-    return Listing(
-        source=folder,
-        entries=tuple(entries),
-        class_names=in_order({entry.label for entry in entries}),
-        notes=notes,
-        warnings=warnings,
-    )
+    _check_class_names(folder, [_normalized(name) for name in dict.fromkeys(name.split("/")[0] for name, _ in images)])
+    notes = [f"{kind}: {_describe(kind, skipped[kind])}" for kind in (HIDDEN, OTHER) if skipped[kind]]
+    warnings = [f"{kind}: {_describe(kind, skipped[kind])}" for kind in (CIRCULAR, OUTSIDE, EMPTY) if skipped[kind]]
+    if num_nested and not group_by_folder:
+        warnings.append(
+            f"{count_of(num_nested, 'image')} in subfolders of the classes: if these are patients or slides, use "
+            "--group_by_folder, so that none is divided over the splits"
+        )
+    return Listing(folder, tuple(entries), in_order(labels), tuple(notes), tuple(warnings))
 
 
-def _visible(folder: Path, omitted: _Omitted, above: str) -> Iterator[os.DirEntry[str]]:
-    """What lies in ``folder`` and is not hidden, sorted by name."""
-    try:
-        with os.scandir(folder) as found:
-            items = sorted(found, key=lambda item: item.name)
-    except OSError as error:
-        raise DataError(f"Cannot read the folder {shown(folder)}: {error.strerror or error}.") from error
-    for item in items:
-        if item.name.startswith("."):
-            omitted.hidden.append(above + item.name)
-        else:
-            yield item
+def _normalized(name: str) -> str:
+    return unicodedata.normalize("NFC", name)  # macOS and Linux then agree
 
 
 def _images_below(
-    folder: Path, name: str, ancestors: tuple[tuple[int, int], ...], omitted: _Omitted
+    folder: Path, name: str, ancestors: tuple[tuple[int, int], ...], skipped: Skipped
 ) -> Iterator[tuple[str, Path]]:
-    """Name and path of each image at any depth below ``folder``."""
-    identity = _identity(folder)
+    """Yield name and path of each image at any depth below a folder, which has the name "" if it is the topmost."""
+    try:
+        status = folder.stat()
+        with os.scandir(folder) as found:
+            items = sorted(found, key=lambda item: item.name)
+    except OSError as error:
+        raise DataError(f"Cannot read the folder {printable(folder)}: {error.strerror or error}.") from error
+    identity = (status.st_dev, status.st_ino)
     if identity in ancestors:
-        omitted.circular.append(name)
+        skipped[CIRCULAR].append(name)
         return
-    for item in _visible(folder, omitted, f"{name}/"):
-        inner = f"{name}/{item.name}"
-        if _is_folder(item):
-            yield from _images_below(Path(item.path), inner, (*ancestors, identity), omitted)
-        elif _is_image(item.name):
+    for item in items:
+        inner = f"{name}/{item.name}" if name else item.name
+        if item.name.startswith("."):
+            skipped[HIDDEN].append(inner)
+        elif _is_folder(item):
+            images = list(_images_below(Path(item.path), inner, (*ancestors, identity), skipped))
+            yield from images
+            if not (images or name):
+                skipped[EMPTY].append(inner)
+        elif _suffix(item.name) not in IMAGE_SUFFIXES:
+            skipped[OTHER].append(inner)
+        elif name:
             yield inner, Path(item.path)
         else:
-            omitted.other.append(inner)
+            skipped[OUTSIDE].append(inner)
 
 
 def _is_folder(item: os.DirEntry[str]) -> bool:
     try:
         return item.is_dir()
-    except OSError:  # a link to itself: reading it will say so
+    except OSError:  # a link to itself: an error is reported when it is read
         return False
 
 
-def _identity(folder: Path) -> tuple[int, int]:
-    try:
-        status = folder.stat()
-    except OSError as error:
-        raise DataError(f"Cannot read the folder {shown(folder)}: {error.strerror or error}.") from error
-    return status.st_dev, status.st_ino
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122 (a name, which may not be a valid path)
 
 
-def _is_image(name: str) -> bool:
-    return os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES  # noqa: PTH122 (a name, which may be no path)
-
-
-def _said_of(omitted: _Omitted) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """One sentence for each kind of thing that was left out: notes, and warnings."""
-    notes, warnings = [], []
-    if omitted.hidden:
-        notes.append(f"hidden files and folders were left out: {names(omitted.hidden)}")
-    if omitted.other:
-        kinds = Counter(os.path.splitext(name)[1].lower() or "no ending" for name in omitted.other)  # noqa: PTH122
-        endings = names(f"{kind} × {count:,}" for kind, count in sorted(kinds.items()))
-        notes.append(f"files that end like no image were left out: {endings}")
-    if omitted.circular:
-        warnings.append(f"links that lead back to a folder they lie in were not followed: {names(omitted.circular)}")
-    if omitted.outside:
-        warnings.append(f"images that lie in no class's folder were left out: {names(omitted.outside)}")
-    if omitted.empty:
-        warnings.append(f"folders without an image are no class: {names(omitted.empty)}")
-    return tuple(notes), tuple(warnings)
-
-
-def _refuse_split_folders(folder: Path, labels: set[str]) -> None:
-    if len(labels) > 1 and {label.lower() for label in labels} <= SPLIT_FOLDERS:
-        raise DataError(
-            f"Cannot use {shown(folder)}: its folders {', '.join(sorted(labels))} look like splits, not classes; "
-            "needed is a folder per class, or a CSV with the columns path,label,split."
-        )
+def _describe(kind: str, names: Sequence[str]) -> str:
+    if kind != OTHER:
+        return join_names(names)
+    kinds = Counter(_suffix(name) or "no suffix" for name in names)
+    return join_names(f"{suffix} × {count:,}" for suffix, count in sorted(kinds.items()))
 
 
 def list_csv(path: Path) -> Listing:
-    """The images that a CSV names in its columns ``path`` and ``label``, and perhaps ``split`` and ``group``.
+    """List the images in a CSV with the columns ``path`` and ``label``, and optionally ``split`` and ``group``.
 
-    Paths are relative to the CSV's folder, or absolute; for the class names see ``in_order``. The rows' order matters
-    only where the splits are given: it is then that of the images in their splits.
+    Paths are relative to the CSV's folder, or absolute; for the class names see ``in_order``. The order of the rows
+    matters only where the splits are given: the images of each split are then in this order.
 
     Raises:
-        DataError: The file cannot be read, or rows of it make no sense; the message names the first of them.
+        DataError: The file cannot be read, or some rows are wrong; the message names the first of them.
     """
-    rows, delimiter = _parsed(path)
-    header = [name.strip().lower() for name in rows[0]]
-    places = {column: header.index(column) for column in COLUMNS if column in header}
-    problems: list[str] = []
-    entries: dict[str, Entry] = {}
-    for number, row in enumerate(rows[1:], start=2):
-        if not any(cell.strip() for cell in row):
-            continue
-        # a path may begin or end with a blank; the other columns are words
-        cells = {column: row[place] if place < len(row) else "" for column, place in places.items()}
-        entry = Entry(
-            name=cells["path"],
-            path=path.parent / cells["path"],
-            label=unicodedata.normalize("NFC", cells["label"].strip()),
-            group=unicodedata.normalize("NFC", cells.get("group", "").strip()),
-            split=cells.get("split", "").strip().lower(),
-        )
-        problems.extend(f"row {number} {problem}" for problem in _row_problems(entry, entries, row, header))
-        entries.setdefault(entry.name, entry)
-    problems.extend(_split_problems(entries.values()))
-    if problems:
-        _refuse(path, f"{some(problems, '; ')}")
-    labels = {entry.label for entry in entries.values()}
-    class_names = in_order(labels)
+    text = _read_text(path)
+    cells, delimiter = _parse(path, text)
+    header, body = cells.iloc[0].str.strip().str.lower().tolist(), cells.iloc[1:]
+    unused = [printable(name) for name in cells.iloc[0] if name.strip() and name.strip().lower() not in COLUMNS]
+    body = body[body.apply(lambda column: column.str.strip() != "").any(axis="columns")]
+    columns = {name: body[header.index(name)].to_numpy() if name in header else "" for name in COLUMNS}
+    table = pd.DataFrame(columns, index=body.index + 1, dtype=str)  # rows are numbered as in a spreadsheet
+    # a path may begin or end with a blank
+    table = table.assign(
+        label=table["label"].str.strip().str.normalize("NFC"),
+        group=table["group"].str.strip().str.normalize("NFC"),
+        split=table["split"].str.strip().str.lower(),
+    )
+    if problems := _row_problems(table):
+        _refuse(path, join_some(problems, "; "))
+    class_names = in_order(set(table["label"]))
     _check_class_names(path, class_names)
-    listed = list(entries.values())
-    if not listed[0].split:
-        listed.sort(key=lambda entry: entry.name)
-    unused = [shown(name) for place, name in enumerate(rows[0]) if place not in places.values()]
-    notes = [f"columns of {path.name} that have no meaning here: {some(unused)}"] if unused else []
+    if not table["split"].iloc[0]:
+        table = table.sort_values("path")
+    notes = [f"ignored columns of {path.name}: {join_some(unused)}"] if unused else []
     if delimiter != ",":
-        notes.append(f"{path.name} has its columns divided by {delimiter!r}")
-    return Listing(source=path, entries=tuple(listed), class_names=class_names, notes=tuple(notes))
+        notes.append(f"the columns of {path.name} are separated by {delimiter!r}")
+    rows = table.itertuples(index=False)
+    entries = tuple(Entry(name, path.parent / name, label, group, split) for name, label, split, group in rows)
+    return Listing(path, entries, class_names, tuple(notes))
 
 
-def _parsed(path: Path) -> tuple[list[list[str]], str]:
-    """The rows of a CSV, whose first one has the columns that are needed, and what divides them."""
+def _read_text(path: Path) -> str:
     try:
         with path.open("rb") as stream:
             content = stream.read(MAX_LISTING_BYTES + 1)
     except OSError as error:
-        raise DataError(f"Cannot read {shown(path)}: {error.strerror or error}.") from error
+        raise DataError(f"Cannot read {printable(path)}: {error.strerror or error}.") from error
     if len(content) > MAX_LISTING_BYTES:
         _refuse(path, f"it has more than {MAX_LISTING_BYTES:,} bytes, which no list of images needs")
     try:
-        text = content.decode("utf-8-sig")  # spreadsheets begin UTF-8 with a mark
+        return content.decode("utf-8-sig")  # spreadsheets write a byte order mark
     except UnicodeDecodeError as error:
         _refuse(path, f"byte {error.start:,} is not UTF-8; save it as CSV in UTF-8")
-    for delimiter in DELIMITERS:
-        try:
-            rows = list(csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True))
-        except csv.Error as error:
-            _refuse(path, f"it is no CSV ({error})")
-        if rows and {"path", "label"} <= {cell.strip().lower() for cell in rows[0]}:
-            break
-    else:
+
+
+def _parse(path: Path, text: str) -> tuple[pd.DataFrame, str]:
+    """Parse a CSV into text cells, the header in row 0, and return its delimiter too."""
+
+    def read(separator: str, num_rows: int | None = None) -> pd.DataFrame:
+        stream = io.StringIO(text, newline="")
+        # the Python engine is strict about quotes, unlike pandas' own
+        return pd.read_csv(
+            stream,
+            sep=separator,
+            nrows=num_rows,
+            header=None,
+            dtype=str,
+            keep_default_na=False,
+            skip_blank_lines=False,
+            engine="python",
+        )
+
+    try:
+        for delimiter in DELIMITERS:
+            first_row = read(delimiter, 1).to_numpy().ravel()
+            columns = [str(cell).strip().lower() for cell in first_row]
+            if {"path", "label"} <= set(columns):
+                break
+        else:
+            raise pd.errors.EmptyDataError
+        if doubled := next((name for name in COLUMNS if columns.count(name) > 1), None):
+            _refuse(path, f"it has the column {doubled} more than once")
+        return read(delimiter).fillna(""), delimiter  # short rows have missing cells
+    except pd.errors.EmptyDataError:
         beginning = text.lstrip()[:80].partition("\n")[0].rstrip()
-        _refuse(path, f"its first line is {shown(beginning)!r}; needed is path,label[,split][,group]")
-    doubled = [name for name, count in Counter(cell.strip().lower() for cell in rows[0]).items() if count > 1]
-    if set(doubled) & set(COLUMNS):
-        _refuse(path, f"it has the column {doubled[0]} more than once")
-    return rows, delimiter
+        _refuse(path, f"its first line is {printable(beginning)!r}, not path,label[,split][,group]")
+    except pd.errors.ParserError as error:
+        _refuse(path, f"it is not a valid CSV: {error} (write a path with a comma in quotes)")
 
 
-def _row_problems(entry: Entry, earlier: dict[str, Entry], row: list[str], header: list[str]) -> Iterator[str]:
-    if len(row) > len(header):
-        yield f"has {len(row)} cells, the first line {len(header)} (a path with a comma stands in quotes)"
-    if not entry.name.strip() or "\0" in entry.name:
-        yield "has no path"
-    elif entry.name in earlier:
-        yield f"names {shown(entry.name)} again"
-    if not entry.label:
-        yield "has no label"
-    if entry.split and entry.split not in SPLITS:
-        yield f"has the split {shown(entry.split)!r}; allowed are {', '.join(SPLITS)}"
-
-
-def _split_problems(entries: Iterable[Entry]) -> Iterator[str]:
-    given = Counter(entry.split for entry in entries)
-    without = given.pop("", 0)
-    if without and given:
-        total = without + sum(given.values())
-        yield f"{without:,} of {total:,} rows have no split; needed is one in all rows or in none"
+def _row_problems(table: pd.DataFrame) -> list[str]:
+    """Write one sentence for each wrong cell, in the order of the rows, and one for incomplete splits."""
+    paths, splits = table["path"], table["split"]
+    no_path = (paths.str.strip() == "") | paths.str.contains("\0", regex=False)
+    again, unknown = paths[paths.duplicated() & ~no_path], splits[~splits.isin(["", *SPLITS])]
+    found = [
+        *((row, "has no path") for row in table.index[no_path]),
+        *((row, f"names {printable(path)} again") for row, path in again.items()),
+        *((row, "has no label") for row in table.index[table["label"] == ""]),
+        *((row, f"has the split {printable(s)!r}; allowed are {', '.join(SPLITS)}") for row, s in unknown.items()),
+    ]
+    problems = [f"row {row} {problem}" for row, problem in sorted(found, key=lambda item: item[0])]
+    if 0 < (without := int((splits == "").sum())) < len(table):
+        problems.append(f"{without:,} of {len(table):,} rows have no split; give one in all rows or in none")
+    return problems
 
 
 def in_order(labels: Collection[str]) -> tuple[str, ...]:
-    """Class names by the alphabet, or, if all of them are whole numbers, by these."""
+    """Sort class names as text, or, if all of them are whole numbers, as numbers."""
     if all(label.isascii() and label.isdigit() and len(label) < 10 for label in labels):
         return tuple(sorted(labels, key=lambda label: (int(label), label)))
     return tuple(sorted(labels))
 
 
 def _check_class_names(source: Path, class_names: Sequence[str]) -> None:
-    """Refuse what ``scripts.data_handler.npz`` would refuse, in words about the folder or CSV."""
+    """Refuse what ``scripts.data_handler.npz`` would refuse, in terms of the folder or CSV."""
     wrong = [
         name for name in class_names if not name.strip() or not name.isprintable() or len(name) > MAX_CLASS_NAME_LENGTH
     ]
     if wrong:
         _refuse(
             source,
-            f"class names must be printable and have at most {MAX_CLASS_NAME_LENGTH} characters, which these do not: "
-            f"{names(name[:40] for name in wrong)}",
+            f"class names must be printable and have at most {MAX_CLASS_NAME_LENGTH} characters, unlike: "
+            f"{join_names(name[:40] for name in wrong)}",
         )
-    twice = [name for name, count in Counter(class_names).items() if count > 1]
-    if twice:
-        _refuse(source, f"class names must differ, but these are there twice: {names(twice)}")
+    if twice := [name for name, count in Counter(class_names).items() if count > 1]:
+        _refuse(source, f"class names must differ, but these are there twice: {join_names(twice)}")
     if not 2 <= len(class_names) <= MAX_CLASSES:
-        found = names(class_names) if len(class_names) == 1 else f"{len(class_names):,}"
-        _refuse(source, f"needed are images of 2 to {MAX_CLASSES} classes, found: {found if class_names else 'none'}")
+        found = join_names(class_names) if len(class_names) == 1 else f"{len(class_names):,}"
+        _refuse(source, f"it needs images of 2 to {MAX_CLASSES} classes, found: {found if class_names else 'none'}")
 
 
 def _refuse(path: Path, reason: str) -> NoReturn:
-    raise DataError(f"Cannot use {shown(path)}: {reason}.")
+    raise DataError(f"Cannot use {printable(path)}: {reason}.")

@@ -1,25 +1,26 @@
-"""Who goes to train, val and test: every class in the asked proportions, and what belongs together never parted."""
+"""Assign units of images to train, val and test: each class in the requested proportions, no unit divided."""
 
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from scripts.data_handler.npz import SPLITS
 
 NUM_SPLITS = len(SPLITS)
-SEEDING_ORDER = (0, 2, 1)  # a class too small for three splits is in train first, then in test
+SEEDING_ORDER = (0, 2, 1)  # a class with too few units for three splits is in train first, then in test
 MAX_ATTEMPTS = 16
-MAX_ROUNDS = 20  # of improving an assignment; each makes it better, and three or four are usual
+MAX_ROUNDS = 20  # of improvement; each makes the assignment better, and three or four are typical
 NONE = -1
 
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """Images that must stay together: one image, or those of a patient, or equal ones."""
+    """Images that must stay together: one image, or those of a patient, or equal images."""
 
-    name: str  # of its first image; with the seed it decides the order, whatever the file system's is
+    name: str  # of its first image; decides the order together with the seed, so the file system's order has no effect
     counts: Mapping[int, int]  # number of its images by class index
 
     @property
@@ -38,17 +39,17 @@ class Shortage:
 
 
 def assign(units: Sequence[Unit], proportions: Sequence[float], *, seed: int) -> list[int]:
-    """The split of every unit: 0, 1 or 2 for train, val and test.
+    """Assign every unit to a split: 0, 1 or 2 for train, val and test.
 
-    Every split first gets a unit of every class, where the class has three; then the larger units go first, each to
-    the split that lacks most of its classes; then single units move as long as that brings the classes' shares nearer
-    to ``proportions``. Units of one image each end less than one image from them, wherever each share is one at least.
-    Of several such attempts in different orders the best is taken.
+    Every split first gets a unit of every class that has three; then the other units, larger ones first, each go to the
+    split that lacks most of its classes; then single units move as long as that brings the classes' shares nearer to
+    ``proportions``. With units of one image each, every class ends less than one image from them, wherever each share
+    is at least one image. The best of several such attempts in different orders is used.
 
     Args:
         units: At least one; the result does not depend on their order as long as their names differ.
         proportions: Of train, val and test: above 0, with sum 1.
-        seed: Decides between what is equally good.
+        seed: Decides between equally good assignments.
     """
     best: _Assignment | None = None
     for attempt in range(MAX_ATTEMPTS):
@@ -60,57 +61,52 @@ def assign(units: Sequence[Unit], proportions: Sequence[float], *, seed: int) ->
         found.seed_every_class(order, widest_first=attempt % 2 == 1)
         found.distribute(order)
         found.improve(order)
-        if best is None or found.badness() < best.badness():
+        if best is None or found.error() < best.error():
             best = found
-        if best.is_as_near_as_whole_images_allow():
+        if best.is_optimal():
             break
     return best.split_of if best else []
 
 
 def shuffling_key(seed: object, name: str) -> bytes:
-    """A place in a random order that depends on nothing but the seed and the name."""
+    """A sort key for a random order that depends only on the seed and the name."""
     return hashlib.sha256(f"{seed}/{name}".encode("utf-8", "surrogatepass")).digest()
 
 
 def shortages(units: Sequence[Unit], split_of: Sequence[int]) -> list[Shortage]:
     """The classes that are not in every split, in the order of their labels."""
-    found: dict[int, set[int]] = {}
-    num_units: dict[int, int] = {}
+    found: dict[int, list[int]] = {}
     for unit, split in zip(units, split_of, strict=True):
         for label in unit.counts:
-            found.setdefault(label, set()).add(split)
-            num_units[label] = num_units.get(label, 0) + 1
+            found.setdefault(label, []).append(split)
     return [
-        Shortage(label, num_units[label], tuple(name for split, name in enumerate(SPLITS) if split not in splits))
+        Shortage(label, len(splits), tuple(name for split, name in enumerate(SPLITS) if split not in splits))
         for label, splits in sorted(found.items())
-        if len(splits) < NUM_SPLITS
+        if len(set(splits)) < NUM_SPLITS
     ]
 
 
 class _Assignment:
-    """A split for each unit, and how far the classes are from their proportions."""
+    """A split for each unit, and the distance of the classes from their proportions."""
 
     def __init__(self, units: Sequence[Unit], proportions: Sequence[float]) -> None:
         self.units = units
         self.split_of = [NONE] * len(units)
-        self.total: dict[int, int] = {}  # images by class
-        self.num_units: dict[int, int] = {}  # units by class
+        self.total, self.num_units = Counter[int](), Counter[int]()  # images and units by class
         for unit in units:
-            for label, count in unit.counts.items():
-                self.total[label] = self.total.get(label, 0) + count
-                self.num_units[label] = self.num_units.get(label, 0) + 1
+            self.total.update(unit.counts)
+            self.num_units.update(unit.counts.keys())
         # images that each split still lacks, by class and in all; below 0 where it has too many
         self.need = {label: [total * share for share in proportions] for label, total in self.total.items()}
         self.need_in_all = [sum(self.total.values()) * share for share in proportions]
         self.units_in = {label: [0] * NUM_SPLITS for label in self.total}
-        self.free = dict(self.num_units)  # units by class that are in no split yet
+        self.free = Counter(self.num_units)  # units by class that are in no split yet
 
     def put(self, index: int, split: int) -> None:
         """Move a unit to a split, from the one that it is in, if any."""
         unit, earlier = self.units[index], self.split_of[index]
         if earlier == NONE:
-            for label in unit.counts:
-                self.free[label] -= 1
+            self.free.subtract(unit.counts.keys())
         for place, sign in ((earlier, -1), (split, 1)):
             if place == NONE:
                 continue
@@ -121,26 +117,22 @@ class _Assignment:
         self.split_of[index] = split
 
     def gain(self, unit: Unit, split: int) -> float:
-        """How much nearer the split comes to its shares by this unit: the fall of the squared relative distances."""
-        return sum(
-            count * (2 * self.need[label][split] - count) / self.total[label] ** 2
-            for label, count in unit.counts.items()
-        )
+        """The decrease of the squared relative distances from the shares if the unit goes to the split."""
+        items = unit.counts.items()
+        return sum(n * (2 * self.need[label][split] - n) / self.total[label] ** 2 for label, n in items)
 
     def fits(self, label: int) -> bool:
-        """Whether a class has a unit for each split."""
+        """Whether a class has at least one unit per split."""
         return self.num_units[label] >= NUM_SPLITS
 
     def spare(self, label: int) -> int:
-        """Free units of a class beyond one for each split that lacks it; below 0 where they are too few."""
+        """Free units of a class minus the splits that lack it; negative if they are too few."""
         return self.free[label] - self.units_in[label].count(0)
 
     def seed_every_class(self, order: Sequence[int], *, widest_first: bool) -> None:
-        """Give each split a unit of each class, those that have the least to spare first.
+        """Give each split a unit of each class, starting with the classes that have the fewest spare units.
 
-        Args:
-            order: Of the units.
-            widest_first: Prefer units that bring a split several classes at once, over those of a fitting size.
+        With ``widest_first``, units with several missing classes are preferred to units of a fitting size.
         """
         having: dict[int, list[int]] = {}
         for index in order:
@@ -156,30 +148,30 @@ class _Assignment:
         def fitness(index: int) -> tuple[float, ...]:
             unit = self.units[index]
             new_classes = sum(not self.units_in[label][split] for label in unit.counts)
-            # classes that this split has already, and that would then lack a unit for another
-            robbed = sum(
+            # classes that this split has already, and that would then lack a unit for another split
+            harmed = sum(
                 self.fits(label) and self.units_in[label][split] > 0 and self.spare(label) <= 0 for label in unit.counts
             )
             gain = self.gain(unit, split)
-            return (-robbed, new_classes, gain) if widest_first else (-robbed, gain, new_classes)
+            return (-harmed, new_classes, gain) if widest_first else (-harmed, gain, new_classes)
 
         return max(free, key=fitness)
 
     def distribute(self, order: Sequence[int]) -> None:
-        """Put every other unit where most of it is lacking."""
+        """Put every other unit into the split that lacks most of it."""
         for index in order:
             if self.split_of[index] == NONE:
                 unit = self.units[index]
                 self.put(index, max(range(NUM_SPLITS), key=lambda split: self._lack(unit, split)))
 
     def _lack(self, unit: Unit, split: int) -> tuple[float, float]:
-        # rounded, so that equal lacks are equal, and the split that lacks most in all is taken
+        # rounded, so that equal values are equal, and the split that lacks most in all is chosen
         return round(self.gain(unit, split), 12), self.need_in_all[split]
 
     def improve(self, order: Sequence[int]) -> None:
-        """Move single units as long as that helps, and costs no split a class."""
+        """Move single units as long as that helps and removes no class from a split."""
         for _ in range(MAX_ROUNDS):
-            if self.is_as_near_as_whole_images_allow():
+            if self.is_optimal():
                 return
             moved = [self._move_if_better(index) for index in order]
             if not any(moved):
@@ -189,10 +181,9 @@ class _Assignment:
         unit, here = self.units[index], self.split_of[index]
         if any(self.units_in[label][here] == 1 for label in unit.counts):
             return False
-        # what staying is worth: the gain of coming back, after which the split would lack what it lacks now
-        staying = self.gain(unit, here) + 2 * sum(
-            (count / self.total[label]) ** 2 for label, count in unit.counts.items()
-        )
+        # the gain of staying is that of coming back to the split after the unit has left it
+        shares = (count / self.total[label] for label, count in unit.counts.items())
+        staying = self.gain(unit, here) + 2 * sum(share**2 for share in shares)
         there = max((split for split in range(NUM_SPLITS) if split != here), key=lambda split: self.gain(unit, split))
         if self.gain(unit, there) <= staying + 1e-12:
             return False
@@ -200,15 +191,15 @@ class _Assignment:
         return True
 
     def num_missing(self) -> int:
-        """How often a split lacks a class that has units for all."""
+        """How often a split lacks a class that has units for all splits."""
         return sum(not number for label, numbers in self.units_in.items() if self.fits(label) for number in numbers)
 
-    def badness(self) -> tuple[int, int, float]:
-        """Missing classes first, then those without training, then the squared relative distances from the shares."""
+    def error(self) -> tuple[int, int, float]:
+        """Missing classes, then classes without training images, then squared relative distances from the shares."""
         untrained = sum(not numbers[0] for numbers in self.units_in.values())
         distance = sum((need / self.total[label]) ** 2 for label, needs in self.need.items() for need in needs)
         return self.num_missing(), untrained, round(distance, 12)
 
-    def is_as_near_as_whole_images_allow(self) -> bool:
-        """Whether every class is in every split where it can be, and less than one image from its share."""
+    def is_optimal(self) -> bool:
+        """Whether no class is missing, and all are less than one image from their shares."""
         return not self.num_missing() and all(abs(need) < 1 for needs in self.need.values() for need in needs)

@@ -1,13 +1,15 @@
-"""The cells of a suite, and what the disk says of each: there is no other record of what is done."""
+"""The cells of a suite, and the state of each, which is read from the disk: there is no other record."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+from scripts.core.command_line import build_parser
 from scripts.core.config import SETTINGS, STANDARD_RESOLUTION, Config
 from scripts.core.errors import DataError
 from scripts.core.files import file_digest
@@ -16,8 +18,10 @@ from scripts.core.resume import FREE, NAMING, free_settings, is_same_choice
 from scripts.data_handler.registry import SYNTHBLOOD
 
 NEW, INTERRUPTED, FINISHED = "not started", "interrupted", "finished"
-# what main.py may turn off by itself where it would do nothing
+# settings that main.py itself may switch off where they would have no effect
 SWITCHED_OFF_BY_THE_RUN = frozenset({"no_tta"})
+DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)  # raised by a damaged JSON file
+MAX_NAMES = 4  # of cells in one message
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,9 +43,9 @@ class Cell:
         return slug(Config(dataset=self.dataset).dataset_part)
 
     @property
-    def group(self) -> tuple[str, int | None]:
-        """What the cells of a row of the table have in common."""
-        return self.dataset, self.resolution
+    def row(self) -> str:
+        """The name without the seed: the cells of one row of the table have it in common."""
+        return self.set_name if self.resolution is None else f"{self.set_name}_{self.resolution}"
 
     @property
     def name(self) -> str:
@@ -50,165 +54,144 @@ class Cell:
         >>> Cell("bloodmnist", 64, 3).name
         'bloodmnist_64_seed3'
         """
-        size = "" if self.resolution is None else f"_{self.resolution}"
-        return f"{self.set_name}{size}_seed{self.seed}"
+        return f"{self.row}_seed{self.seed}"
 
-    def words(self, suite_dir: Path) -> list[str]:
-        """The words of ``main.py``'s command line that make it this cell."""
-        words = ["--dataset", self.dataset, "--seed", str(self.seed), "--output_dir", str(suite_dir / self.name)]
+    def arguments(self, suite_dir: Path) -> list[str]:
+        """The arguments of ``main.py`` that make it this cell."""
+        arguments = ["--dataset", self.dataset, "--seed", str(self.seed), "--output_dir", str(suite_dir / self.name)]
         if self.resolution not in (None, STANDARD_RESOLUTION):
-            words += ["--resolution", str(self.resolution)]
-        return words
+            arguments += ["--resolution", str(self.resolution)]
+        return arguments
 
 
 def make_cells(datasets: Iterable[str], resolutions: Sequence[int], seeds: Sequence[int]) -> list[Cell]:
-    """The matrix in the order in which it is run: every set once before any gets its second seed.
+    """Make the matrix in the order in which it is run: every set once before any gets its second seed.
 
-    Own files and ``synthblood`` have one size, whatever resolutions are asked for.
+    Own files and ``synthblood`` have one size, whatever the resolutions are.
     """
-    rows = [(name, size) for name in datasets for size in (resolutions if _has_resolutions(name) else (None,))]
+    rows = [
+        (name, size)
+        for name in datasets
+        for size in ([None] if name == SYNTHBLOOD or Config(dataset=name).is_dataset_path else resolutions)
+    ]
     return [Cell(name, size, seed) for seed in seeds for name, size in rows]
-
-
-def _has_resolutions(dataset: str) -> bool:
-    return dataset != SYNTHBLOOD and not Config(dataset=dataset).is_dataset_path
 
 
 @dataclass(frozen=True, slots=True)
 class CellState:
-    """What the disk says of a cell."""
+    """The state of a cell on the disk."""
 
-    stage: str  # NEW, INTERRUPTED or FINISHED
-    paths: RunPaths | None = None  # of the run that is finished or can be gone on with
+    stage: str = NEW  # or INTERRUPTED or FINISHED
+    paths: RunPaths | None = None  # of the run that is finished or can be resumed
+    config: Mapping[str, Any] | None = None  # the content of its config.json
+    warnings: tuple[str, ...] = ()  # one sentence for each damaged run, which is treated as not there
 
 
 def read_state(folder: Path) -> CellState:
-    """The state of the cell in ``folder``, which need not be there.
+    """Read the state of the cell in ``folder``, which may not exist.
 
     ``main.py`` writes ``config.json`` when a run can be resumed from then on, and ``summary.json`` as its last file. A
-    run folder without either holds nothing but the log of a start that failed.
+    run folder without either holds only the log of a start that failed.
     """
-    runs = [RunPaths(path.parent) for path in sorted(folder.glob("*/config.json"))]
-    for paths in reversed(runs):
-        if paths.summary.exists():
-            return CellState(FINISHED, paths)
-    return CellState(INTERRUPTED, runs[-1]) if runs else CellState(NEW)
+    state, warnings = CellState(), []
+    for path in sorted(folder.glob("*/config.json")):
+        try:
+            config = _read_config(path)
+        except DAMAGED as error:
+            warnings.append(f"{path} is damaged ({type(error).__name__}: {error}), so its run is ignored.")
+            continue
+        paths = RunPaths(path.parent)
+        if paths.summary.exists() or state.stage != FINISHED:
+            state = CellState(FINISHED if paths.summary.exists() else INTERRUPTED, paths, config)
+    return CellState(state.stage, state.paths, state.config, tuple(warnings))
 
 
-def command_words(cell: Cell, config: Config, state: CellState, suite_dir: Path, further: Sequence[str]) -> list[str]:
-    """The words for ``main.py`` that start the cell, or go on with it."""
+def _read_config(path: Path) -> Mapping[str, Any]:
+    content = json.loads(path.read_text(encoding="utf-8"))
+    _ = content["settings"]["dataset"], content["dataset"]["md5"], " ".join(content["command"])
+    return dict(content)
+
+
+def training_arguments(
+    cell: Cell, config: Config, state: CellState, suite_dir: Path, extra_arguments: Sequence[str]
+) -> list[str]:
+    """The arguments of ``main.py`` that start the cell or resume it."""
     if state.paths is None:
-        return [*cell.words(suite_dir), *further]
-    words = ["--resume", str(state.paths.root)]
+        return [*cell.arguments(suite_dir), *extra_arguments]
+    arguments = ["--resume", str(state.paths.root)]
     if cell.is_own:  # the file may have moved
-        words += ["--dataset", cell.dataset]
-    for name in SETTINGS:
-        known, value = SETTINGS[name], getattr(config, name)
+        arguments += ["--dataset", cell.dataset]
+    for name, known in SETTINGS.items():
+        value = getattr(config, name)
         if name in FREE and value != known.default:
-            words += [known.flag] if known.kind is bool else [known.flag, str(value)]
-    return words
+            arguments += [known.flag] if known.kind is bool else [known.flag, str(value)]
+    return arguments
 
 
 def setting_conflicts(cells: Mapping[Cell, Config], suite_dir: Path) -> Iterator[str]:
-    """One sentence for each way in which runs in the suite's folder were made otherwise than is asked for now.
-
-    Args:
-        cells: The cells with the settings that are asked for.
-        suite_dir: The suite's folder, which need not be there.
-    """
+    """Yield one sentence for each difference between runs in the suite's folder and the requested settings."""
     names_by_difference: dict[str, list[str]] = {}
-    digests: dict[str, str] = {}
+    md5_of = cache(_md5_of)  # many cells share a file
     for cell, config in cells.items():
-        state = read_state(suite_dir / cell.name)
-        if state.paths is None:
-            continue
-        try:
-            stored = json.loads(state.paths.config.read_text(encoding="utf-8"))
-            found = list(_differences(stored, config, lambda path: _md5_of(path, digests)))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            yield (
-                f"{state.paths.config} is damaged ({type(error).__name__}: {error}). Remove its folder, and the cell "
-                "is trained anew."
-            )
-            continue
-        for difference in found:
+        stored = read_state(suite_dir / cell.name).config
+        for difference in _differences(stored, config, md5_of) if stored else ():
             names_by_difference.setdefault(difference, []).append(cell.name)
     for difference, names in names_by_difference.items():
+        more = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
         yield (
-            f"{_listed(names)} in {suite_dir} {'was' if len(names) == 1 else 'were'} trained {difference}. Ask for the "
-            "same, take another --suite_dir, or remove what is to be trained anew."
+            f"{', '.join(names[:MAX_NAMES])}{more} in {suite_dir} {'was' if len(names) == 1 else 'were'} trained "
+            f"{difference}. Request the same, choose another --suite_dir, or remove what should be trained again."
         )
 
 
 def _differences(stored: Mapping[str, Any], config: Config, md5_of: Callable[[str], str]) -> Iterator[str]:
-    """Each setting, or file, that is not what it was, as the rest of a sentence that begins "was trained"."""
-    settings, command = stored["settings"], stored["command"]
-    asked = config.as_dict()
+    """Yield each setting or file that has changed, as the rest of a sentence that begins "was trained"."""
+    settings, requested = stored["settings"], config.as_dict()
     both_are_files = config.is_dataset_path and Config(dataset=settings["dataset"]).is_dataset_path
     exempt = free_settings(stored["dataset"]) | NAMING | ({"dataset"} if both_are_files else set())
+    given = vars(build_parser().parse_known_args(stored["command"])[0])
     for name in filter(lambda name: name not in exempt, SETTINGS):
         # a setting that is younger than the run had no other value then
-        then, now = settings.get(name, SETTINGS[name].default), asked[name]
-        if not is_same_choice(name, now, then) and not _was_chosen_by_the_run(name, now, command):
-            yield f"with {_as_flag(name, then)}, and now {_as_flag(name, now)} is asked for"
-    # the files of the registry's sets have one MD5, which main.py insists on
+        then, now = settings.get(name, SETTINGS[name].default), requested[name]
+        is_resolved = given.get(name, "auto") == now == "auto" or (
+            name in SWITCHED_OFF_BY_THE_RUN and not now and name not in given
+        )
+        if not is_resolved and not is_same_choice(name, now, then):
+            yield f"with {as_flag(name, then)}, but {as_flag(name, now)} is requested"
+    # main.py verifies the MD5 of the registry's sets
     if both_are_files and (md5 := md5_of(config.dataset)) != stored["dataset"]["md5"]:
-        yield f"on data with the MD5 {stored['dataset']['md5']}, and {config.dataset} now has {md5}"
+        yield f"on data with the MD5 {stored['dataset']['md5']}, but {config.dataset} now has {md5}"
 
 
-def _was_chosen_by_the_run(name: str, now: Any, command: Sequence[str]) -> bool:
-    """Whether a stored value may differ from what is asked for because ``main.py`` itself was to choose, and did."""
-    if name in SWITCHED_OFF_BY_THE_RUN:
-        return not now and SETTINGS[name].flag not in command
-    return now == "auto" and _given(SETTINGS[name].flag, command) in (None, "auto")
-
-
-def _given(flag: str, command: Sequence[str]) -> str | None:
-    """The value that a command line gives a flag; None where it gives none."""
-    value = None
-    for word, following in zip(command, (*command[1:], ""), strict=True):
-        if word == flag:
-            value = following
-        elif word.startswith(f"{flag}="):
-            value = word.partition("=")[2]
-    return value
-
-
-def _as_flag(name: str, value: Any) -> str:
+def as_flag(name: str, value: Any) -> str:
+    """Write a setting and its value as on the command line, or "no --flag" for a switch that is off."""
     flag = SETTINGS[name].flag
     if SETTINGS[name].kind is bool:
         return flag if value else f"no {flag}"
     return f"{flag} {value}"
 
 
-def _md5_of(path: str, known: dict[str, str]) -> str:
-    """The MD5 of a file that many cells share, computed once."""
-    if path not in known:
-        try:
-            known[path] = file_digest(Path(path).expanduser(), "md5")
-        except OSError as error:
-            raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
-    return known[path]
-
-
-def _listed(names: Sequence[str], most: int = 4) -> str:
-    rest = len(names) - most
-    return ", ".join(names[:most]) + (f" and {rest} more" if rest > 0 else "")
+def _md5_of(path: str) -> str:
+    try:
+        return file_digest(Path(path).expanduser(), "md5")
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
 
 
 def file_problems(cells: Iterable[Cell]) -> Iterator[str]:
-    """One sentence for each own file that is not there, and for each two sets whose cells would share their folders."""
+    """Yield one sentence for each own file that does not exist, and for each two sets with the same folders."""
     cells = list(cells)
     for dataset in dict.fromkeys(cell.dataset for cell in cells if cell.is_own):
-        if not _is_file(dataset):
+        try:
+            is_file = Path(dataset).expanduser().is_file()
+        except (OSError, RuntimeError, ValueError):
+            is_file = False
+        if not is_file:
             yield f"--datasets {dataset}: there is no such file. Give registry names or paths of .npz files."
     owners: dict[str, Cell] = {}
-    refused: set[tuple[object, object]] = set()
     for cell in cells:
-        owner = owners.setdefault(cell.name, cell)
-        pair = (owner.group, cell.group)
-        if owner != cell and pair not in refused:  # said once, not for each seed
-            refused.add(pair)
+        owner = owners.setdefault(cell.row, cell)
+        if (owner.dataset, owner.resolution) != (cell.dataset, cell.resolution) and owner.seed == cell.seed:
             yield (
                 f"--datasets {_with_size(owner)} and {_with_size(cell)} would share the folder {cell.name}. Rename the "
                 "file, or give each a suite of its own."
@@ -219,15 +202,8 @@ def _with_size(cell: Cell) -> str:
     return cell.dataset if cell.resolution is None else f"{cell.dataset} at {cell.resolution} pixels"
 
 
-def _is_file(text: str) -> bool:
-    try:
-        return Path(text).expanduser().is_file()
-    except (OSError, RuntimeError, ValueError):
-        return False
-
-
 def parse_numbers(flag: str, texts: Sequence[str], choices: Sequence[int] = ()) -> tuple[list[int], list[str]]:
-    """The different whole numbers that were given after a flag, and one sentence for each problem of theirs."""
+    """Parse the whole numbers after a flag; return the different ones, and one sentence for each problem."""
     numbers: list[int] = []
     problems = []
     for text in texts:
@@ -244,7 +220,7 @@ def parse_numbers(flag: str, texts: Sequence[str], choices: Sequence[int] = ()) 
 
 
 def list_problems(flag: str, values: Sequence[object]) -> Iterator[str]:
-    """One sentence if there is no value after a flag, or for each that is there more than once."""
+    """Yield one sentence if a flag has no value, or for each value that it has more than once."""
     if not values:
         yield f"{flag} needs at least one value."
     for value in dict.fromkeys(value for value in values if values.count(value) > 1):

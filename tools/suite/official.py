@@ -1,4 +1,4 @@
-"""The official ResNet-18 figures of MedMNIST v2, and how they came about.
+"""The official ResNet-18 values of MedMNIST v2, and how they were measured.
 
 Source: the benchmark table of https://medmnist.com (MedMNIST/medmnist.github.io, commit 74c5d44), which continues that
 of J. Yang et al., Scientific Data 10, 41, 2023. The recipe is that of MedMNIST/experiments,
@@ -14,7 +14,7 @@ from types import MappingProxyType
 
 @dataclass(frozen=True, slots=True)
 class OfficialValues:
-    """What the table says of ResNet-18 on the test split of one set; shares, with three decimals."""
+    """The values of ResNet-18 on the test split of one set: shares with three decimals."""
 
     accuracy_28: float
     auc_28: float
@@ -39,11 +39,11 @@ OFFICIAL: Mapping[str, OfficialValues] = MappingProxyType(
     }
 )
 
-# version 2.2.4 of the collection removed blank samples from them; the table was made with the files before
+# version 2.2.4 of the collection removed blank samples from these sets after the table was made
 CHANGED_SINCE = frozenset({"organamnist", "organcmnist", "organsmnist"})
 
 RECIPE = (
-    "The official values are those of the MedMNIST v2 benchmark table (medmnist.com) for ResNet-18: trained from "
-    "scratch for 100 epochs with Adam and a learning rate that falls in two steps, without augmentation; the epoch of "
-    "the best validation AUC. The table gives three decimals and no spread."
+    "The official values are those of ResNet-18 in the MedMNIST v2 benchmark table (medmnist.com): trained from "
+    "scratch for 100 epochs with Adam, a learning rate that falls in two steps and no augmentation; the epoch with the "
+    "best validation AUC was evaluated. The table gives three decimals and no spread."
 )

@@ -1,4 +1,4 @@
-"""One cell's process: started, listened to, and stopped when the suite is asked to stop."""
+"""Run one cell in a process of its own, read its output, and stop it when the suite is stopped."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from pathlib import Path
 
 from scripts.core.system import StopRequest
 
-TIED = Path(__file__).with_name("tied.py")
-POLL_S = 0.2  # how late a signal is forwarded, and an end noticed, at most
+PARENT_DEATH_SIGNAL = Path(__file__).with_name("parent_death_signal.py")
+POLL_S = 0.2  # the longest delay before a signal is forwarded or an end noticed
 CHUNK_BYTES = 1 << 16
 
 
@@ -22,43 +22,43 @@ CHUNK_BYTES = 1 << 16
 class Ending:
     """How a process ended."""
 
-    code: int  # its exit code; negative, the number of the signal that killed it
-    last_line: str  # the last that it printed, "" if it printed nothing
+    code: int  # its exit code; negative: the number of the signal that killed it
+    last_line: str  # of its output; "" if there was none
 
     @property
     def reason(self) -> str:
         """The exit code or the signal, and the last line, in one sentence."""
         if self.code < 0:
             how = f"killed by {signal.Signals(-self.code).name}"
-            how += " (the system's memory may have been used up)" if self.code == -signal.SIGKILL else ""
+            how += " (the system may have run out of memory)" if self.code == -signal.SIGKILL else ""
         else:
             how = f"exit code {self.code}"
-        return f"{how}: {self.last_line or 'nothing was printed'}"
+        return f"{how}: {self.last_line or 'no output'}"
 
 
 def run_process(command: Sequence[str], stop: StopRequest, show: Callable[[str], None]) -> Ending:
-    """Run a command to its end; its standard output and error go to ``show``, line by line.
+    """Run a command to its end; each line of its standard output and error is passed to ``show``.
 
-    A signal that asks the suite to stop is passed on, once, and the end is waited for.
+    A signal that stops the suite is forwarded once; then the process is waited for.
 
     Args:
         command: The program's absolute path and its arguments.
-        stop: What the signals have asked for.
-        show: Takes each line that is printed.
+        stop: The stop request that the signal handlers set.
+        show: Called with each line.
 
     Raises:
-        Interrupted: The suite was asked to stop; the process has ended.
+        Interrupted: The suite was stopped; the process has ended.
     """
     last_line = ""
     with stop.deferred():
         process = subprocess.Popen(
-            [sys.executable, "-I", "-S", str(TIED), str(os.getpid()), *command],
+            [sys.executable, "-I", "-S", str(PARENT_DEATH_SIGNAL), str(os.getpid()), *command],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             env=os.environ | {"PYTHONIOENCODING": "utf-8:backslashreplace"},
-            # a terminal's Ctrl-C reaches its whole group, and main.py takes a second signal for "at once, unsaved":
-            # in a session of its own, the process gets the one that is passed on
+            # a terminal sends Ctrl-C to its whole process group, and main.py stops at once, unsaved, at a second
+            # signal: in a session of its own, the process gets only the forwarded one
             start_new_session=True,
         )
         with process:  # closes the pipe and waits
@@ -73,19 +73,19 @@ def run_process(command: Sequence[str], stop: StopRequest, show: Callable[[str],
 
 
 def _lines(process: subprocess.Popen[bytes], stop: StopRequest) -> Iterator[str]:
-    """What the process prints until it ends; a signal that comes in the meantime is passed on to it."""
-    sources, pending, is_told = [process.stdout] if process.stdout else [], b"", False
+    """Yield the output of the process until it ends; forward a signal that arrives in the meantime."""
+    sources, pending, is_forwarded = [process.stdout] if process.stdout else [], b"", False
     while True:
-        # asked first: what it printed is then all there. Its end counts, not that of the pipe, of which worker
-        # processes have copies that may outlive it
+        # polled before reading: the output of an ended process is complete. The end of the pipe is not waited for:
+        # worker processes have copies of it and may live longer
         is_over = process.poll() is not None
         ready = select.select(sources, [], [], 0 if is_over else POLL_S)[0]
-        if stop.signal_number is not None and not is_told:
+        if stop.signal_number is not None and not is_forwarded:
             process.send_signal(stop.signal_number)
-            is_told = True
+            is_forwarded = True
         chunk = os.read(ready[0].fileno(), CHUNK_BYTES) if ready else b""
-        *whole, pending = (pending + chunk).split(b"\n")
-        yield from (_text(line) for line in whole)
+        *lines, pending = (pending + chunk).split(b"\n")
+        yield from map(_text, lines)
         if ready and not chunk:
             sources = []  # closed; without sources, select only waits
         if is_over and not chunk:

@@ -68,18 +68,11 @@ def draw_plan(
     mixup_alpha: float,
     device: torch.device,
 ) -> EpochPlan:
-    """Draw the plan of one epoch.
+    """Draw the plan of one epoch for ``num_images`` training images, on ``device`` in one transfer.
 
-    Args:
-        num_images: Size N of the training split.
-        seed: Seed of the run.
-        epoch: Number of the epoch.
-        batch_size: Images per step; the last batch may be smaller.
-        hflip: Probability of a horizontal flip, in [0, 1].
-        rotation_angle: Largest rotation in degrees; angles are uniform in [-rotation_angle, rotation_angle).
-        jitter: Brightness and contrast factors are uniform in [1 - jitter, 1 + jitter).
-        mixup_alpha: Alpha of MixUp's Beta distribution; 0 draws none.
-        device: Where the tensors go, in one transfer per epoch.
+    ``hflip`` is the probability of a horizontal flip. Angles are uniform in [-``rotation_angle``, ``rotation_angle``)
+    degrees, brightness and contrast factors in [1 - ``jitter``, 1 + ``jitter``). ``mixup_alpha`` is the alpha of the
+    Beta distribution of MixUp; 0 draws none. The last batch may be smaller than ``batch_size``.
     """
     order = np.argsort(uniform(seed, epoch, ORDER, num_images), kind="stable")
 

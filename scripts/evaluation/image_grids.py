@@ -22,7 +22,7 @@ from scripts.evaluation.metrics import EvaluationResult
 
 SAMPLES_PER_CLASS, SAMPLE_HEIGHT, MAX_SAMPLED_CLASSES, GAP = 12, 84, 30, 8
 PREDICTIONS_PER_ROW, MAX_PREDICTIONS, PREDICTION_HEIGHT, PREDICTION_PITCH = 8, 16, 140, 224
-HEADING_HEIGHT, LINE_HEIGHT, MAX_ANNOTATED_LABELS = 46, 21, 5
+HEADING_HEIGHT, LINE_HEIGHT, LETTER_WIDTH, MAX_ANNOTATED_LABELS = 46, 21, 9, 5
 FOUND, MISSED, FALSE = "✓", "○", "✗"
 
 Pixels = NDArray[np.uint8]
@@ -51,7 +51,7 @@ def draw_dataset_samples(
         y = row * (SAMPLE_HEIGHT + GAP)
         middle = y + SAMPLE_HEIGHT / 2 + 10 * (name.count("\n") - 1)
         axes.text(0, middle + 8, name, va="bottom", linespacing=1.05)
-        axes.text(0, middle + 12, f"{len(of_class[row]):,} images", va="top", size=7.5, color=style.MUTED)
+        axes.text(0, middle + 12, style.num_images(len(of_class[row])), va="top", size=7.5, color=style.MUTED)
         for column, index in enumerate(chosen[row]):
             _show(axes, images[index], left + column * (width + GAP), y, width, SAMPLE_HEIGHT)
     return axes.figure  # type: ignore[return-value]
@@ -119,7 +119,8 @@ def _draw_groups(
     """Framed test images in groups, with the lines of ``texts`` below each."""
     height, width = PREDICTION_HEIGHT, PREDICTION_HEIGHT * images.shape[2] / images.shape[1]
     line = height + 36 + LINE_HEIGHT * max(map(len, texts.values()))
-    pitch = max(PREDICTION_PITCH, width + 24)
+    longest = max(len(text) for lines in texts.values() for text, _ in lines)
+    pitch = max(PREDICTION_PITCH, width + 24, LETTER_WIDTH * longest + 12)
     heights = [HEADING_HEIGHT + line * -(-len(group.chosen) // PREDICTIONS_PER_ROW) for group in groups]
     axes = _pixel_axes("Sample predictions", detail, caption, PREDICTIONS_PER_ROW * pitch - 24, sum(heights) - 24)
     for group, top in zip(groups, np.cumsum([0, *heights]).tolist(), strict=False):

@@ -31,7 +31,7 @@ def draw_label_curves(evaluation: EvaluationResult, caption: style.Caption) -> F
     panels = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
     for index, (axes, figures, curve) in enumerate(zip(panels, shown, metrics.roc_curves, strict=False)):
         auc = "AUC undefined" if figures.auc is None else f"AUC {figures.auc:.3f}"
-        style.set_panel_title(axes, names[index], f"{auc} · {figures.support:,} images")
+        style.set_panel_title(axes, names[index], f"{auc} · {style.num_images(figures.support)}")
         axes.set(xlim=(0, 1), ylim=(0, 1), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1), aspect="equal")
         axes.grid()
         axes.xaxis.set_major_formatter("{x:g}")
@@ -47,7 +47,7 @@ def draw_label_curves(evaluation: EvaluationResult, caption: style.Caption) -> F
         else:
             axes.plot([0, 1], [0, 1], color=style.FAINT, linestyle=style.DASHES, linewidth=1)
             rates = curve.false_positive_rate, curve.true_positive_rate
-            axes.plot(*rates, color=style.RIGHT_COLOUR, linewidth=1.6, clip_on=False)
+            axes.plot(*rates, color=style.RIGHT_COLOUR, linewidth=1.6, clip_on=False, zorder=3)
     for axes in panels[len(shown) :]:
         axes.remove()
     style.add_footer(figure, "blue: the label's curve · dashed: chance, AUC 0.500")
@@ -69,7 +69,7 @@ def draw_label_figures(evaluation: EvaluationResult, caption: style.Caption) -> 
         mean = means.get(column, np.nan)
         style.set_panel_title(axes, title, " " if np.isnan(mean) else f"mean {mean:.3f}")
         _draw_scale(axes, frame[column].to_numpy(), mean)
-    labels = [f"{name}  ({support:,} images)" for name, support in zip(names, frame["support"], strict=True)]
+    labels = [f"{name}  ({style.num_images(support)})" for name, support in zip(names, frame["support"], strict=True)]
     panels[0].set_yticks(range(len(frame)), labels, color=style.INK)
     panels[0].set_ylim(len(frame) - 0.5, -0.5)
     style.add_footer(figure, "dashed: mean over the labels · –: undefined")
@@ -91,7 +91,7 @@ def _draw_scale(axes: Axes, values: NDArray[np.float64], mean: float) -> None:
     axes.tick_params(length=0)
     numbers = axes.secondary_yaxis("right")
     numbers.set_yticks(rows, ["–" if np.isnan(value) else f"{value:.3f}" for value in values], size=8)
-    numbers.tick_params(length=0)
+    numbers.tick_params(length=0, pad=8)
     numbers.spines["right"].set_visible(False)
 
 

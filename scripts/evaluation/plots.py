@@ -63,7 +63,8 @@ def draw_training_curves(training: TrainingResult, caption: style.Caption) -> Fi
     for axes in (losses, monitored, rate):
         axes.axvline(training.best_epoch, color=style.MUTED, linewidth=1, linestyle=":", zorder=0)
         axes.set(xlabel="epoch", ylabel="", xlim=(1 - beyond, len(history) + beyond))
-        axes.xaxis.set_major_locator(MaxNLocator(8, integer=True, min_n_ticks=1, steps=[1, 2, 5, 10]))
+        ticks = MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]).tick_values(1, len(history))
+        axes.set_xticks([tick for tick in ticks if 1 <= tick <= len(history)])
         axes.grid(axis="y")
     return figure
 
@@ -101,7 +102,7 @@ def draw_confusion_matrix(variant: Variant, caption: style.Caption) -> Figure:
     if num_classes > MAX_MATRIX_CLASSES:
         return _draw_largest_confusions(metrics, detail, caption)
     names = [figures.name for figures in metrics.per_class] if num_classes <= MAX_NAMED_CLASSES else []
-    rows, columns = style.short_names_in_ways(names, width=24, ways=[2, 1])
+    rows, columns = style.short_names_in_ways(names, width=24, ways=[2 if num_classes <= MAX_WRITTEN_CLASSES else 1, 1])
     side = MATRIX_SIDE if num_classes > MAX_WRITTEN_CLASSES else max(0.42 * num_classes, min(1.2 * num_classes, 4.8))
     cell = side / num_classes
     longest = max((len(line) for name in [*rows, *columns] for line in name.split("\n")), default=4)
@@ -149,7 +150,9 @@ def _draw_largest_confusions(metrics: Metrics, detail: str, caption: style.Capti
     confusions = largest_confusions(metrics, MAX_BARS)
     names = style.short_names([figures.name for figures in metrics.per_class], width=24, lines=1)
     detail += f"; the {len(confusions)} largest confusions of {len(names):,} classes"
-    figure = style.new_figure("Confusion matrix", detail, caption, width=9, height=0.7 + 0.24 * max(4, len(confusions)))
+    figure = style.new_figure(
+        "Largest confusions", detail, caption, width=9, height=0.7 + 0.24 * max(4, len(confusions))
+    )
     axes = figure.subplots()
     style.set_panel_title(axes, "True class → predicted class", "images, and their share of the true class")
     if confusions.empty:

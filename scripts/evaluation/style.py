@@ -180,6 +180,11 @@ def _shorten(name: str, width: int, lines: int) -> str:
     return "\n".join(wrapped) or "?"
 
 
+def num_images(count: int) -> str:
+    """A number of images in words."""
+    return f"{count:,} image{'s' * (count != 1)}"
+
+
 def one_line(text: str) -> str:
     """``text`` without line breaks and control characters."""
     return re.sub(r"[\s\x00-\x1f\x7f-\x9f\ud800-\udfff]+", " ", text).strip()

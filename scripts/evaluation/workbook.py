@@ -27,7 +27,7 @@ from scripts.evaluation.run_report import RunReport
 from scripts.evaluation.sheets import COUNT, FIGURE, RATE, SECONDS, SHARE, put, style_cell, write_frame
 
 DATE, DURATION = "yyyy-mm-dd hh:mm:ss", "[h]:mm:ss"
-FIGURE_WIDTH, ROW_PIXELS = 1000, 20  # pixels on the sheet, at most; height of a row
+FIGURE_WIDTH, FIGURE_HEIGHT, ROW_PIXELS = 1000, 1300, 20  # pixels on the sheet, at most; height of a row
 NAME_WIDTH = 40  # of a class's name, in characters
 MAX_LISTED_CONFUSIONS = 1000
 
@@ -169,9 +169,10 @@ def _write_confusion(writer: pd.ExcelWriter, report: RunReport) -> None:
         look: dict[str, Any] = {"formats": (None, None, COUNT, SHARE), "widths": (NAME_WIDTH, NAME_WIDTH, 12, 24)}
         write_frame(writer, largest, title, report.caption, groups=[(text, 1, 4)], **look)
         return
+    wide = min(24, max(12, 2 + max(len(word) for name in names for word in name.split() or [""])))
     counts, shares = (pd.DataFrame(cells, columns=names) for cells in (metrics.confusion, metrics.confusion_by_row))
     frame = pd.concat([pd.DataFrame({"True class": names}), counts, pd.DataFrame({"": [""] * size}), shares], axis=1)
-    formats, widths = (None, *[COUNT] * size, None, *[SHARE] * size), (NAME_WIDTH, *[12] * size, 4, *[12] * size)
+    formats, widths = (None, *[COUNT] * size, None, *[SHARE] * size), (NAME_WIDTH, *[wide] * size, 4, *[wide] * size)
     groups = [("Images; columns: predicted class", 2, size), ("Share of the true class", size + 3, size)]
     sheet = write_frame(writer, frame, title, report.caption, formats=formats, widths=widths, groups=groups)
     sheet.row_dimensions[4].height = 15 * min(8, 1 + max(map(len, names)) // 9)
@@ -218,8 +219,7 @@ def _write_figures(sheet: Worksheet, report: RunReport) -> None:
             sheet.row_breaks.append(Break(id=row - 1))
         put(sheet, row, 1, title, bold=True, size=12)
         image = Image(io.BytesIO(path.read_bytes()))
-        width = min(image.width, FIGURE_WIDTH)
-        image.height = round(image.height * width / image.width)
-        image.width = width
+        scale = min(1, FIGURE_WIDTH / image.width, FIGURE_HEIGHT / image.height)
+        image.width, image.height = round(image.width * scale), round(image.height * scale)
         sheet.add_image(image, f"A{row + 1}")
         row += image.height // ROW_PIXELS + 4

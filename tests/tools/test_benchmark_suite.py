@@ -242,7 +242,8 @@ def test_a_cell_that_fails_takes_no_other_along_and_is_tried_again(toy: Toy, cap
 
     assert toy.run(sets, seeds=("1",)) == 1
     assert toy.calls() == ["ants 1", "bees 1", "cats 1"]
-    warned = capsys.readouterr().err
+    screen, warned = capsys.readouterr()
+    assert screen.count("    epoch 1/1  val_acc 0.9\n") == 3
     assert f"warning: bees_seed1 failed, {reason}\n" in warned
     assert "1 of 3 cells failed. Try them again with: " in warned.splitlines()[-1]
     assert toy.states() == {"ants 1": "finished", "bees 1": "unfinished", "cats 1": "finished"}

@@ -14,6 +14,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 import weakref
 import zipfile
@@ -167,14 +168,15 @@ def test_patients_are_never_split(run: Run, draw: Draw, tmp_path: Path):
 def test_sub_folders_are_patients_when_asked(run: Run, draw: Draw, tmp_path: Path):
     for number in range(24):
         draw(f"set/{number % 2}/p{number // 4}/{number}.png", number)
+    draw("set/1/single.png", 24)
     code, out, _ = run("set", "set.npz", "--group_by_folder", "--size", "12", "--index", "rows.csv")
 
     assert code == 0
-    assert "6 groups, none of them divided" in out
+    assert "6 groups, none of them divided; 1 image without a group" in out
     with (tmp_path / "rows.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
-    assert len({row["group"] for row in rows}) == 6
-    assert len({(row["group"], row["split"]) for row in rows}) == 6
+    assert {row["group"] for row in rows} == {"", *(f"p{number}" for number in range(6))}
+    assert len({(row["group"], row["split"]) for row in rows}) == 7
 
 
 def test_equal_images_stay_in_one_split_whatever_their_files(run: Run, draw: Draw, tmp_path: Path):
@@ -546,6 +548,7 @@ def test_a_full_disk_ends_with_6_and_leaves_nothing(run: Run, cells: Path, tmp_p
 
 def test_reading_stays_only_a_little_ahead_of_writing():
     begun: list[int] = []
+    num_threads = threading.active_count()
 
     def make(number: int) -> int:
         begun.append(number)
@@ -555,6 +558,7 @@ def test_reading_stays_only_a_little_ahead_of_writing():
 
     assert [next(made) for _ in range(3)] == [0, -1, -2]
     made.close()
+    assert threading.active_count() == num_threads
     assert len(begun) <= 3 + 2 * build_module.AHEAD_PER_WORKER < 12
     assert list(build_module._in_order(abs, range(-50, 0), num_workers=3)) == list(range(50, 0, -1))
 

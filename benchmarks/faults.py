@@ -1,4 +1,4 @@
-"""What may happen to a training, one function per fault: each makes one try, and fails unless the run survives it."""
+"""The faults, one function each: it makes one try and raises ``NotSurvivedError`` unless the run survives it."""
 
 from __future__ import annotations
 
@@ -20,23 +20,23 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.trainings import (
-    Laboratory,
+    Campaign,
     NotSurvivedError,
     Training,
-    end_of,
     ends_within,
     outcome_of,
     require,
     require_whole_files,
+    wait_for_exit,
     wait_until,
 )
 from scripts.core.system.lock import LockRecord
 
-MAX_KILLS = 8  # of one run, before it is let finish
-MAX_MOMENTS = 8  # drawn for a fault that came too late to have an effect
-DISK_BYTES = 1 << 30  # room for all that a run writes
-MAX_SLACK_BYTES = 1 << 20  # what a disk that fills has left, at most
-# a limit on the size of files: between what the screen's file needs, too, and a little more than a checkpoint
+MAX_KILLS = 8  # of one run, which then finishes
+MAX_ATTEMPTS = 8  # of a try whose fault came too late to have an effect
+DISK_BYTES = 1 << 30  # more than a run writes
+MAX_SLACK_BYTES = 1 << 20  # free space of a disk that fills up, at most
+# limits on the size of files: the file of the printed output must still fit; the largest is larger than a checkpoint
 SMALLEST_LIMIT_BYTES, MAX_LIMIT_BYTES = 20_000, 150_000_000
 FEEDS: tuple[tuple[str, ...], ...] = (
     ("--feed", "streamed", "--num_workers", "1"),
@@ -48,29 +48,29 @@ FEEDS: tuple[tuple[str, ...], ...] = (
 CHECKPOINTS = tuple(("--checkpoint_every", seconds) for seconds in ("0", "0", "1", "30"))
 
 Notes = dict[str, Any]
-Try = Callable[[Laboratory, int, random.Random], Notes]
+Try = Callable[[Campaign, int, random.Random], Notes]
 
 
 @dataclass(slots=True)
 class Result:
-    """What all tries of one fault gave."""
+    """The result of all tries of one fault."""
 
     tries: int
     failures: list[str] = field(default_factory=list)
     notes: Notes = field(default_factory=dict)
 
 
-def make_tries(laboratory: Laboratory, name: str, attempt: Try, tries: int, *, at_once: int = 2) -> Result:
-    """Make all tries of one fault, some at a time; each has a generator of its own."""
+def make_tries(campaign: Campaign, name: str, attempt: Try, tries: int, *, at_once: int = 2) -> Result:
+    """Make all tries of one fault, ``at_once`` in parallel; each has its own generator of random numbers."""
     result, notes = Result(tries), list[Notes]()
 
     def one_try(number: int) -> None:
-        chance = random.Random(f"{laboratory.seed}/{name}/{number}")  # noqa: S311 (no secret)
+        rng = random.Random(f"{campaign.seed}/{name}/{number}")  # noqa: S311 (no secret)
         try:
-            notes.append(attempt(laboratory, number, chance))
+            notes.append(attempt(campaign, number, rng))
         except NotSurvivedError as error:
             result.failures.append(f"{name} {number}: {error}")
-        except Exception as error:  # of the campaign itself: no try counts that was not made
+        except Exception as error:  # a mistake of the campaign: the try was not made, so it is not survived
             result.failures.append(f"{name} {number}: the try itself failed: {error!r}")
 
     with ThreadPoolExecutor(at_once) as pool:
@@ -91,13 +91,13 @@ def _summary(values: list[Any]) -> Any:
     return {str(value): values.count(value) for value in sorted(set(values), key=str)}
 
 
-def kill(laboratory: Laboratory, number: int, chance: random.Random) -> Notes:
-    """SIGKILL at a uniformly random moment of every start, until one of them gets to the end."""
-    training = laboratory.training(f"kill_{number}")
+def kill(campaign: Campaign, number: int, rng: random.Random) -> Notes:
+    """Send SIGKILL at a uniformly random moment of every start, until one of them finishes."""
+    training = campaign.training(f"kill_{number}")
     kills = 0
     while True:
-        process = training.go_on(*FEEDS[number % 2], *CHECKPOINTS[number % 4])
-        if kills == MAX_KILLS or ends_within(process, chance.uniform(0, laboratory.seconds)):
+        process = training.resume(*FEEDS[number % 2], *CHECKPOINTS[number % 4])
+        if kills == MAX_KILLS or ends_within(process, rng.uniform(0, campaign.seconds)):
             break
         process.kill()
         process.wait()
@@ -105,54 +105,54 @@ def kill(laboratory: Laboratory, number: int, chance: random.Random) -> Notes:
         for paths in training.runs():
             require_whole_files(paths)
     training.finish(process)
-    training.require_same(laboratory.reference)
+    training.require_same(campaign.reference)
     training.remove()
     return {"kills": kills}
 
 
-def terminate(laboratory: Laboratory, number: int, chance: random.Random) -> Notes:
-    """SIGTERM at a random moment, then the printed command as it stands."""
-    return _stop(laboratory, number, chance, signal.SIGTERM)
+def terminate(campaign: Campaign, number: int, rng: random.Random) -> Notes:
+    """Send SIGTERM at a random moment, then run the printed command."""
+    return _stop(campaign, number, rng, signal.SIGTERM)
 
 
-def interrupt(laboratory: Laboratory, number: int, chance: random.Random) -> Notes:
-    """SIGINT at a random moment, then the printed command as it stands."""
-    return _stop(laboratory, number, chance, signal.SIGINT)
+def interrupt(campaign: Campaign, number: int, rng: random.Random) -> Notes:
+    """Send SIGINT at a random moment, then run the printed command."""
+    return _stop(campaign, number, rng, signal.SIGINT)
 
 
-def _stop(laboratory: Laboratory, number: int, chance: random.Random, wanted: signal.Signals) -> Notes:
-    for moment in range(MAX_MOMENTS):
-        training = laboratory.training(f"{wanted.name}_{number}_{moment}", *FEEDS[number % 2], *CHECKPOINTS[number % 4])
+def _stop(campaign: Campaign, number: int, rng: random.Random, wanted: signal.Signals) -> Notes:
+    for attempt in range(MAX_ATTEMPTS):
+        training = campaign.training(f"{wanted.name}_{number}_{attempt}", *FEEDS[number % 2], *CHECKPOINTS[number % 4])
         process = training.start()
-        if ends_within(process, chance.uniform(0, laboratory.seconds)):
+        if ends_within(process, rng.uniform(0, campaign.seconds)):
             training.remove()
             continue
-        # to the worker processes, too, where there are any
+        # every second time to the worker processes as well
         (os.killpg if number % 2 == 0 else os.kill)(process.pid, wanted)
         sent = time.monotonic()
-        code = end_of(process)
+        code = wait_for_exit(process)
         seconds = time.monotonic() - sent
-        if any(paths.summary.exists() for paths in training.runs()):  # all was done already
-            require(code in (0, -wanted), f"exit code {code} at the end: {training.last_words()}")
-            training.require_same(laboratory.reference)
+        if any(paths.summary.exists() for paths in training.runs()):  # the run was finished
+            require(code in (0, -wanted), f"exit code {code} at the end: {training.last_lines()}")
+            training.require_same(campaign.reference)
             training.remove()
             continue
         stage = _stage(training, code)
-        if code == -wanted:  # before Python had got as far as our first line
+        if code == -wanted:  # before the first line of the program
             require(not training.runs(), "the signal was not caught although the run had begun")
             training.finish(training.start())
         else:
-            require(code == 128 + wanted, f"exit code {code}, expected {128 + wanted}: {training.last_words()}")
-            require("Traceback" not in training.said(), f"a traceback: {training.last_words()}")
-            training.finish(training.launch_as_printed())
-        training.require_same(laboratory.reference)
+            require(code == 128 + wanted, f"exit code {code}, expected {128 + wanted}: {training.last_lines()}")
+            require("Traceback" not in training.output(), f"a traceback: {training.last_lines()}")
+            training.finish(training.run_printed_command())
+        training.require_same(campaign.reference)
         training.remove()
         return {"stopped while": stage, f"seconds from signal to exit while {stage}": seconds}
-    raise NotSurvivedError(f"{MAX_MOMENTS} signals came after the end of the run")
+    raise NotSurvivedError(f"{MAX_ATTEMPTS} signals came after the end of the run")
 
 
 def _stage(training: Training, code: int) -> str:
-    """How far a stopped run had come."""
+    """Name the stage that a stopped run had reached."""
     if code < 0:
         return "Python was starting"
     log = "".join(path.read_text() for path in training.outputs.glob("*/logs/run.log")).split("Stopped by")[0]
@@ -161,77 +161,77 @@ def _stage(training: Training, code: int) -> str:
     return "it trained" if "run folder" in log and "feed " in log else "it was starting"
 
 
-def damage(laboratory: Laboratory, number: int, chance: random.Random) -> Notes:
-    """The newest checkpoint truncated, or one bit of it flipped, then resume."""
-    training = laboratory.training(f"damage_{number}")
-    _stop_in_epoch(training, 1 + number % laboratory.size.epochs, chance)
+def damage(campaign: Campaign, number: int, rng: random.Random) -> Notes:
+    """Truncate the newest checkpoint or flip one bit of it, then resume."""
+    training = campaign.training(f"damage_{number}")
+    _stop_in_epoch(training, 1 + number % campaign.size.epochs, rng)
     path = training.paths.last_checkpoint
     content = bytearray(path.read_bytes())
-    if is_truncation := chance.random() < 0.5:
-        del content[chance.randrange(len(content)) :]
+    if is_truncation := rng.random() < 0.5:
+        del content[rng.randrange(len(content)) :]
     else:
-        content[chance.randrange(len(content))] ^= 1 << chance.randrange(8)
+        content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
     path.write_bytes(content)
-    training.finish(training.go_on())
+    training.finish(training.resume())
     warning = "last_checkpoint.pth is damaged: its checksum does not fit"
-    require(warning in training.said(), f"no warning of the damage: {training.last_words()}")
-    training.require_same(laboratory.reference)
+    require(warning in training.output(), f"no warning of the damage: {training.last_lines()}")
+    training.require_same(campaign.reference)
     training.remove()
     return {"damage": "truncated" if is_truncation else "one bit flipped"}
 
 
-def _stop_in_epoch(training: Training, epoch: int, chance: random.Random) -> None:
-    """Leave a run that SIGTERM stopped while it trained a certain epoch, or soon after."""
+def _stop_in_epoch(training: Training, epoch: int, rng: random.Random) -> None:
+    """Start a run and stop it by SIGTERM while it trains a certain epoch, or soon after."""
     process = training.start()
 
     def has_begun() -> bool:
         if epoch == 1:  # with the first checkpoint
             return any(paths.last_checkpoint.exists() for paths in training.runs())
-        return f"epoch {epoch - 1}/" in training.said()
+        return f"epoch {epoch - 1}/" in training.output()
 
     wait_until(lambda: has_begun() or process.poll() is not None, f"epoch {epoch} has begun")
-    ends_within(process, chance.uniform(0.1, 0.4))
+    ends_within(process, rng.uniform(0.1, 0.4))
     process.send_signal(signal.SIGTERM)
-    end_of(process)
-    require(training.paths.last_checkpoint.exists(), f"stopping left no checkpoint: {training.last_words()}")
+    wait_for_exit(process)
+    require(training.paths.last_checkpoint.exists(), f"stopping left no checkpoint: {training.last_lines()}")
 
 
-def fill_disk(laboratory: Laboratory, number: int, chance: random.Random) -> Notes:
-    """A full disk at a random write, then resume with space: a small tmpfs, or a limit on the size of files."""
-    for moment in range(MAX_MOMENTS):
-        folder = laboratory.folder / f"disk_{number}_{moment}"
+def fill_disk(campaign: Campaign, number: int, rng: random.Random) -> Notes:
+    """Fill the disk at a random write, then resume with space: a small tmpfs, or a limit on the size of files."""
+    for attempt in range(MAX_ATTEMPTS):
+        folder = campaign.folder / f"disk_{number}_{attempt}"
         with _small_disk(folder, wanted=number % 2 == 0) as is_small_disk:
-            training = laboratory.training(folder.name, *CHECKPOINTS[number % 4], folder=folder / "run")
-            if _run_until_full(training, chance.uniform(0, laboratory.seconds), is_small_disk, chance):
+            training = campaign.training(folder.name, *CHECKPOINTS[number % 4], folder=folder / "run")
+            if _run_until_full(training, rng.uniform(0, campaign.seconds), is_small_disk, rng):
                 if is_small_disk:
                     _resize(folder, DISK_BYTES)
-                training.finish(training.launch_as_printed())
-                training.require_same(laboratory.reference)
+                training.finish(training.run_printed_command())
+                training.require_same(campaign.reference)
                 return {"full": "tmpfs" if is_small_disk else "file-size limit"}
-    raise NotSurvivedError(f"{MAX_MOMENTS} full disks came after the last write")
+    raise NotSurvivedError(f"{MAX_ATTEMPTS} full disks came after the last write")
 
 
-def _run_until_full(training: Training, seconds: float, is_small_disk: bool, chance: random.Random) -> bool:
-    """Run with a disk that is full after so many seconds; whether that had an effect, which must be a clean failure."""
+def _run_until_full(training: Training, seconds: float, is_small_disk: bool, rng: random.Random) -> bool:
+    """Run with a disk that is full after ``seconds``; return whether the run failed, which it must do cleanly."""
     process = training.start()
     if not ends_within(process, seconds):
         if is_small_disk:
-            _shrink(training.folder.parent, chance.randrange(MAX_SLACK_BYTES))
+            _shrink(training.folder.parent, rng.randrange(MAX_SLACK_BYTES))
         else:
-            exponent = chance.uniform(math.log(SMALLEST_LIMIT_BYTES), math.log(MAX_LIMIT_BYTES))
+            exponent = rng.uniform(math.log(SMALLEST_LIMIT_BYTES), math.log(MAX_LIMIT_BYTES))
             _limit_files(process, round(math.exp(exponent)))
-    code = end_of(process)
+    code = wait_for_exit(process)
     if code != 0:
         _require_clean_failure(training, code)
     return code != 0
 
 
 def _require_clean_failure(training: Training, code: int) -> None:
-    require(code == 6, f"exit code {code}, expected 6: {training.last_words()}")
-    said = training.said()
-    require("Traceback" not in said, f"a traceback: {training.last_words()}")
+    require(code == 6, f"exit code {code}, expected 6: {training.last_lines()}")
+    output = training.output()
+    require("Traceback" not in output, f"a traceback: {training.last_lines()}")
     require(
-        " needs " in said and str(training.outputs.name) in said, f"path or space not named: {training.last_words()}"
+        " needs " in output and training.outputs.name in output, f"path or space not named: {training.last_lines()}"
     )
     require(not training.leftovers(), f"left half written: {training.leftovers()}")
     for paths in training.runs():
@@ -240,7 +240,7 @@ def _require_clean_failure(training: Training, code: int) -> None:
 
 @contextmanager
 def _small_disk(folder: Path, *, wanted: bool) -> Iterator[bool]:
-    """A folder that is a disk of its own while inside, where that is wanted and allowed; yields whether it is."""
+    """Mount a small disk at ``folder`` while inside, if that is wanted and allowed; yield whether it is mounted."""
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "survival", str(folder)]
     is_small_disk = wanted and sys.platform == "linux" and os.geteuid() == 0 and _succeeds(command)
@@ -253,7 +253,7 @@ def _small_disk(folder: Path, *, wanted: bool) -> Iterator[bool]:
 
 
 def _shrink(folder: Path, slack_bytes: int) -> None:
-    """Leave so little space on a small disk; what is being written may need some more attempts."""
+    """Shrink a small disk to ``slack_bytes`` of free space; it is tried again while files grow."""
     for _ in range(100):
         usage = shutil.disk_usage(folder)
         if _resize(folder, usage.used + slack_bytes):
@@ -271,29 +271,29 @@ def _succeeds(command: Sequence[str]) -> bool:
 
 
 def _limit_files(process: subprocess.Popen[bytes], size_bytes: int) -> None:
-    with suppress(ProcessLookupError):  # it has just ended
+    with suppress(ProcessLookupError):  # the process has just ended
         resource.prlimit(process.pid, resource.RLIMIT_FSIZE, (size_bytes, resource.RLIM_INFINITY))
 
 
-def start_together(laboratory: Laboratory, number: int, _chance: random.Random) -> Notes:
-    """Four starts at once under one lock: one runs, and the others name it and leave nothing."""
-    folder = laboratory.folder / f"starts_{number}"
-    trainings = [laboratory.training("", folder=folder / str(which)) for which in range(4)]
-    for training in trainings:  # the guard is on, as for every user
-        training.words = [word for word in training.words if word != "--no_process_guard"]
+def start_together(campaign: Campaign, number: int, _rng: random.Random) -> Notes:
+    """Start four runs at once under one lock: one must run, the others must name it and leave nothing."""
+    folder = campaign.folder / f"starts_{number}"
+    trainings = [campaign.training("", folder=folder / str(which)) for which in range(4)]
+    for training in trainings:  # with the process guard, as by default
+        training.arguments = [word for word in training.arguments if word != "--no_process_guard"]
     own = ["--lock_file", str(folder / "lock"), "--output_dir", str(folder / "outputs")]
     processes = [training.start(*own) for training in trainings]
     try:
         wait_until(lambda: sum(process.poll() is not None for process in processes) >= 3, "three starts are refused")
         running = [process for process in processes if process.poll() is None]
-        require(len(running) == 1, " / ".join(training.last_words() for training in trainings))
+        require(len(running) == 1, " / ".join(training.last_lines() for training in trainings))
         holder = running[0]
-        wait_until(lambda: _noted_folder(folder / "lock") is not None, "the one that runs has made its folder")
+        wait_until(lambda: _noted_folder(folder / "lock") is not None, "the run has made its folder")
         for training, process in zip(trainings, processes, strict=True):
             if process is not holder:
-                words = training.last_words()
-                require(process.returncode == 4, f"exit code {process.returncode}, expected 4: {words}")
-                require(f"pid {holder.pid}," in words, f"the holder is not named: {words}")
+                lines = training.last_lines()
+                require(process.returncode == 4, f"exit code {process.returncode}, expected 4: {lines}")
+                require(f"pid {holder.pid}," in lines, f"the holder is not named: {lines}")
         made = sorted((folder / "outputs").iterdir())
         require(made == [_noted_folder(folder / "lock")], f"run folders {made}")
     finally:
@@ -309,10 +309,10 @@ def _noted_folder(lock_file: Path) -> Path | None:
     return Path(record.run_folder) if record is not None and record.run_folder is not None else None
 
 
-def repeat(laboratory: Laboratory, number: int, chance: random.Random) -> Notes:
-    """The same command twice in reproducibility mode."""
-    words = ("--reproducible", "--seed", str(chance.randrange(2**32)))
-    trainings = [laboratory.training(f"repeat_{number}_{which}", *words) for which in range(2)]
+def repeat(campaign: Campaign, number: int, rng: random.Random) -> Notes:
+    """Run the same command twice in reproducibility mode."""
+    arguments = ("--reproducible", "--seed", str(rng.randrange(2**32)))
+    trainings = [campaign.training(f"repeat_{number}_{which}", *arguments) for which in range(2)]
     processes = [training.start() for training in trainings]
     for training, process in zip(trainings, processes, strict=True):
         training.finish(process)
@@ -322,10 +322,10 @@ def repeat(laboratory: Laboratory, number: int, chance: random.Random) -> Notes:
     return {}
 
 
-def feed(laboratory: Laboratory, number: int, _chance: random.Random) -> Notes:
-    """Another way to bring the images to the device."""
-    training = laboratory.training(f"feed_{number}", *FEEDS[number])
+def feed(campaign: Campaign, number: int, _rng: random.Random) -> Notes:
+    """Run with another way to bring the images to the device."""
+    training = campaign.training(f"feed_{number}", *FEEDS[number])
     training.finish(training.start())
-    training.require_same(laboratory.reference)
+    training.require_same(campaign.reference)
     training.remove()
     return {}

@@ -22,15 +22,15 @@ BOMB_BYTES = 3 << 29  # what an honest bomb unpacks to: more than the worker may
 
 
 def prepare(folder: Path) -> None:
-    """Make what is made once, then limit the memory."""
+    """Make and import whatever is needed once, then limit the memory."""
     _honest_bomb()
-    judge_file(random.Random(0), folder)  # noqa: S311 (no secret)
+    check_file(random.Random(0), folder)  # noqa: S311 (no secret)
     num_pages = int(Path("/proc/self/statm").read_text().split()[0])
     limit = num_pages * resource.getpagesize() + ADDRESS_SPACE_BYTES
     resource.setrlimit(resource.RLIMIT_AS, (limit, limit))
 
 
-def judge_file(chance: random.Random, folder: Path) -> str:
+def check_file(chance: random.Random, folder: Path) -> str:
     """Open a mutated file and read all of it."""
     path = folder / "mutated.npz"
     path.write_bytes(
@@ -53,7 +53,7 @@ def judge_file(chance: random.Random, folder: Path) -> str:
 
 
 def _arrays(chance: random.Random) -> dict[str, Any]:
-    """A small valid data set: grey or coloured, with names or without."""
+    """A small valid data set: grey or RGB, with class names or without."""
     shape, num_classes = ((5, 6, 3), (5, 6))[chance.randrange(2)], chance.choice([2, 3])
     arrays: dict[str, Any] = {}
     for split, count in {"train": 6, "val": 3, "test": 4}.items():
@@ -83,7 +83,7 @@ def _zip(members: dict[str, bytes], chance: random.Random) -> bytes:
 
 
 def _edit(content: bytes, chance: random.Random) -> bytes:
-    """A few bytes flipped, set, removed, put in, moved or cut off."""
+    """Flip, set, remove, insert, copy or cut off a few bytes."""
     edited = bytearray(content)
     for _ in range(chance.choice([1, 1, 2, 5, 20])):
         if not edited:
@@ -106,12 +106,12 @@ def _edit(content: bytes, chance: random.Random) -> bytes:
 
 
 def _change_bytes(chance: random.Random) -> bytes:
-    """Anything, anywhere in the file."""
+    """Change bytes anywhere in the file."""
     return _edit(_zip(_members(chance), chance), chance)
 
 
 def _change_header(chance: random.Random) -> bytes:
-    """An array's header, with the zip's checksums made right again."""
+    """Change an array's header; the zip's checksums are those of the changed header."""
     members = _members(chance)
     name = chance.choice(list(members))
     content = members[name]
@@ -157,7 +157,7 @@ _HEADER_CHANGES = (
 
 
 def _change_directory(chance: random.Random) -> bytes:
-    """Fields of the zip directory, of its end record or of a local header."""
+    """Change fields of the zip directory, of its end record or of a local header."""
     content = bytearray(_zip(_members(chance), chance))
     start, end = content.rindex(b"PK\x05\x06"), len(content)
     entries = [at for at in range(len(content)) if content[at : at + 4] == b"PK\x01\x02"]
@@ -182,7 +182,7 @@ def _change_directory(chance: random.Random) -> bytes:
 
 
 def _change_sizes(chance: random.Random) -> bytes:
-    """Arrays that do not fit together, or are of another kind; names that are missing or there twice."""
+    """Change arrays so that they disagree, are of another kind or are missing; add members with odd names."""
     arrays = _arrays(chance)
     for _ in range(chance.choice([1, 1, 2])):
         key = chance.choice([key for key, array in arrays.items() if array is not None])
@@ -223,14 +223,14 @@ _ARRAY_CHANGES: tuple[Callable[[Any], Any], ...] = (
 
 
 def _make_bomb(chance: random.Random) -> bytes:
-    """Little that says to be much: by lying, by sharing bytes, or in truth."""
+    """Make a small file that claims much: falsely, by sharing bytes, or truly."""
     members = _members(chance)
     kind = chance.random()
     if kind < 0.01:
         return _honest_bomb()
     if kind < 0.05:  # very many arrays
         return _zip(members | {f"{number}.npy": b"" for number in range(chance.choice([1000, 20000]))}, chance)
-    if kind < 0.10:  # some tens of megabytes of nothing, honestly
+    if kind < 0.10:  # 30 MB of zeros, correctly declared
         members["train_images.npy"] = _npy(np.zeros((30_000_000 // 90, 5, 6, 3), np.uint8))
         members["train_labels.npy"] = _npy(np.zeros((30_000_000 // 90, 1), np.uint8))
         return _zip(members, chance)

@@ -1,13 +1,12 @@
-"""How fast the pipeline is, against the conventional way on the same machine in the same minutes.
+"""Compare the speed of the pipeline with that of the conventional way, on the same machine at the same time.
 
 python -m benchmarks.speed                        everything on synthetic data, under five minutes on two cores
-python -m benchmarks.speed --data PATH.npz        on data of your own, --images of them
-python -m benchmarks.speed --device cuda --data PATH.npz --images 11963 --epochs 60      what a GPU is asked for
+python -m benchmarks.speed --data PATH.npz        on your own data, --images of them
+python -m benchmarks.speed --device cuda --data PATH.npz --images 11963 --epochs 60      the bars of a GPU
 python -m benchmarks.speed --only epoch           only the measurements whose name contains "epoch"
 
-Each way has a process of its own (``ways.py``). They take turns (A B A B …) after a warm-up that is not counted;
-figures are medians, ratios are medians of the ratios turn by turn. Writes a table to the screen and everything to the
-file of --json.
+Each way has its own process (``ways.py``). They take turns (A B A B …) after a warm-up that is not counted. Figures are
+medians, ratios are medians of the ratios of each turn. Prints a table and writes everything to the file of --json.
 """
 
 from __future__ import annotations
@@ -39,7 +38,7 @@ from scripts.data_handler.npz import SPLITS
 
 SAMPLING_S = 0.05  # of a program's memory
 MILLION = 1e6
-INPUT_IMAGES = 8192  # at the least, where there is no network: fewer are done before the clock is read
+INPUT_IMAGES = 8192  # at least, where there is no network: fewer take too little time to be measured
 EPOCH_BARS = {"bf16": 2.0, "fp32": 1.15}  # on a CPU
 GPU_EPOCH_BAR, GPU_RATE_BAR, GPU_RUN_BAR = 20.0, 30_000, 60  # times, img/s, seconds
 BOOKKEEPING_BAR = 10.0  # times
@@ -49,18 +48,18 @@ LONG_RUN_EPOCHS = 60
 
 @dataclass(frozen=True, kw_only=True)
 class Measurement:
-    """One figure, of the pipeline and, where there is one to compare with, of the conventional way."""
+    """One figure of the pipeline, and of the conventional way if it has one."""
 
     name: str
     unit: str
     ours: list[float]
     conventional: list[float] = field(default_factory=list)
     more_is_better: bool = True
-    bar: float | None = None  # the ratio, or without a conventional way the figure, that is required
+    bar: float | None = None  # the required ratio, or without a conventional figure the required figure
 
     @property
     def advantage(self) -> float | None:
-        """By how much ours is better: the median ratio of neighbouring turns."""
+        """How many times better ours is: the median of the ratios of each turn."""
         if not self.conventional:
             return None
         ratios = [one / other for one, other in zip(self.ours, self.conventional, strict=True)]
@@ -79,7 +78,7 @@ class Measurement:
 
 @dataclass(frozen=True, kw_only=True)
 class Setup:
-    """What every measurement needs."""
+    """What every measurement uses."""
 
     bench: Bench
     pipeline: Way
@@ -95,15 +94,14 @@ class Setup:
 
     @property
     def precisions(self) -> tuple[str, ...]:
-        """Those worth measuring, the pipeline's choice first."""
+        """The precisions that are measured, the pipeline's choice first."""
         return ("bf16", "fp32") if has_fast_bf16(torch.device(self.bench.device)) else ("fp32",)
 
     def compare(self, *tasks: Task, bars: Sequence[float | None] = ()) -> Iterator[Measurement]:
-        """Images per second of both ways, in turns; the conventional way does once a turn what tasks have in common.
+        """Measure images per second of both ways, in turns.
 
-        Args:
-            tasks: The same but for the precision, of which the conventional way knows one.
-            bars: The required advantage of each; none where it is empty.
+        The tasks differ in their precision only; the conventional way, which knows fp32 alone, does one of them a turn.
+        ``bars`` are the required advantages of the tasks, if there are any.
         """
         conventional = replace(tasks[0], precision="fp32")
         ours: list[list[float]] = [[] for _ in tasks]
@@ -133,13 +131,13 @@ def input_pipeline(setup: Setup) -> Iterator[Measurement]:
 
 
 def training_step(setup: Setup) -> Iterator[Measurement]:
-    """Forward, backward and update of a batch that is there already."""
+    """Forward, backward and update of a batch that is on the device."""
     num_images = setup.num_images if setup.on_gpu else 2 * setup.bench.config.batch_size
     yield from setup.compare(*setup.in_all_precisions("training step", num_images))
 
 
 def training_epoch(setup: Setup) -> Iterator[Measurement]:
-    """One whole pass over the images, from stored bytes to updated weights."""
+    """One whole epoch, from stored bytes to updated weights."""
     tasks = setup.in_all_precisions("training epoch", setup.num_images)
     on_gpu = [GPU_EPOCH_BAR, None]
     bars = on_gpu[: len(tasks)] if setup.on_gpu else [EPOCH_BARS[task.precision] for task in tasks]
@@ -155,8 +153,8 @@ def training_epoch(setup: Setup) -> Iterator[Measurement]:
 def outside_the_network(setup: Setup) -> Iterator[Measurement]:
     """The share of an epoch of PBC-28 that is not forward, backward and update.
 
-    That is the epoch without its steps, which grows with the images, and the part of the bookkeeping after it that the
-    next epoch waits for, which does not. The conventional way of bookkeeping is to wait until all files are written.
+    It is the epoch without its steps, which grows with the number of images, and the bookkeeping that the next epoch
+    waits for, which does not. The conventional bookkeeping waits until all files are written.
     """
     epoch = Task(kind="training epoch", num_images=setup.num_images, precision=setup.precisions[0])
     times = PBC_IMAGES / setup.num_images
@@ -175,7 +173,7 @@ def outside_the_network(setup: Setup) -> Iterator[Measurement]:
 
 
 def reproducibility(setup: Setup) -> Iterator[Measurement]:
-    """What reproducibility mode costs against the fast mode, and on a GPU also against the fast mode in fp32."""
+    """The cost of reproducibility mode compared with the fast mode, and on a GPU also with the fast mode in fp32."""
     for precision in setup.precisions if setup.on_gpu else setup.precisions[:1]:
         epoch = Task(kind="training epoch", num_images=setup.num_images, precision=precision)
         yield Measurement(
@@ -194,10 +192,10 @@ def evaluation(setup: Setup) -> Iterator[Measurement]:
 
 
 def growth(setup: Setup) -> Iterator[Measurement]:
-    """How an epoch's time grows with the number of images and with the side of a picture."""
+    """The growth of an epoch's time with the number of images and with their side."""
     whole = Task(kind="training epoch", num_images=setup.num_images, precision=setup.precisions[0])
     quarter = replace(whole, num_images=setup.num_images // 4)
-    side = setup.bench.pictures.images.shape[1]
+    side = setup.bench.train_split.images.shape[1]
     for task in (
         quarter,
         replace(whole, num_images=setup.num_images // 2),
@@ -209,7 +207,7 @@ def growth(setup: Setup) -> Iterator[Measurement]:
 
 
 def whole_run(setup: Setup) -> Iterator[Measurement]:
-    """From the start of the process to its last report; and, in runs of their own, the memory of all its processes."""
+    """From the start of the process to its last report; the memory of all its processes is measured in further runs."""
     is_long = setup.on_gpu and setup.epochs >= LONG_RUN_EPOCHS
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -217,12 +215,12 @@ def whole_run(setup: Setup) -> Iterator[Measurement]:
         shared = ("--output_dir", str(folder / "outputs"), "--device", setup.bench.device)
         own = ("--dataset", str(data), "--weights", "none", "--lock_file", str(folder / "lock"), "--no_process_guard")
         ours = ("main.py", *own, "--epochs", str(setup.epochs), "--patience", str(setup.epochs), *shared)
-        # the bar of a long run is its time alone: the conventional one then only has to show what memory it takes
+        # the bar of a long run is its time alone: the conventional run then only shows its memory
         epochs = ("--epochs", str(1 if is_long else setup.epochs))
         theirs = ("-m", "benchmarks.conventional", str(data), *epochs, *shared)
         timed = (ours,) if is_long else (ours, theirs)
-        seconds = [[run_program(words)[0] for words in timed] for _ in range(2)]
-        memory = [run_program(words, watch_memory=True)[1] for words in (ours, theirs)]
+        seconds = [[run_program(arguments)[0] for arguments in timed] for _ in range(2)]
+        memory = [run_program(arguments, watch_memory=True)[1] for arguments in (ours, theirs)]
     by_way = [list(of_way) for of_way in zip(*seconds, strict=True)]
     yield Measurement(
         name=f"whole run, epochs: {setup.epochs}",
@@ -243,9 +241,9 @@ def whole_run(setup: Setup) -> Iterator[Measurement]:
 
 
 def data_of(setup: Setup, folder: Path) -> Path:
-    """The setup's images as a data set: the user's own file where all of it is asked for, else one in ``folder``."""
+    """Return the setup's images as a file: the user's own if all its images are used, else a new one in ``folder``."""
     bench = setup.bench
-    if bench.data is not None and setup.num_images >= len(bench.pictures.images):
+    if bench.data is not None and setup.num_images >= len(bench.train_split.images):
         return bench.data.absolute()
     path = folder / "data.npz"
     np.savez(path, **dict(three_splits(bench.split(Task(kind="training epoch", num_images=setup.num_images)))))
@@ -253,7 +251,7 @@ def data_of(setup: Setup, folder: Path) -> Path:
 
 
 def help_text(setup: Setup) -> Iterator[Measurement]:
-    """How long ``--help`` takes."""
+    """The time that ``--help`` takes."""
     seconds = [run_program(("main.py", "--help"))[0] for _ in range(setup.turns + 1)][1:]
     yield Measurement(name="--help", unit="s", ours=seconds, more_is_better=False, bar=0.5)
 
@@ -272,49 +270,44 @@ MEASUREMENTS: dict[str, Callable[[Setup], Iterator[Measurement]]] = {
 
 
 def three_splits(split: Split) -> Iterator[tuple[str, Any]]:
-    """The images as a data set: four parts to train on, one to validate, one to test."""
+    """Split the images into a data set: four sixths for training, one for validation, one for testing."""
     cuts = [len(split.images) * part // 6 for part in (0, 4, 5, 6)]
     for name, start, end in zip(SPLITS, cuts[:-1], cuts[1:], strict=True):
         yield f"{name}_images", split.images[start:end]
         yield f"{name}_labels", split.labels[start:end, None]
 
 
-def run_program(words: Sequence[str], *, watch_memory: bool = False) -> tuple[float, float]:
-    """Run a Python program.
+def run_program(arguments: Sequence[str], *, watch_memory: bool = False) -> tuple[float, float]:
+    """Run ``python`` with these arguments; return its seconds, and the peak memory of it and its children in MB.
 
-    Args:
-        words: What follows ``python`` on the command line.
-        watch_memory: Whether to look at its memory all the while, which slows it down.
-
-    Returns:
-        Seconds that it took, and the most megabytes that it and its children had at once, by the proportional set size,
-        which counts what processes share once; 0 if that was not watched.
+    The memory is the proportional set size, which counts shared pages once. It is 0 without ``watch_memory``, which
+    slows the program down.
     """
     started, peak = time.perf_counter(), 0.0
     process = subprocess.Popen(
-        [sys.executable, *words], cwd=PROJECT_ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+        [sys.executable, *arguments], cwd=PROJECT_ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
     while watch_memory and process.poll() is None:
         peak = max(peak, memory_of(process.pid))
         time.sleep(SAMPLING_S)
-    complaint = process.communicate()[1]
+    error_output = process.communicate()[1]
     seconds = time.perf_counter() - started
     if process.returncode:
-        raise RuntimeError(f"{' '.join(words)} ended with {process.returncode}: {complaint}")
+        raise RuntimeError(f"{' '.join(arguments)} ended with {process.returncode}: {error_output}")
     return seconds, peak / MILLION
 
 
 def memory_of(pid: int) -> float:
-    """Bytes of a process and its descendants."""
+    """Count the bytes of a process and its descendants."""
     total = 0.0
     try:
         parent = psutil.Process(pid)
-        family = [parent, *parent.children(recursive=True)]
+        processes = [parent, *parent.children(recursive=True)]
     except psutil.NoSuchProcess:
         return total
-    for member in family:
+    for process in processes:
         try:
-            found = member.memory_full_info()
+            found = process.memory_full_info()
         except (psutil.NoSuchProcess, psutil.AccessDenied):
             continue
         total += getattr(found, "pss", found.rss)
@@ -322,13 +315,13 @@ def memory_of(pid: int) -> float:
 
 
 def table(measurements: Sequence[Measurement]) -> str:
-    """The figures for a reader."""
+    """Format all measurements as a table."""
     head = f"{'':44s}{'ours':>12s}{'conventional':>15s}  {'unit':14s}{'advantage':>10s}{'bar':>9s}"
     return "\n".join([head, "-" * len(head), *(row(measurement) for measurement in measurements)])
 
 
 def row(measurement: Measurement) -> str:
-    """One line of the table."""
+    """Format one line of the table."""
 
     def number(values: Sequence[float]) -> str:
         return (
@@ -343,46 +336,46 @@ def row(measurement: Measurement) -> str:
     )
 
 
-def measure(given: argparse.Namespace, bench: Bench) -> Iterator[Measurement]:
-    """Everything that --only asks for, each as soon as it is known."""
+def measure(options: argparse.Namespace, bench: Bench) -> Iterator[Measurement]:
+    """Make the measurements that --only selects, and yield each as soon as it is known."""
     with ways(bench) as (pipeline, other):
         setup = Setup(
             bench=bench,
             pipeline=pipeline,
             conventional=other,
-            num_images=given.images,
-            turns=given.turns,
-            epochs=given.epochs,
+            num_images=options.images,
+            turns=options.turns,
+            epochs=options.epochs,
         )
         for name, measurements in MEASUREMENTS.items():
-            if given.only in name:
+            if options.only in name:
                 yield from measurements(setup)
 
 
 def main() -> int:
-    """Measure, print the table, write the JSON; 1 if a bar was missed."""
+    """Measure, print the table and write the JSON; return 1 if a bar was missed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--data", type=Path, help="an .npz in MedMNIST's schema with eight classes")
     parser.add_argument("--images", type=int, default=512, help="training images (default: 512)")
     parser.add_argument("--turns", type=int, default=3, help="counted turns of each way (default: 3)")
     parser.add_argument("--epochs", type=int, default=1, help="epochs of the whole run (default: 1)")
-    parser.add_argument("--only", default="", help="part of the name of what to measure")
+    parser.add_argument("--only", default="", help="measure only what has this in its name")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path, default=Path("outputs/benchmark_speed.json"))
-    given = parser.parse_args()
+    options = parser.parse_args()
 
-    bench = Bench(data=given.data, device=str(select_device(given.device)), config=Config(weights="none"))
-    given.json.parent.mkdir(parents=True, exist_ok=True)
+    bench = Bench(data=options.data, device=str(select_device(options.device)), config=Config(weights="none"))
+    options.json.parent.mkdir(parents=True, exist_ok=True)
     started, found = time.perf_counter(), []
-    for measurement in measure(given, bench):
+    for measurement in measure(options, bench):
         found.append(measurement)
         print(row(measurement), flush=True)
-        write_results(given, bench, found)  # each time: what was measured outlives whatever comes after it
+        write_results(options, bench, found)  # after each, so that a later failure does not lose it
     print(f"\n{table(found)}\n\n{time.perf_counter() - started:.0f} s in all")
     return 0 if all(each.meets_its_bar is not False for each in found) else 1
 
 
-def write_results(given: argparse.Namespace, bench: Bench, found: Sequence[Measurement]) -> None:
+def write_results(options: argparse.Namespace, bench: Bench, found: Sequence[Measurement]) -> None:
     """Write everything to the file of --json, and the table beside it."""
     content = {
         "date": datetime.now().isoformat(timespec="seconds"),
@@ -390,16 +383,16 @@ def write_results(given: argparse.Namespace, bench: Bench, found: Sequence[Measu
         "environment": describe_environment(bench.device),
         "config": bench.config.as_dict(),
         "conventional": {"batch_size": conventional.BATCH_SIZE, "num_workers": conventional.NUM_WORKERS},
-        "images": given.images,
-        "turns": given.turns,
-        "epochs_of_the_whole_run": given.epochs,
-        "data": "synthblood" if given.data is None else given.data.name,
+        "images": options.images,
+        "turns": options.turns,
+        "epochs_of_the_whole_run": options.epochs,
+        "data": "synthblood" if options.data is None else options.data.name,
         "measurements": [
             asdict(each) | {"advantage": each.advantage, "meets_its_bar": each.meets_its_bar} for each in found
         ],
     }
-    write_json(given.json, content)
-    write_text(given.json.with_suffix(".txt"), table(found) + "\n")
+    write_json(options.json, content)
+    write_text(options.json.with_suffix(".txt"), table(found) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,12 +1,12 @@
 """What streaming costs: the memory of a training on a set larger than memory, and its speed against resident images.
 
-python -m benchmarks.streaming --folder /scratch                8.2 GB of pictures of 224 × 224, 300 steps
+python -m benchmarks.streaming --folder /scratch                8.2 GB of images of 224 × 224, 300 steps
 python -m benchmarks.streaming --folder /tmp --megabytes 100 --steps 20 --images 64         a quick try
 python -m benchmarks.streaming --folder /tmp --only throughput                              without the large set
 
 The first part writes a set, starts main.py on it, samples the memory of all its processes, and stops it by SIGTERM
-after so many steps. The second lets both feeds take turns (A B A B …) through the pipeline's own epochs with the same
-network, after a warm-up that is not counted; ratios are medians of the ratios turn by turn. All files but the JSON are
+after ``--steps`` steps. The second alternates between both feeds (A B A B …) in the pipeline's own epochs with the same
+network, after a warm-up that is not counted; ratios are medians of the ratios of each round. All files but the JSON are
 deleted at the end.
 """
 
@@ -35,7 +35,7 @@ import torch
 from scripts.core.config import Config
 from scripts.core.environment import PROJECT_ROOT, describe_environment
 from scripts.core.system.device import select_device, select_precision
-from scripts.core.system.reproducibility import use_fast_kernels
+from scripts.core.system.reproducibility import use_kernels
 from scripts.data_handler.dataset import Dataset
 from scripts.data_handler.opening import open_dataset
 from scripts.data_handler.plan import draw_plan
@@ -57,7 +57,7 @@ STOPPED = 128 + signal.SIGTERM
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """One thing measured."""
+    """One measurement."""
 
     name: str
     unit: str
@@ -97,19 +97,19 @@ def write_set(path: Path, *, num_train: int, side: int, seed: int = 0) -> int:
                 header = {"descr": "|u1", "fortran_order": False, "shape": (count, side, side, 3)}
                 np.lib.format.write_array_header_1_0(stream, header)
                 for start in range(0, count, IMAGES_AT_ONCE):
-                    stream.write(pictures(labels[start : start + IMAGES_AT_ONCE], side, random).tobytes())
+                    stream.write(noisy_images(labels[start : start + IMAGES_AT_ONCE], side, random).tobytes())
     return sum(counts.values()) * side * side * 3
 
 
-def pictures(labels: np.ndarray, side: int, random: np.random.Generator) -> np.ndarray:
-    """Pictures whose brightness tells their class, with coarse noise."""
+def noisy_images(labels: np.ndarray, side: int, random: np.random.Generator) -> np.ndarray:
+    """Make images whose brightness shows their class, with coarse noise."""
     coarse = random.integers(0, 64, (len(labels), -(-side // GRAIN), -(-side // GRAIN), 3), dtype=np.uint8)
     coarse += (labels * (190 // NUM_CLASSES)).astype(np.uint8)[:, None, None, None]
     return coarse.repeat(GRAIN, axis=1).repeat(GRAIN, axis=2)[:, :side, :side]
 
 
 def memory(given: argparse.Namespace, folder: Path) -> Iterator[Figure]:
-    """Peak memory and speed of ``main.py`` on a large set, from its start to so many steps."""
+    """Measure peak memory and speed of ``main.py`` on a large set, from its start to ``--steps`` steps."""
     started = time.perf_counter()
     num_train = int(given.megabytes * MILLION) // (given.side**2 * 3) + 1
     size = write_set(folder / "large.npz", num_train=num_train, side=given.side)
@@ -118,18 +118,22 @@ def memory(given: argparse.Namespace, folder: Path) -> Iterator[Figure]:
     yield Figure(name="images, uncompressed", unit="MB", values=[size / MILLION])
     yield Figure(name="writing them", unit="s", values=[time.perf_counter() - started])
 
-    words = f"--weights none --no_tta --no_process_guard --feed {given.feed} --batch_size {given.batch_size}".split()
-    words += ["--dataset", str(folder / "large.npz"), "--num_workers", str(given.workers), "--device", given.device]
-    words += ["--data_dir", str(folder), "--output_dir", str(folder / "outputs"), "--lock_file", str(folder / "lock")]
+    argv = f"--weights none --no_tta --no_process_guard --feed {given.feed} --batch_size {given.batch_size}".split()
+    argv += ["--dataset", str(folder / "large.npz"), "--num_workers", str(given.workers), "--device", given.device]
+    argv += ["--data_dir", str(folder), "--output_dir", str(folder / "outputs"), "--lock_file", str(folder / "lock")]
     report = folder / "steps.json"
     process = subprocess.Popen(
-        [sys.executable, "-m", "benchmarks.streaming", "--child", str(given.steps), str(report), *words],
+        [sys.executable, "-m", "benchmarks.streaming", "--child", str(given.steps), str(report), *argv],
         cwd=PROJECT_ROOT,
     )
     peaks = watch(process)
     if process.returncode != STOPPED:
         raise RuntimeError(f"main.py ended with {process.returncode} rather than {STOPPED}")
-    for name, kind in (("proportional", "pss"), ("unique", "uss"), ("resident, shared pages counted anew,", "rss")):
+    for name, kind in (
+        ("proportional", "pss"),
+        ("unique", "uss"),
+        ("resident, shared pages counted repeatedly,", "rss"),
+    ):
         bar = PEAK_BAR_MB if kind == "pss" else None
         yield Figure(name=f"peak memory, {name} set size", unit="MB", values=[peaks[kind] / MILLION], bar=bar)
     moments = json.loads(report.read_text())
@@ -139,7 +143,7 @@ def memory(given: argparse.Namespace, folder: Path) -> Iterator[Figure]:
 
 
 def watch(process: subprocess.Popen[bytes]) -> dict[str, float]:
-    """The most bytes that a process and its descendants had together, until it ends."""
+    """Measure the peak memory of a process and its descendants together, in bytes, until it ends."""
     peaks = {"pss": 0.0, "uss": 0.0, "rss": 0.0}
     parent = psutil.Process(process.pid)
     while process.poll() is None:
@@ -161,8 +165,8 @@ def watch(process: subprocess.Popen[bytes]) -> dict[str, float]:
     return peaks
 
 
-def train_some(num_steps: int, report: Path, words: Sequence[str]) -> int:
-    """Run ``main.py``, send it SIGTERM after so many steps, and leave the moments at which its steps ended."""
+def train_some(num_steps: int, report: Path, argv: Sequence[str]) -> int:
+    """Run ``main.py``, send it SIGTERM after ``num_steps`` steps, and write the times at which its steps ended."""
     import main
 
     moments: list[float] = []
@@ -176,13 +180,13 @@ def train_some(num_steps: int, report: Path, words: Sequence[str]) -> int:
         return loss
 
     training.training_step = counted
-    code = main.main(words)
+    code = main.main(argv)
     report.write_text(json.dumps(moments))
     return code
 
 
 def throughput(given: argparse.Namespace, folder: Path) -> Iterator[Figure]:
-    """Images per second of either feed on a subset, with the stock ResNet-18."""
+    """Measure the images per second of either feed on a subset, with the stock ResNet-18."""
     path = folder / "subset.npz"
     write_set(path, num_train=given.images, side=given.side)
     in_memory = open_dataset(str(path), folder)
@@ -194,16 +198,16 @@ def throughput(given: argparse.Namespace, folder: Path) -> Iterator[Figure]:
         f"streamed, {given.workers} workers": epoch_of(_device_split(on_disk, "streamed", device, given.workers)),
         "streamed, no workers": epoch_of(_device_split(on_disk, "streamed", device, 0)),
         f"streamed, {given.workers} workers, disk cold": epoch_of(
-            _device_split(on_disk, "streamed", device, given.workers), before=lambda: forget(on_disk)
+            _device_split(on_disk, "streamed", device, given.workers), before=lambda: drop_from_cache(on_disk)
         ),
     }
     for way in ways.values():
         way()
-    turns = [{name: given.images / way() for name, way in ways.items()} for _ in range(given.turns)]
+    rounds = [{name: given.images / way() for name, way in ways.items()} for _ in range(given.turns)]
     for name in ways:
-        yield Figure(name=name, unit="img/s", values=[turn[name] for turn in turns])
+        yield Figure(name=name, unit="img/s", values=[one[name] for one in rounds])
         if name != "resident":
-            ratios = [turn[name] / turn["resident"] for turn in turns]
+            ratios = [one[name] / one["resident"] for one in rounds]
             bar = THROUGHPUT_BAR if name.endswith("workers") and "no" not in name else None
             yield Figure(name=f"{name} : resident", unit="", values=ratios, bar=bar, more_is_better=True)
 
@@ -213,17 +217,20 @@ def _device_split(dataset: Dataset, feed: str, device: torch.device, num_workers
 
 
 def _epochs(given: argparse.Namespace, device: torch.device) -> Callable[..., Callable[[], float]]:
-    """Makes from examples a function that trains one epoch on them and returns its seconds; all share one network."""
+    """Return a function that makes, from a split, a function that trains one epoch and returns its seconds.
+
+    All share one network.
+    """
     config = Config(weights="none", batch_size=given.batch_size)
     model = stock_resnet18(NUM_CLASSES, seed=0).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     state = begin_training(model, config, device)
     precision, _ = select_precision("auto", device, reproducible=False)
 
-    def of(examples: DeviceSplit, before: Callable[[], None] = lambda: None) -> Callable[[], float]:
+    def of(split: DeviceSplit, before: Callable[[], None] = lambda: None) -> Callable[[], float]:
         def epoch() -> float:
             before()
             plan = draw_plan(
-                examples.size,
+                split.size,
                 seed=config.seed,
                 epoch=1,
                 batch_size=config.batch_size,
@@ -237,7 +244,7 @@ def _epochs(given: argparse.Namespace, device: torch.device) -> Callable[..., Ca
             started = time.perf_counter()
             training.train_epoch(
                 state,
-                examples,
+                split,
                 plan,
                 batch_size=config.batch_size,
                 rotates=True,
@@ -251,13 +258,13 @@ def _epochs(given: argparse.Namespace, device: torch.device) -> Callable[..., Ca
     return of
 
 
-def forget(dataset: Dataset) -> None:
-    """Let the system forget what it holds of the training images in memory, so that they come from the disk."""
+def drop_from_cache(dataset: Dataset) -> None:
+    """Drop the training images from the system's cache, so that they are read from the disk."""
     file = dataset.load("train").file
     assert file is not None
     descriptor = os.open(file.path, os.O_RDONLY)
     try:
-        os.fsync(descriptor)  # only what is on the disk can be forgotten
+        os.fsync(descriptor)  # only what is on the disk can be dropped
         os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
     finally:
         os.close(descriptor)
@@ -271,19 +278,19 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--folder", type=Path, required=True, help="where the large set is written, and deleted")
     parser.add_argument("--megabytes", type=float, default=8200, help="of the large set, uncompressed (default: 8200)")
-    parser.add_argument("--side", type=int, default=224, help="of a picture, in pixels (default: 224)")
+    parser.add_argument("--side", type=int, default=224, help="of an image, in pixels (default: 224)")
     parser.add_argument("--steps", type=int, default=300, help="after which main.py is stopped (default: 300)")
     parser.add_argument("--batch_size", type=int, default=16)
     parser.add_argument("--workers", type=int, default=4)
     parser.add_argument("--feed", choices=("auto", "streamed", "resident"), default="streamed")
     parser.add_argument("--images", type=int, default=320, help="of the subset for the throughput (default: 320)")
-    parser.add_argument("--turns", type=int, default=5, help="counted turns of each feed (default: 5)")
+    parser.add_argument("--turns", type=int, default=5, help="counted rounds of each feed (default: 5)")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--only", choices=tuple(PARTS), help="one part alone")
     parser.add_argument("--json", type=Path, default=Path("outputs/benchmark_streaming.json"))
     given = parser.parse_args()
 
-    use_fast_kernels()
+    use_kernels(deterministic=False)
     given.folder.mkdir(parents=True, exist_ok=True)
     found = []
     with tempfile.TemporaryDirectory(dir=given.folder, prefix="streaming_") as name:

@@ -1,13 +1,13 @@
-"""What a training survives: kills, signals, damaged checkpoints, full disks, crowds and malformed input.
+"""Test what a training survives: kills, signals, damaged checkpoints, full disks, many starts and malformed input.
 
-python -m benchmarks.survival                      the whole campaign, some 25 minutes on two quiet cores
+python -m benchmarks.survival                      the whole campaign, about 25 minutes on two idle cores
 python -m benchmarks.survival --short              a few tries of each fault, on a smaller training
 python -m benchmarks.survival --only kill --only damage
 python -m benchmarks.survival --json FILE          also writes the figures, with machine, versions, commit and seed
 
-A small but real training is started through ``main.py``, as a user does. "The same" means byte-identical best weights,
-predictions and history, times aside, as an uninterrupted run. Random moments follow from ``--seed``. Ends with exit
-code 1 if any try of any fault was not survived.
+A small training is started through ``main.py``, as a user does. "The same result" means that best weights, predictions
+and history, without its times, are byte-identical to those of an uninterrupted run. Random moments follow from
+``--seed``. The exit code is 1 if any try of any fault was not survived.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from typing import Any
 from benchmarks import faults, mutated_command_lines, mutated_files
 from benchmarks.faults import Result, make_tries
 from benchmarks.fuzzing import FuzzTarget, fuzz
-from benchmarks.trainings import SMALL, TINY, Laboratory, NotSurvivedError, restore_interrupts
+from benchmarks.trainings import SMALL, TINY, Campaign, NotSurvivedError, restore_interrupts
 from scripts.core.environment import describe_environment
 from scripts.core.files import write_json
 
@@ -35,20 +35,20 @@ MAX_FAILURES_SHOWN = 20
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """A row of the table to be."""
+    """A fault, and how often it is tried."""
 
     name: str
-    about: str
+    description: str
     required: str
     tries: int
     short_tries: int
-    run: Callable[[Laboratory, int], Result]
+    run: Callable[[Campaign, int], Result]
     needs_reference: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """A row of the table."""
+    """A row of the table: the result of one fault."""
 
     name: str
     fault: str
@@ -61,19 +61,19 @@ class Row:
 
     @property
     def is_survived(self) -> bool:
-        """Whether every try was."""
+        """Whether every try was survived."""
         return self.survived == self.tries and not self.failures
 
 
-def _tries(name: str, attempt: faults.Try, *, at_once: int = 2) -> Callable[[Laboratory, int], Result]:
-    return lambda laboratory, tries: make_tries(laboratory, name, attempt, tries, at_once=at_once)
+def _tries(name: str, attempt: faults.Try, *, at_once: int = 2) -> Callable[[Campaign, int], Result]:
+    return lambda campaign, tries: make_tries(campaign, name, attempt, tries, at_once=at_once)
 
 
-def _fuzz(target: FuzzTarget) -> Callable[[Laboratory, int], Result]:
-    return lambda laboratory, tries: fuzz(target, laboratory.seed, tries)
+def _fuzz(target: FuzzTarget) -> Callable[[Campaign, int], Result]:
+    return lambda campaign, tries: fuzz(target, campaign.seed, tries)
 
 
-NPZ = FuzzTarget("npz", mutated_files.judge_file, mutated_files.prepare)
+NPZ = FuzzTarget("npz", mutated_files.check_file, mutated_files.prepare)
 COMMAND_LINES = FuzzTarget("command_line", mutated_command_lines.fuzz_command_line, mutated_command_lines.prepare)
 THE_SAME = "the same result"
 
@@ -124,47 +124,48 @@ FAULTS = (
 )
 
 
-def main(words: Sequence[str] | None = None) -> int:
-    """Run the campaign; 0 if all was survived, 1 otherwise."""
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the campaign; return 0 if every try was survived, 1 otherwise."""
     parser = argparse.ArgumentParser(description="What a training survives.", allow_abbrev=False)
     parser.add_argument("--short", action="store_true", help="a few tries of each fault, on a smaller training")
-    parser.add_argument("--only", action="append", choices=[fault.name for fault in FAULTS], help="may be given often")
-    parser.add_argument("--seed", type=int, default=SEED, help="of everything random (default: %(default)s)")
+    parser.add_argument("--only", action="append", choices=[fault.name for fault in FAULTS], help="may be repeated")
+    parser.add_argument("--seed", type=int, default=SEED, help="seed of all random choices (default: %(default)s)")
     parser.add_argument("--json", type=Path, help="where to write the figures")
-    given = parser.parse_args(words)
-    chosen = [fault for fault in FAULTS if given.only is None or fault.name in given.only]
+    options = parser.parse_args(arguments)
+    chosen = [fault for fault in FAULTS if options.only is None or fault.name in options.only]
     restore_interrupts()
     started = datetime.now()
-    print(f"survival campaign, seed {given.seed}", flush=True)
+    print(f"survival campaign, seed {options.seed}", flush=True)
     with tempfile.TemporaryDirectory(prefix="survival_") as folder:
-        laboratory = Laboratory(Path(folder), given.seed, TINY if given.short else SMALL)
-        rows = [_run(fault, laboratory, fault.short_tries if given.short else fault.tries) for fault in chosen]
+        campaign = Campaign(Path(folder), options.seed, TINY if options.short else SMALL)
+        rows = [_run(fault, campaign, fault.short_tries if options.short else fault.tries) for fault in chosen]
     print("\n" + "\n".join(table(rows)))
-    if given.json:
-        _write(given.json, rows, laboratory, started, is_short=given.short)
+    if options.json:
+        _write(options.json, rows, campaign, started, is_short=options.short)
     return 0 if all(row.is_survived for row in rows) else 1
 
 
-def _run(fault: Fault, laboratory: Laboratory, tries: int) -> Row:
-    """All tries of one fault, timed without the uninterrupted run that they are compared with."""
+def _run(fault: Fault, campaign: Campaign, tries: int) -> Row:
+    """Make all tries of one fault; the uninterrupted run that they are compared with is not timed."""
     try:
         if fault.needs_reference:
-            _ = laboratory.reference
+            _ = campaign.reference
         started = time.monotonic()
-        result = fault.run(laboratory, tries)
+        result = fault.run(campaign, tries)
     except NotSurvivedError as error:
         started, result = time.monotonic(), Result(tries, [f"the uninterrupted run: {error}"] * tries)
     seconds = time.monotonic() - started
     failed = min(tries, len(result.failures))
-    row = Row(fault.name, fault.about, tries, tries - failed, fault.required, seconds, result.notes, result.failures)
-    print(f"{fault.name}: {row.survived} of {tries} in {seconds:.0f} s  {result.notes}", flush=True)
-    for failure in result.failures[:MAX_FAILURES_SHOWN]:
+    survived, notes, failures = tries - failed, result.notes, result.failures
+    row = Row(fault.name, fault.description, tries, survived, fault.required, seconds, notes, failures)
+    print(f"{fault.name}: {survived} of {tries} in {seconds:.0f} s  {notes}", flush=True)
+    for failure in failures[:MAX_FAILURES_SHOWN]:
         print(f"  NOT SURVIVED  {failure}", flush=True)
     return row
 
 
 def table(rows: Sequence[Row]) -> list[str]:
-    """The lines of the table, in Markdown, aligned."""
+    """Format the table as aligned lines of Markdown."""
     header = ("fault", "tries", "survived", "required", "seconds")
     cells = [(row.fault, f"{row.tries:,}", f"{row.survived:,}", row.required, f"{row.seconds:,.0f}") for row in rows]
     widths = [max(len(line[column]) for line in (header, *cells)) for column in range(len(header))]
@@ -181,14 +182,14 @@ def table(rows: Sequence[Row]) -> list[str]:
     return [line(header), f"|{rule}|", *map(line, cells)]
 
 
-def _write(path: Path, rows: Sequence[Row], laboratory: Laboratory, started: datetime, *, is_short: bool) -> None:
+def _write(path: Path, rows: Sequence[Row], campaign: Campaign, started: datetime, *, is_short: bool) -> None:
     content = {
         "command": ["python", "-m", "benchmarks.survival", *sys.argv[1:]],
         "started": started.isoformat(timespec="seconds"),
         "seconds": round((datetime.now() - started).total_seconds()),
-        "seed": laboratory.seed,
+        "seed": campaign.seed,
         "short": is_short,
-        "training": asdict(laboratory.size) | {"seconds": round(laboratory.seconds, 1)},
+        "training": asdict(campaign.size) | {"seconds": round(campaign.seconds, 1)},
         "environment": describe_environment("cpu"),
         "rows": [asdict(row) | {"seconds": round(row.seconds, 1)} for row in rows],
     }

@@ -1,4 +1,4 @@
-"""A small real training through the real command line, to be killed, stopped, starved and gone on with."""
+"""A small training through the real command line, which the campaign kills, stops and resumes."""
 
 from __future__ import annotations
 
@@ -26,27 +26,27 @@ from scripts.core.paths import RunPaths
 from scripts.data_handler.synthetic import open_synthblood
 
 ENTRY_POINT = PROJECT_ROOT / "main.py"
-TIMES = ("seconds", "images_per_second")  # of an epoch's record: never the same twice
-UNWANTED = ("DOCKER_REPRODUCIBILITY_MODE", "TORCH_HOME", "PYTHONHASHSEED", "CUBLAS_WORKSPACE_CONFIG")
-LONGEST_RUN_S = 300.0
+TIMES = ("seconds", "images_per_second")  # of an epoch's record; they differ between runs
+REMOVED_VARIABLES = ("DOCKER_REPRODUCIBILITY_MODE", "TORCH_HOME", "PYTHONHASHSEED", "CUBLAS_WORKSPACE_CONFIG")
+MAX_RUN_S = 300.0
 POLL_S = 0.01
 
-Outcome = dict[str, str]  # what must be the same: SHA-256 by the name of the file
+Outcome = dict[str, str]  # what must be the same: the SHA-256 of each file, by its name
 
 
 class NotSurvivedError(Exception):
-    """A fault had a consequence that it must not have."""
+    """A fault had a consequence that is not allowed."""
 
 
-def require(condition: bool, otherwise: str) -> None:
-    """Fail the try at hand unless the condition holds."""
+def require(condition: bool, message: str) -> None:
+    """Raise ``NotSurvivedError`` unless the condition holds."""
     if not condition:
-        raise NotSurvivedError(otherwise)
+        raise NotSurvivedError(message)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Size:
-    """How large the training is."""
+    """The size of the training."""
 
     train: int  # images
     val: int
@@ -60,7 +60,7 @@ TINY = Size(train=64, val=24, test=32, epochs=2)
 
 
 def write_small_cells(path: Path, size: Size) -> None:
-    """Some of ``synthblood`` at 12 × 12 pixels, the means of 2 × 2, as an own data set."""
+    """Write some images of ``synthblood`` as a data set of its own, reduced to 12 × 12 pixels, the means of 2 × 2."""
     drawn = open_synthblood()
     arrays: dict[str, Any] = {"class_names": np.array(drawn.class_names)}
     for name, count in (("train", size.train), ("val", size.val), ("test", size.test)):
@@ -72,72 +72,72 @@ def write_small_cells(path: Path, size: Size) -> None:
 
 
 class Training:
-    """One run of the program in a folder of its own, with all its stops and starts."""
+    """One run of the program in its own folder, with all its starts."""
 
-    def __init__(self, folder: Path, words: Sequence[str]) -> None:
+    def __init__(self, folder: Path, arguments: Sequence[str]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
-        self.folder, self.words = folder, list(words)
+        self.folder, self.arguments = folder, list(arguments)
         self.outputs = folder / "outputs"
-        self.screen = folder.with_name(f"{folder.name}.screen")  # beside the folder: its disk may be full
+        self.output_file = folder.with_name(f"{folder.name}.output")  # beside the folder, whose disk may be full
 
-    def start(self, *words: str) -> subprocess.Popen[bytes]:
-        """Start it anew."""
-        return self.launch([sys.executable, str(ENTRY_POINT), *self.words, *words])
+    def start(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Start a new run."""
+        return self.launch([sys.executable, str(ENTRY_POINT), *self.arguments, *arguments])
 
-    def go_on(self, *words: str) -> subprocess.Popen[bytes]:
-        """Resume it; where there is nothing to resume yet, start it."""
+    def resume(self, *arguments: str) -> subprocess.Popen[bytes]:
+        """Resume the run, or start it if nothing can be resumed yet."""
         runs = self.runs()
         if not runs:
-            return self.start(*words)
+            return self.start(*arguments)
         own = ["--lock_file", "lock", "--no_process_guard"]
-        return self.launch([sys.executable, str(ENTRY_POINT), "--resume", str(runs[-1].root), *own, *words])
+        return self.launch([sys.executable, str(ENTRY_POINT), "--resume", str(runs[-1].root), *own, *arguments])
 
     def launch(self, command: Sequence[str]) -> subprocess.Popen[bytes]:
-        """Start any command in the training's folder, its output in ``screen``."""
-        environment = {name: value for name, value in os.environ.items() if name not in UNWANTED}
-        with self.screen.open("wb") as screen:
+        """Start any command in the training's folder; its output goes to ``output_file``."""
+        environment = {name: value for name, value in os.environ.items() if name not in REMOVED_VARIABLES}
+        with self.output_file.open("wb") as stream:
             return subprocess.Popen(
                 command,
                 cwd=self.folder,
                 env=environment | {"OMP_NUM_THREADS": "1"},
                 stdin=subprocess.DEVNULL,
-                stdout=screen,
-                stderr=screen,
-                start_new_session=True,  # a group of its own, which a signal can be sent to as a terminal does
+                stdout=stream,
+                stderr=stream,
+                start_new_session=True,  # its own process group, to which signals are sent as a terminal does
             )
 
-    def launch_as_printed(self) -> subprocess.Popen[bytes]:
-        """Type what the last message says to go on with."""
-        _, found, command = self.said().rpartition(" with: ")
-        require(bool(found), "no command to go on with was printed")
+    def run_printed_command(self) -> subprocess.Popen[bytes]:
+        """Run the command that the last message says to continue with."""
+        _, found, command = self.output().rpartition(" with: ")
+        require(bool(found), "no command to continue with was printed")
         return self.launch(["sh", "-c", command.strip()])
 
-    def said(self) -> str:
-        """What the last start printed."""
-        return self.screen.read_text(errors="backslashreplace")
+    def output(self) -> str:
+        """Read what the last start printed."""
+        return self.output_file.read_text(errors="backslashreplace")
 
     def runs(self) -> list[RunPaths]:
-        """The run folders that can be gone on with, the oldest first."""
+        """List the run folders that can be resumed, the oldest first."""
         return [RunPaths(path.parent) for path in sorted(self.outputs.glob("*/config.json"))]
 
     @property
     def paths(self) -> RunPaths:
-        """The files of the only run that got anywhere."""
+        """The files of the only run that can be resumed."""
         runs = self.runs()
         require(len(runs) == 1, f"{len(runs)} run folders have a config.json, expected 1")
         return runs[0]
 
     def finish(self, process: subprocess.Popen[bytes]) -> None:
-        """Wait for the end, which must be a good one."""
-        code = end_of(process)
-        require(code == 0, f"exit code {code}: {self.last_words()}")
+        """Wait for the process, which must exit with 0."""
+        code = wait_for_exit(process)
+        require(code == 0, f"exit code {code}: {self.last_lines()}")
 
-    def last_words(self) -> str:
-        """The end of what the last start printed."""
-        return " | ".join(self.said().splitlines()[-6:]) or "(nothing printed)"
+    def last_lines(self) -> str:
+        """The last six lines that the last start printed."""
+        return " | ".join(self.output().splitlines()[-6:]) or "(nothing printed)"
 
     def require_same(self, expected: Outcome) -> None:
-        """The result must be that of the uninterrupted run, and nothing half written be left."""
+        """Require the result of the uninterrupted run and no temporary files."""
         found = outcome_of(self.paths)
         different = [name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name)]
         require(not different, f"other than in the uninterrupted run: {', '.join(sorted(different))}")
@@ -148,22 +148,22 @@ class Training:
         return [str(path.relative_to(self.folder)) for path in self.folder.rglob(f".*{PART}")]
 
     def remove(self) -> None:
-        """Make room for others."""
+        """Remove the folder."""
         shutil.rmtree(self.folder, ignore_errors=True)
 
 
-def end_of(process: subprocess.Popen[bytes]) -> int:
-    """The exit code of a process, which is killed if it takes too long."""
+def wait_for_exit(process: subprocess.Popen[bytes]) -> int:
+    """Return the exit code of a process, which is killed if it takes longer than ``MAX_RUN_S``."""
     try:
-        return process.wait(LONGEST_RUN_S)
+        return process.wait(MAX_RUN_S)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-        raise NotSurvivedError(f"still running after {LONGEST_RUN_S:g} s") from None
+        raise NotSurvivedError(f"still running after {MAX_RUN_S:g} s") from None
 
 
 def ends_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
-    """Whether a process ends by itself before so many seconds are over."""
+    """Whether a process ends by itself within ``seconds``."""
     try:
         process.wait(seconds)
     except subprocess.TimeoutExpired:
@@ -172,7 +172,7 @@ def ends_within(process: subprocess.Popen[bytes], seconds: float) -> bool:
 
 
 def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 120.0) -> None:
-    """Wait for something that must happen soon."""
+    """Wait for a condition, which must hold within ``timeout_s``."""
     deadline = time.monotonic() + timeout_s
     while not condition():
         require(time.monotonic() < deadline, f"{what}: not within {timeout_s:g} s")
@@ -180,7 +180,7 @@ def wait_until(condition: Callable[[], bool], what: str, timeout_s: float = 120.
 
 
 def outcome_of(paths: RunPaths) -> Outcome:
-    """Digests of the best weights, of the predictions, and of the history without its times."""
+    """Compute digests of the best weights, of the predictions, and of the history without its times."""
     contents = {path.name: path.read_bytes() for path in (paths.best_model, *sorted(paths.reports.glob("*.csv")))}
     history = [json.loads(line) for line in paths.history.read_text().splitlines()]
     kept = [{name: value for name, value in record.items() if name not in TIMES} for record in history]
@@ -189,7 +189,7 @@ def outcome_of(paths: RunPaths) -> Outcome:
 
 
 def require_whole_files(paths: RunPaths) -> None:
-    """Every file under its final name must open as what it is."""
+    """Require that every file under its final name can be read."""
     for path in paths.root.rglob("*"):
         if path.is_file() and not path.name.endswith(PART):
             try:
@@ -214,8 +214,8 @@ def _open(path: Path) -> None:
         with path.open(newline="") as stream:
             np.array(list(csv.reader(stream)), dtype=np.float64)
     elif path.suffix == ".png":
-        with Image.open(path) as picture:
-            picture.load()
+        with Image.open(path) as image:
+            image.load()
     elif path.suffix == ".xlsx":
         load_workbook(path)
     elif path.name.endswith("_checkpoint.pth"):
@@ -224,16 +224,16 @@ def _open(path: Path) -> None:
         torch.load(path, map_location="cpu", weights_only=True)
 
 
-class Laboratory:
-    """What the tries of a campaign share: the data, the uninterrupted run, and a seed for everything random."""
+class Campaign:
+    """What the tries of a campaign share: the data, the uninterrupted run, and the seed of all random choices."""
 
     def __init__(self, folder: Path, seed: int, size: Size) -> None:
         self.folder, self.seed, self.size = folder, seed, size
         self.data = folder / "cells.npz"
         write_small_cells(self.data, size)
 
-    def training(self, name: str, *words: str, folder: Path | None = None) -> Training:
-        """A training that is not yet started; ``words`` are added to what all of them have in common."""
+    def training(self, name: str, *arguments: str, folder: Path | None = None) -> Training:
+        """Prepare a training without starting it; ``arguments`` are added to those that all trainings share."""
         common = {
             "--dataset": str(self.data),
             "--weights": "none",
@@ -245,16 +245,16 @@ class Laboratory:
             "--lock_file": "lock",
         }
         given = [word for pair in common.items() for word in pair]
-        return Training(folder or self.folder / name, [*given, "--no_process_guard", *words])
+        return Training(folder or self.folder / name, [*given, "--no_process_guard", *arguments])
 
     @cached_property
     def reference(self) -> Outcome:
-        """The result of the uninterrupted run: of two at once, which must agree."""
+        """The result of two uninterrupted runs at once, which must agree."""
         trainings = [self.training(f"reference_{number}") for number in range(2)]
         started = time.monotonic()
         with ThreadPoolExecutor(2) as pool:
             list(pool.map(lambda training: training.finish(training.start()), trainings))
-        self.seconds = time.monotonic() - started  # of one run while another one runs beside it, as in the tries
+        self.seconds = time.monotonic() - started  # of one run while another one is running, as in the tries
         outcome = outcome_of(trainings[0].paths)
         for training in trainings:
             training.require_same(outcome)

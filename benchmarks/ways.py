@@ -1,6 +1,6 @@
-"""Two ways to do the same work, each served by a process of its own, so that neither lives off the other's settings.
+"""Two ways to do the same work, each in its own process, so that neither is affected by the other's settings.
 
-The pipeline's process is set up as ``main.py`` sets itself up; the conventional one is left as PyTorch makes it.
+The pipeline's process has the settings of ``main.py``, the conventional one the defaults of PyTorch.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from scripts.core.log import log
 from scripts.core.paths import RunPaths
 from scripts.core.records import EpochRecord
 from scripts.core.system.machine import keep_freed_memory
-from scripts.core.system.reproducibility import CUBLAS_WORKSPACE, use_deterministic_kernels, use_fast_kernels
+from scripts.core.system.reproducibility import CUBLAS_WORKSPACE, use_kernels
 from scripts.data_handler.augmentation import augment, normalise, to_float
 from scripts.data_handler.dataset import Split
 from scripts.data_handler.plan import EpochPlan, draw_plan
@@ -41,33 +41,33 @@ from scripts.trainer.writer import TrainingWriter
 
 NUM_CLASSES = 8
 PIPELINE, CONVENTIONAL = "pipeline", "conventional"
-REPRODUCIBLE = "reproducible"  # in the place of a precision: fp32 on deterministic kernels
-PEAK_MEMORY = "peak memory"  # asked instead of a task: bytes that were allocated on the device at most
-LONGEST_GOODBYE_S = 30.0
+REPRODUCIBLE = "reproducible"  # used as a precision: fp32 on deterministic kernels
+PEAK_MEMORY = "peak memory"  # requested instead of a task: the most bytes that were allocated on the device
+EXIT_TIMEOUT_S = 30.0
 BOOKKEEPING, SYNCHRONOUS_BOOKKEEPING = "bookkeeping", "synchronous bookkeeping"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Task:
-    """Something to do with images that takes time."""
+    """A piece of work on images that is timed."""
 
     kind: str  # a key of PIPELINE_WORK
-    num_images: int  # of them; there may be fewer pictures, which then come again
+    num_images: int  # images are repeated where the data has fewer
     precision: str = "fp32"  # of the pipeline: "bf16", "fp32" or REPRODUCIBLE; the conventional way knows fp32 alone
-    enlarged: int = 1  # times the side of the pictures
+    enlarged: int = 1  # factor of the images' side
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bench:
-    """What both ways work on, and where."""
+    """The data and the device of both ways."""
 
-    data: Path | None  # a file in MedMNIST's schema; None for drawn cells
+    data: Path | None  # a file in MedMNIST's schema; None for synthetic cells
     device: str
     config: Config
 
     @cached_property
-    def pictures(self) -> Split:
-        """All the training images there are."""
+    def train_split(self) -> Split:
+        """All training images."""
         if self.data is None:
             return open_synthblood().load("train")
         with np.load(self.data) as content:
@@ -75,12 +75,12 @@ class Bench:
 
     def split(self, task: Task) -> Split:
         """The images of a task."""
-        chosen = np.arange(task.num_images) % len(self.pictures.images)
-        images = self.pictures.images[chosen].repeat(task.enlarged, axis=1).repeat(task.enlarged, axis=2)
-        return Split(images, self.pictures.labels[chosen])
+        chosen = np.arange(task.num_images) % len(self.train_split.images)
+        images = self.train_split.images[chosen].repeat(task.enlarged, axis=1).repeat(task.enlarged, axis=2)
+        return Split(images, self.train_split.labels[chosen])
 
-    def examples(self, task: Task) -> DeviceSplit:
-        """The images of a task as the pipeline has them."""
+    def device_split(self, task: Task) -> DeviceSplit:
+        """The images of a task on the device, as the pipeline uses them."""
         device = torch.device(self.device)
         return make_device_split(self.split(task), NUM_CLASSES, feed="resident", device=device, num_workers=0)
 
@@ -105,16 +105,16 @@ class Bench:
         )
 
 
-# what is timed; a function that it returns is called after the clock is read
+# the function that is timed; if it returns a function, that is called after the clock is read
 Work = Callable[[], object]
 
 
 def augment_all(bench: Bench, task: Task) -> Work:
     """Augmentation and normalisation of every image, without a network."""
-    examples = bench.examples(task)
+    examples = bench.device_split(task)
 
     def work() -> None:
-        plan, start = bench.plan(task.num_images, with_mixup=False), 0  # which the conventional way leaves to its loop
+        plan, start = bench.plan(task.num_images, with_mixup=False), 0  # no MixUp, as the loader has none
         for images in examples.source.batches(plan.order, bench.config.batch_size):
             part = plan.augmentation.part(slice(start, start + len(images)))
             normalise(augment(to_float(images), part, rotates=True)).contiguous(memory_format=torch.channels_last)
@@ -124,20 +124,20 @@ def augment_all(bench: Bench, task: Task) -> Work:
 
 
 def train_steps(bench: Bench, task: Task) -> Work:
-    """Forward, backward and update of batches that are there already."""
+    """Forward, backward and update of a batch that is on the device."""
     state, (images, targets) = bench.state(), one_batch(bench, task)
-    near = images.contiguous(memory_format=torch.channels_last)
+    channels_last = images.contiguous(memory_format=torch.channels_last)
 
     def work() -> None:
         for _ in range(task.num_images // len(images)):
-            training.training_step(state.model, state.optimizer, near, targets, precision=task.precision)
+            training.training_step(state.model, state.optimizer, channels_last, targets, precision=task.precision)
 
     return work
 
 
 def train_epoch(bench: Bench, task: Task) -> Work:
-    """One whole pass over the images, from stored bytes to updated weights, its plan drawn each time."""
-    examples, state = bench.examples(task), bench.state()
+    """One whole epoch, from stored bytes to updated weights; its plan is drawn each time."""
+    examples, state = bench.device_split(task), bench.state()
 
     def work() -> None:
         state.steps_done = 0
@@ -155,7 +155,7 @@ def train_epoch(bench: Bench, task: Task) -> Work:
 
 
 def train_epoch_without_steps(bench: Bench, task: Task) -> Work:
-    """The same pass with nothing in the place of forward, backward and update but a look at the images."""
+    """The same epoch, in which forward, backward and update are replaced by reading one value of the images."""
     whole = train_epoch(bench, task)
     real_step = training.training_step
 
@@ -169,11 +169,11 @@ def train_epoch_without_steps(bench: Bench, task: Task) -> Work:
     return work
 
 
-def keep_books(bench: Bench, task: Task) -> Work:
-    """What a run does after an epoch that is the best so far: checkpoint, best weights, history and log line.
+def do_bookkeeping(bench: Bench, task: Task) -> Work:
+    """The work after an epoch that is the best so far: checkpoint, best weights, history and log line.
 
-    The files are written in the background, as a run does, after the clock is read. ``SYNCHRONOUS_BOOKKEEPING`` waits
-    for them instead.
+    As in a run, the files are written in the background, after the clock is read. ``SYNCHRONOUS_BOOKKEEPING`` waits for
+    them instead.
     """
     state, folder = bench.state(), tempfile.TemporaryDirectory()
     paths = RunPaths(Path(folder.name))
@@ -211,7 +211,7 @@ def keep_books(bench: Bench, task: Task) -> Work:
 
 def evaluate(bench: Bench, task: Task) -> Work:
     """Class probabilities of every image, averaged over four views."""
-    model, examples = bench.state().model, bench.examples(task)
+    model, examples = bench.state().model, bench.device_split(task)
     views = tta_views(hflip=bench.config.hflip, rotation_angle=bench.config.rotation_angle)
     return lambda: predict(model, examples, views, precision=task.precision)
 
@@ -244,7 +244,7 @@ def train_steps_conventionally(bench: Bench, task: Task) -> Work:
 
 
 def train_epoch_conventionally(bench: Bench, task: Task) -> Work:
-    """One whole pass."""
+    """One whole epoch."""
     split, device = bench.split(task), torch.device(bench.device)
     batches = conventional.loader(split.images, split.labels, shuffle=True)
     model, optimizer = conventional.new_training(NUM_CLASSES, device)
@@ -264,7 +264,7 @@ def evaluate_conventionally(bench: Bench, task: Task) -> Work:
 
 def one_batch(bench: Bench, task: Task) -> tuple[torch.Tensor, torch.Tensor]:
     """Normalised images in NCHW and their one-hot targets, on the device."""
-    examples = bench.examples(replace(task, num_images=bench.config.batch_size))
+    examples = bench.device_split(replace(task, num_images=bench.config.batch_size))
     (stored,) = examples.source.batches(np.arange(examples.size), examples.size)
     return normalise(to_float(stored)).contiguous(), examples.targets
 
@@ -274,8 +274,8 @@ PIPELINE_WORK: dict[str, Callable[[Bench, Task], Work]] = {
     "training step": train_steps,
     "training epoch": train_epoch,
     "epoch without its steps": train_epoch_without_steps,
-    BOOKKEEPING: keep_books,
-    SYNCHRONOUS_BOOKKEEPING: keep_books,
+    BOOKKEEPING: do_bookkeeping,
+    SYNCHRONOUS_BOOKKEEPING: do_bookkeeping,
     "evaluation with TTA": evaluate,
 }
 CONVENTIONAL_WORK: dict[str, Callable[[Bench, Task], Work]] = {
@@ -287,25 +287,25 @@ CONVENTIONAL_WORK: dict[str, Callable[[Bench, Task], Work]] = {
 
 
 class Way:
-    """A process that does tasks in one of the two ways and says how long each took; it keeps what it has built."""
+    """A process that does tasks in one of the two ways and times them; it keeps the data and model of each task."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
 
     def seconds(self, task: Task) -> float:
-        """Wall-clock seconds of one turn, after a warm-up where it is the task's first."""
-        return self._ask(task)
+        """Do one turn and return its wall-clock seconds; the first turn of a task follows a warm-up."""
+        return self._request(task)
 
     def peak_memory(self) -> float:
-        """Bytes that the tasks so far had allocated on a GPU at most."""
-        return self._ask(PEAK_MEMORY)
+        """The most bytes that the tasks so far had allocated on a GPU."""
+        return self._request(PEAK_MEMORY)
 
-    def _ask(self, what: Task | str) -> float:
+    def _request(self, what: Task | str) -> float:
         try:
             self._connection.send(what)
             answer = self._connection.recv()
         except (EOFError, OSError):
-            raise RuntimeError(f"The process that was to do {what} has ended.") from None
+            raise RuntimeError(f"The process for {what} has ended.") from None
         if isinstance(answer, str):
             raise RuntimeError(answer)
         return float(answer)
@@ -313,7 +313,7 @@ class Way:
 
 @contextmanager
 def ways(bench: Bench) -> Iterator[tuple[Way, Way]]:
-    """Both ways, ready to be timed in turns: the pipeline's and the conventional one."""
+    """Start both ways, the pipeline's and the conventional one, to be timed in turns."""
     # read when a process first uses cuBLAS; main.py sets it in reproducibility mode, in the same way before it starts
     os.environ["CUBLAS_WORKSPACE_CONFIG"] = CUBLAS_WORKSPACE
     context = multiprocessing.get_context("spawn")
@@ -324,7 +324,7 @@ def ways(bench: Bench) -> Iterator[tuple[Way, Way]]:
     ]
     for process, (_, theirs) in zip(processes, pairs, strict=True):
         process.start()
-        theirs.close()  # or the end of the process would not be noticed
+        theirs.close()  # so that reading fails once the process has ended
     try:
         yield Way(pairs[0][0]), Way(pairs[1][0])
     finally:
@@ -332,12 +332,12 @@ def ways(bench: Bench) -> Iterator[tuple[Way, Way]]:
             with suppress(OSError):  # it has ended already
                 ours.send(None)
         for process in processes:
-            process.join(LONGEST_GOODBYE_S)
+            process.join(EXIT_TIMEOUT_S)
             process.kill()
 
 
 def _serve(connection: Connection, way: str, bench: Bench) -> None:
-    """Do the tasks that come, until None comes."""
+    """Do the tasks that are received, until None is received."""
     table = PIPELINE_WORK if way == PIPELINE else CONVENTIONAL_WORK
     if way == PIPELINE:
         keep_freed_memory()
@@ -347,16 +347,16 @@ def _serve(connection: Connection, way: str, bench: Bench) -> None:
             connection.send(
                 torch.cuda.max_memory_allocated() if task == PEAK_MEMORY else _seconds(table, way, bench, task, works)
             )
-        except Exception as error:  # whatever it is, the other side waits for an answer
+        except Exception as error:  # of any kind, since the other side waits for an answer
             connection.send(f"{task} failed in the {way} way: {type(error).__name__}: {error}")
 
 
 def _seconds(
     table: dict[str, Callable[[Bench, Task], Work]], way: str, bench: Bench, task: Task, works: dict[Task, Work]
 ) -> float:
-    """One turn of a task, which is built and done once before where it is new."""
+    """Time one turn of a task; a new task is built and done once before."""
     if way == PIPELINE:  # as main.py does: fast kernels, or deterministic ones
-        (use_deterministic_kernels if task.precision == REPRODUCIBLE else use_fast_kernels)()
+        use_kernels(deterministic=task.precision == REPRODUCIBLE)
     if task not in works:
         works[task] = table[task.kind](bench, task)
         _timed(works[task], torch.device(bench.device))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -13,14 +15,13 @@ from scripts.core.config import Config
 from scripts.core.paths import RunPaths
 from scripts.core.records import TrainingResult
 from scripts.core.system import StopRequest, memory_advice, prepare_machine
-from scripts.data_handler.dataset import Split
+from scripts.data_handler.dataset import Dataset, Split
 from scripts.data_handler.opening import open_dataset
 from scripts.data_handler.sources import DeviceSplit, make_device_split
 from scripts.models.factory import build_model
 from scripts.models.weights import load_best_weights
 from scripts.provenance import describe_model, record_provenance
 from scripts.resolve import applied_views, resolve_settings
-from scripts.run import Run
 from scripts.trainer.checkpoint import delete_previous_checkpoint, load_checkpoint, require_space, restore
 from scripts.trainer.fit import begin_training, fit
 from scripts.trainer.state import TrainingState
@@ -29,13 +30,20 @@ if TYPE_CHECKING:
     from scripts.evaluation.metrics import EvaluationResult
 
 
-def train_and_report(config: Config, paths: RunPaths, stop: StopRequest) -> None:
-    """Prepare, train, evaluate and report one run.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Run:
+    """What every step after the preparation needs."""
 
-    Raises:
-        PipelineError: A step failed; the message says what to do.
-        Interrupted: A signal requested a stop; the state is saved.
-    """
+    config: Config  # the settings as applied
+    dataset: Dataset
+    device: torch.device
+    paths: RunPaths
+    provenance: Mapping[str, Any]  # what config.json records: settings, data, environment at the start
+    stop: StopRequest
+
+
+def train_and_report(config: Config, paths: RunPaths, stop: StopRequest) -> None:
+    """Prepare, train, evaluate and report one run; a signal raises ``Interrupted`` once the state is saved."""
     config, device = prepare_machine(config)
     dataset = open_dataset(config.dataset, config.data_dir, config.resolution)
     config = resolve_settings(config, dataset, device)
@@ -62,13 +70,9 @@ def begin_or_resume(run: Run) -> TrainingState:
     """
     config = run.config
     saved = load_checkpoint(run.paths) if config.resume else None
-    model = build_model(
-        class_names=run.dataset.class_names,
-        weights="none" if saved else config.weights,  # a checkpoint replaces the weights that the run began with
-        data_dir=config.data_dir,
-        seed=config.seed,
-        stem=config.stem,
-    )
+    weights = "none" if saved else config.weights  # a checkpoint replaces the weights that the run began with
+    names, data_dir = run.dataset.class_names, config.data_dir
+    model = build_model(class_names=names, weights=weights, data_dir=data_dir, seed=config.seed, stem=config.stem)
     require_space(run.paths.root, sum(tensor.nbytes for tensor in model.state_dict().values()))
     # the memory layout in which convolutions are fastest
     model.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -101,16 +105,10 @@ def evaluate_best(run: Run, model: nn.Module, test: Split) -> EvaluationResult:
     # here rather than above: its imports take a second, for which training need not wait
     from scripts.evaluation.inference import evaluate
 
+    config, split = run.config, _on_device(run, test)
     load_best_weights(model, run.paths.best_model)
-    return evaluate(
-        model,
-        _on_device(run, test),
-        test.labels,
-        run.dataset,
-        applied_views(run.config),
-        precision=run.config.precision,
-        seed=run.config.seed,
-    )
+    views = applied_views(config)
+    return evaluate(model, split, test.labels, run.dataset, views, precision=config.precision, seed=config.seed)
 
 
 def report(run: Run, training: TrainingResult, evaluation: EvaluationResult, train: Split, test: Split) -> None:

@@ -1,9 +1,8 @@
-"""Describe a run and its model for programs, and record everything the result depends on."""
+"""Write ``config.json``, which records everything the result depends on, and describe the model as JSON."""
 
 from __future__ import annotations
 
 import json
-import os
 import sys
 from typing import Any
 
@@ -31,10 +30,7 @@ DECISIONS = {  # by task; p is the activation's output
 def record_provenance(config: Config, dataset: Dataset, paths: RunPaths) -> dict[str, Any]:
     """Write everything the result depends on into ``config.json``.
 
-    A resumed run keeps its ``config.json``, and logs what differs from it now.
-
-    Returns:
-        The content of ``config.json``.
+    A resumed run keeps its ``config.json``, and logs what differs from it now. Returns the content of the file.
 
     Raises:
         DataError: The data are not those that the run was started with.
@@ -57,7 +53,7 @@ def record_provenance(config: Config, dataset: Dataset, paths: RunPaths) -> dict
 def describe_run(config: Config, dataset: Dataset) -> dict[str, Any]:
     """Everything the result depends on, as JSON values."""
     return {
-        "command": [os.fspath(word) for word in sys.argv],
+        "command": [str(word) for word in sys.argv],
         "settings": config.as_dict(),
         "backbone": BACKBONE,
         "memory_format": "channels_last",

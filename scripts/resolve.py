@@ -27,12 +27,13 @@ def resolve_settings(config: Config, dataset: Dataset, device: torch.device) -> 
     config = _resolve_stem(config, dataset)
     config = _resolve_views(config, dataset)
     config = _resolve_monitor(config, dataset)
-    smallest_batch = dataset.num_samples["train"] % config.batch_size or config.batch_size
+    images = dataset.num_samples["train"]
+    smallest_batch = images % config.batch_size or config.batch_size
     if smallest_batch == 1 and max(dataset.height, dataset.width) <= STEMS[config.stem].reduction:
         raise ConfigError(
-            f"--batch_size {config.batch_size} leaves one of the {dataset.num_samples['train']} training images in a "
-            f"batch of its own, which batch normalisation cannot train on with images of {dataset.width} × "
-            f"{dataset.height} pixels and the {config.stem} stem. Take another --batch_size."
+            f"--batch_size {config.batch_size} leaves one of the {images} training images in a batch of its own, which "
+            f"batch normalisation cannot train on with images of {dataset.width} × {dataset.height} pixels and the "
+            f"{config.stem} stem. Take another --batch_size."
         )
     return config
 
@@ -51,9 +52,8 @@ def _resolve_feed(config: Config, dataset: Dataset, device: torch.device) -> Con
     elif config.reproducible:
         num_workers, consequence = 0, "no worker processes in reproducibility mode"
     else:
-        num_workers, why_fewer = workers_that_fit(
-            config.num_workers, dataset, batch_size=config.batch_size, shared=free_shared_memory()
-        )
+        size, free = config.batch_size, free_shared_memory()
+        num_workers, why_fewer = workers_that_fit(config.num_workers, dataset, batch_size=size, shared=free)
         if why_fewer:
             log.warning(why_fewer)
         consequence = f"{num_workers} worker processes"

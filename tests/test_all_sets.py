@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 from collections.abc import Callable, Sequence
@@ -18,7 +17,6 @@ from torch import nn
 
 import main
 from scripts import pipeline
-from scripts.core.download import fetch
 from scripts.data_handler import opening
 from scripts.data_handler.registry import DATASET_REGISTRY, MULTI_LABEL, ORDINAL, DatasetInfo
 
@@ -61,7 +59,7 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureF
     """``main.main`` in an empty folder, on a set whose generated file lies where the download would have put it."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("DOCKER_REPRODUCIBILITY_MODE", raising=False)
-    monkeypatch.setattr(opening, "fetch", functools.partial(fetch, sleep=lambda _: None))
+    monkeypatch.setattr("scripts.core.download.sleep", lambda _: None)
 
     def train_on(key: str, **changed: Any) -> tuple[int, str]:
         file = tmp_path / "dataset" / f"{key}.npz"
@@ -93,8 +91,8 @@ def test_a_set_trains_end_to_end_and_its_reports_fit_its_task(
 ):
     if key not in WITH_THE_REAL_NETWORK:
         monkeypatch.setattr(pipeline, "build_model", tiny_network)
-    code, complaint = run(key)
-    assert (code, complaint) == (0, "")
+    code, stderr = run(key)
+    assert (code, stderr) == (0, "")
     (folder,) = (tmp_path / "outputs").iterdir()
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"), parse_constant=refuse_constants)
     info = DATASET_REGISTRY[key]
@@ -130,17 +128,17 @@ def test_a_set_trains_end_to_end_and_its_reports_fit_its_task(
     assert card["task"] == info.task
     assert set(card["test"]["with TTA"]) == expected
     assert ("sigmoid" in card["activation"]) == is_multi_label
-    picture, sheet = ("roc_curves", "Per label") if is_multi_label else ("confusion_matrix", "Per class")
-    assert (folder / "figures" / f"{picture}.png").is_file()
+    figure, sheet = ("roc_curves", "Per label") if is_multi_label else ("confusion_matrix", "Per class")
+    assert (folder / "figures" / f"{figure}.png").is_file()
     assert sheet in load_workbook(folder / "reports" / "training_summary.xlsx").sheetnames
     log = (folder / "logs" / "run.log").read_text(encoding="utf-8")
     assert ("quadratic-weighted kappa" in log) == (info.task == ORDINAL)
 
 
 def test_a_file_with_another_md5_is_refused_when_the_right_one_cannot_be_fetched(run: Run, tmp_path: Path):
-    code, complaint = run("breastmnist", md5s={28: "0" * 32})
+    code, stderr = run("breastmnist", md5s={28: "0" * 32})
 
     assert code == 3
-    assert f"Put the file with MD5 {'0' * 32} at {tmp_path / 'dataset' / 'breastmnist.npz'}" in complaint
+    assert f"Put the file with MD5 {'0' * 32} at {tmp_path / 'dataset' / 'breastmnist.npz'}" in stderr
     assert not list((tmp_path / "outputs").glob("*/models/*"))
     assert (tmp_path / "dataset" / "breastmnist.npz").is_file()  # no invalid file goes before a valid one is there

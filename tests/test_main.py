@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import json
 import locale
+import multiprocessing
 import os
 import pty
 import shlex
@@ -24,11 +24,11 @@ import numpy as np
 import pytest
 import torch
 from openpyxl import load_workbook
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 import main
 from scripts.core.config import Config
-from scripts.core.download import fetch
-from scripts.core.errors import LockHeldError, ResourceError, StorageError
+from scripts.core.errors import LockHeldError, StorageError
 from scripts.core.paths import RunPaths
 from scripts.core.system import StopRequest, ensure_single_instance
 from scripts.data_handler.registry import DATASET_REGISTRY
@@ -171,7 +171,7 @@ def test_what_does_not_fit_into_half_of_the_memory_is_streamed(run_in_process, m
 
 def test_resident_images_that_cannot_fit_end_with_3_before_they_are_read(run_in_process, make_npz: Npz, monkeypatch):
     monkeypatch.setattr("scripts.data_handler.memory.free_on_host", lambda: (38_015, "on this machine"))
-    monkeypatch.setattr("scripts.data_handler.opening.read_array", None)
+    monkeypatch.setattr("scripts.data_handler.npz.read_array", None)
     code, complaint = run_in_process("--dataset", str(make_npz()), *QUICK, "--feed", "resident")
 
     assert code == 3
@@ -299,7 +299,7 @@ def test_no_network_ends_with_3_and_says_where_to_put_the_file(run_in_process, m
         files_url = f"http://127.0.0.1:{closed.getsockname()[1]}"
     info = dataclasses.replace(DATASET_REGISTRY["bloodmnist"], files_url=files_url)
     monkeypatch.setattr("scripts.data_handler.opening.DATASET_REGISTRY", {"bloodmnist": info})
-    monkeypatch.setattr("scripts.data_handler.opening.fetch", functools.partial(fetch, sleep=lambda _: None))
+    monkeypatch.setattr("scripts.core.download.sleep", lambda _: None)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
 
     code, complaint = run_in_process("--dataset", "bloodmnist")
@@ -331,7 +331,7 @@ def test_weights_of_another_architecture_end_with_3(run_in_process, tmp_path, ma
     assert "are not those of a ResNet-18" in complaint
 
 
-def test_a_loss_that_is_no_number_ends_with_5(run_in_process, make_npz: Npz):
+def test_a_loss_that_is_not_finite_ends_with_5(run_in_process, make_npz: Npz):
     code, complaint = run_in_process("--dataset", str(make_npz()), *QUICK, "--lr", "1e30")
 
     assert code == 5
@@ -574,19 +574,28 @@ def test_test_images_that_do_not_fit_into_memory_give_advice_and_the_resume_comm
     assert f"Go on with: {shlex.join([sys.orig_argv[0], sys.argv[0]])} --resume outputs/{folder.name}" in complaint
 
 
-def test_a_lost_worker_process_gives_the_resume_command(run_in_process, make_npz: Npz, monkeypatch):
-    class LostWorkerError(ResourceError):
-        pass
+@pytest.mark.usefixtures("no_reports")
+def test_a_run_whose_worker_was_killed_is_resumed_by_the_command_it_prints(run_in_process, make_npz: Npz, monkeypatch):
+    def kill_workers(record, *_: object, **__: object) -> str:
+        for worker in multiprocessing.active_children() if record.epoch == 1 else ():
+            worker.kill()
+            worker.join(60)
+        return f"epoch {record.epoch}"
 
-    def fit(_state, _train, _val, _config, *, paths, **_):
-        paths.last_checkpoint.write_bytes(b"a checkpoint")
-        raise LostWorkerError("A worker process was killed.")
-
-    monkeypatch.setattr("scripts.pipeline.fit", fit)
-    code, complaint = run_in_process("--dataset", str(make_npz()), *QUICK)
+    # PyTorch checks every 5 s whether its workers live
+    monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,))
+    monkeypatch.setattr("scripts.trainer.fit.epoch_line", kill_workers)
+    streamed = ("--feed", "streamed", "--num_workers", "1", "--epochs", "2", "--checkpoint_every", "0")
+    code, complaint = run_in_process("--dataset", str(make_npz()), *QUICK, *streamed)
 
     assert code == 1
-    assert complaint.startswith("error: A worker process was killed. Go on with: ")
+    assert complaint.startswith("error: A worker process that reads images was killed, probably because memory ran out")
+    resume = shlex.split(complaint.split(" Go on with: ")[1])
+    assert resume[:3] == [sys.orig_argv[0], sys.argv[0], "--resume"]
+    history = Path(resume[3]) / "history.jsonl"
+    assert len(history.read_text(encoding="utf-8").splitlines()) == 1
+    assert run_in_process(*resume[2:4], "--num_workers", "0") == (0, "")
+    assert len(history.read_text(encoding="utf-8").splitlines()) == 2
 
 
 def test_best_weights_that_are_not_those_of_the_model_end_with_3(run_in_process, make_npz: Npz, monkeypatch):

@@ -188,7 +188,7 @@ def test_where_there_is_no_left_and_right_the_flag_decides(caplog):
     assert not [message for message in caplog.messages if "mirrored" in message]
 
 
-def test_without_mirrored_and_turned_views_there_is_no_tta():
+def test_without_mirrored_and_rotated_views_there_is_no_tta():
     config = Config(rotation_angle=0)
     assert resolve_settings(config, images_of(28), CPU).no_tta is False
     assert resolve_settings(config, images_of(28, orientation_free=False), CPU).no_tta is True

@@ -21,7 +21,7 @@ from scripts.core.paths import RunPaths
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)  # some 90 s on two quiet cores
+@pytest.mark.timeout(900)  # about 90 s on two idle cores
 def test_every_fault_is_survived(tmp_path):
     command = [sys.executable, "-m", "benchmarks.survival", "--short", "--json", str(tmp_path / "figures.json")]
     done = subprocess.run(command, cwd=PROJECT_ROOT, capture_output=True, text=True, check=False)
@@ -64,17 +64,17 @@ def test_the_table_is_aligned_and_says_what_was_required():
 
 
 def test_a_try_that_fails_is_counted_and_named_and_so_is_one_that_could_not_be_made():
-    def attempt(_laboratory: object, number: int, chance: random.Random) -> dict[str, float]:
+    def attempt(_laboratory: object, number: int, rng: random.Random) -> dict[str, float]:
         if number == 1:
             raise NotSurvivedError("other weights")
         if number == 2:
             raise KeyError("a mistake of the campaign")
-        return {"seconds": chance.random()}
+        return {"seconds": rng.random()}
 
-    class Laboratory:
+    class Campaign:
         seed = 7
 
-    first, again = (make_tries(Laboratory(), "fault", attempt, 4) for _ in range(2))  # type: ignore[arg-type]
+    first, again = (make_tries(Campaign(), "fault", attempt, 4) for _ in range(2))  # type: ignore[arg-type]
 
     assert sorted(first.failures) == [
         "fault 1: other weights",
@@ -84,8 +84,8 @@ def test_a_try_that_fails_is_counted_and_named_and_so_is_one_that_could_not_be_m
     assert first.notes["seconds"]["largest"] > 0
 
 
-def judge_by_turns(_chance: random.Random, folder: Path) -> str:
-    """The second input is too much, the fourth ends the process, the others are valid."""
+def evaluate_in_turn(_rng: random.Random, folder: Path) -> str:
+    """Fail for lack of memory at the second input, end the process at the fourth, accept the others."""
     number = len(list(folder.iterdir())) + 1
     (folder / str(number)).touch()
     if number == 2:
@@ -96,12 +96,12 @@ def judge_by_turns(_chance: random.Random, folder: Path) -> str:
 
 
 def prepare_nothing(_folder: Path) -> None:
-    """Nothing is loaded lazily here."""
+    """Do nothing: this target imports nothing late."""
 
 
-def test_a_crash_of_a_worker_is_a_failure_and_the_rest_is_still_judged():
+def test_a_crash_of_a_worker_is_a_failure_and_the_rest_is_still_evaluated():
     # two workers with five inputs each; a new one begins after each crash
-    result = fuzz(FuzzTarget("toy", judge_by_turns, prepare_nothing), seed=1, tries=10)
+    result = fuzz(FuzzTarget("toy", evaluate_in_turn, prepare_nothing), seed=1, tries=10)
 
     assert result.notes["valid"] == 6
     assert sorted(failure.split(":")[0] for failure in result.failures) == ["toy 1", "toy 3", "toy 6", "toy 8"]
@@ -130,7 +130,7 @@ def test_a_broken_file_under_its_final_name_is_found(tmp_path, name, content):
 
 
 def finished(folder: Path, weights: bytes = b"weights", val_loss: float = 0.5, seconds: float = 3.5) -> Training:
-    """A training that has been, as far as its result is compared."""
+    """Write the files of a finished training that are compared."""
     training = Training(folder, [])
     paths = RunPaths.create(training.outputs, "cells", "resnet18", now=datetime(2026, 1, 31, 22, 15))
     paths.config.write_text("{}")

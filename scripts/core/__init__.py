@@ -4,16 +4,6 @@ from scripts.core.command_line import parse_command_line
 from scripts.core.config import Config
 from scripts.core.log import log
 from scripts.core.paths import RunPaths
-from scripts.core.records import EpochRecord, TrainingResult
 from scripts.core.system import ensure_single_instance, worker_init_fn
 
-__all__ = [
-    "Config",
-    "EpochRecord",
-    "RunPaths",
-    "TrainingResult",
-    "ensure_single_instance",
-    "log",
-    "parse_command_line",
-    "worker_init_fn",
-]
+__all__ = ["Config", "RunPaths", "ensure_single_instance", "log", "parse_command_line", "worker_init_fn"]

@@ -15,8 +15,9 @@ from scripts.core.errors import ConfigError
 from scripts.core.resume import with_stored_settings
 
 REPRODUCIBILITY_VARIABLE = "DOCKER_REPRODUCIBILITY_MODE"
-_TRUE, _FALSE = ("1", "true", "yes"), ("", "0", "false", "no")
+_ON, _OFF = ("1", "true", "yes"), ("0", "false", "no")
 _NO_VALUE = object()
+_NOUNS = {int: "a whole number", float: "a number", Path: "a path"}
 
 Check = Callable[[Config], Iterable[str]]
 
@@ -47,10 +48,10 @@ def build_parser() -> ArgumentParser:
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,
     )
-    groups: dict[str, argparse._ArgumentGroup] = {}
+    names = dict.fromkeys(known.metadata["group"] for known in SETTINGS.values())
+    groups = {name: parser.add_argument_group(name) for name in names}
     for known in SETTINGS.values():
-        name = known.metadata["group"]
-        group = groups.get(name) or groups.setdefault(name, parser.add_argument_group(name))
+        group = groups[known.metadata["group"]]
         default = "" if known.kind is bool or known.default == "" else f" (default: {known.default})"
         about = f"{known.metadata['help']}{default}".replace("%", "%%")
         if known.kind is bool:
@@ -66,13 +67,9 @@ def build_parser() -> ArgumentParser:
 def parse_command_line(
     argv: Sequence[str], environment: Mapping[str, str] = os.environ, *, checks: Iterable[Check] = ()
 ) -> Config:
-    """Parse a command line.
+    """Parse a command line, given without the program's name.
 
-    Args:
-        argv: The command line without the program's name.
-        environment: The variables, ``DOCKER_REPRODUCIBILITY_MODE`` among them.
-        checks: Checks of other packages, such as whether a data set is known; each takes a Config and yields its
-            problems. A setting that is already known to be wrong has its default there.
+    ``checks`` yield problems of a Config in which settings that are already known to be wrong have their defaults.
 
     Raises:
         ConfigError: The command line is wrong; the message has one line per problem.
@@ -95,23 +92,17 @@ def parse_command_line(
     except ConfigError as error:
         problems.extend(error.problems)
         values.pop("resume", None)
-
-    config, value_problems = _build(values)
-    problems.extend(value_problems)
+    try:
+        config = Config(**values)
+    except ConfigError as error:
+        problems.extend(error.problems)
+        wrong = {problem.split()[0].removeprefix("--") for problem in error.problems}
+        config = Config(**{name: value for name, value in values.items() if name not in wrong})
     for check in checks:
         problems.extend(check(config))
     if problems:
         raise ConfigError(*problems)
     return config
-
-
-def _build(values: dict[str, Any]) -> tuple[Config, tuple[str, ...]]:
-    """The Config of ``values``; where some are wrong, one without them, and their problems."""
-    try:
-        return Config(**values), ()
-    except ConfigError as error:
-        wrong = {problem.split()[0].removeprefix("--") for problem in error.problems}
-        return Config(**{name: value for name, value in values.items() if name not in wrong}), error.problems
 
 
 def _filter_for_argparse(argv: Iterable[str]) -> tuple[list[str], list[str]]:
@@ -150,27 +141,19 @@ def _convert(known: Setting, text: Any) -> Any:
     """Convert the text of a value to its setting's type."""
     if text is _NO_VALUE:
         raise ConfigError(f"{known.flag} needs a value.")
-    if known.kind is bool or known.kind is str:
-        return text
-    if known.kind is Path:
-        if not text:
-            raise ConfigError(f"{known.flag} must be a path, got ''.")
-        try:
-            return Path(text).expanduser()
-        except (RuntimeError, ValueError):
-            raise ConfigError(f"{known.flag} must be a path, got {text!r}, whose user is not known here.") from None
+    if known.kind is Path and not text:
+        raise ConfigError(f"{known.flag} must be a path, got ''.")
     try:
-        return known.kind(text)
-    except ValueError:
-        noun = "a whole number" if known.kind is int else "a number"
-        raise ConfigError(f"{known.flag} must be {noun}, got {text!r}.") from None
+        value = known.kind(text)
+        return value.expanduser() if isinstance(value, Path) else value
+    except (RuntimeError, ValueError):
+        unknown_user = ", whose user is not known here" if known.kind is Path else ""
+        raise ConfigError(f"{known.flag} must be {_NOUNS[known.kind]}, got {text!r}{unknown_user}.") from None
 
 
 def _wants_reproducibility(environment: Mapping[str, str]) -> bool:
     text = environment.get(REPRODUCIBILITY_VARIABLE, "")
-    if (switch := text.strip().lower()) in (*_TRUE, *_FALSE):
-        return switch in _TRUE
-    raise ConfigError(
-        f"{REPRODUCIBILITY_VARIABLE} in the environment must be one of {', '.join(_TRUE)} (on) or "
-        f"{', '.join(filter(None, _FALSE))} (off), got {text!r}."
-    )
+    if (switch := text.strip().lower()) in ("", *_ON, *_OFF):
+        return switch in _ON
+    allowed = f"{', '.join(_ON)} (on) or {', '.join(_OFF)} (off)"
+    raise ConfigError(f"{REPRODUCIBILITY_VARIABLE} in the environment must be one of {allowed}, got {text!r}.")

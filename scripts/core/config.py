@@ -9,7 +9,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -19,20 +19,21 @@ from scripts.core.errors import ConfigError
 BACKBONE = "resnet18"
 DEFAULT_MODEL_NAME = "ResNet-18 Adapted"
 STOCK_MODEL_NAME = "ResNet-18"  # replaces the default where the stem is not adapted
-RESOLUTIONS = (28, 64, 128, 224)  # that MedMNIST publishes its 2D sets in; pixels of a side
-STANDARD_RESOLUTION = 28  # not part of a run folder's name, as the others are
+RESOLUTIONS = (28, 64, 128, 224)  # in which MedMNIST publishes its 2D sets, in pixels of a side
+STANDARD_RESOLUTION = RESOLUTIONS[0]  # not part of a run folder's name, as the others are
 MAX_COUNT = 1_000_000  # larger counts are typing mistakes
 MAX_SEED = 2**32 - 1  # the largest that PYTHONHASHSEED and NumPy accept
 
 
 def setting(default: Any, about: str, *, group: str, **limits: Any) -> Any:
-    """A field of ``Config``; a callable default is called when the Config is made.
+    """A field of ``Config``; a tuple as ``default`` lists all choices, and its first one is the default.
 
-    ``limits`` are any of ``ge``, ``le`` (inclusive), ``gt``, ``lt`` (exclusive), ``choices``, ``pattern`` (a
-    regular expression that matches the whole value) with ``pattern_help`` (the same in words).
+    ``limits`` are any of ``ge``, ``le`` (inclusive), ``gt``, ``lt`` (exclusive), ``pattern`` (a regular expression that
+    matches the whole value) with ``pattern_help`` (the same in words).
     """
-    metadata = {"help": about, "group": group, **limits}
-    return field(**{"default_factory" if callable(default) else "default": default}, metadata=metadata)
+    if isinstance(default, tuple):
+        default, limits["choices"] = default[0], default
+    return field(default=default, metadata={"help": about, "group": group, **limits})
 
 
 _training = partial(setting, group="training")
@@ -67,9 +68,8 @@ class Config:
     weight_decay: float = _training(5e-4, "L2 penalty of SGD.", ge=0)
     patience: int = _training(15, "Epochs without a better monitored figure before stopping.", ge=1, le=MAX_COUNT)
     monitor: str = _training(
-        "auto",
+        ("auto", "accuracy", "auc", "loss"),
         "Validation figure for selection and patience; auto is AUC for multi-label sets, accuracy for the others.",
-        choices=("auto", "accuracy", "auc", "loss"),
     )
     mixup_alpha: float = _training(0.002, "Alpha of MixUp's Beta(alpha, alpha); 0 disables it.", ge=0)
     seed: int = _training(42, "Seeds weights, data order, augmentation and MixUp.", ge=0, le=MAX_SEED)
@@ -85,9 +85,8 @@ class Config:
         "bloodmnist", "MedMNIST set, 'synthblood' (drawn by the program, needs no network), or the path of an .npz."
     )
     resolution: int = _data_and_model(
-        STANDARD_RESOLUTION,
+        RESOLUTIONS,
         "Published size of a MedMNIST set's images, in pixels of a side; own files have a size of their own.",
-        choices=RESOLUTIONS,
     )
     model_name: str = _data_and_model(
         DEFAULT_MODEL_NAME,
@@ -102,10 +101,9 @@ class Config:
         pattern_help="'imagenet', 'none', or a path",
     )
     stem: str = _data_and_model(
-        "auto",
+        ("auto", "adapted", "stock"),
         "The network's first layers: 'adapted' (3x3, keeps every pixel), 'stock' (7x7 and max-pool, a quarter of the "
         "side), 'auto' (adapted up to 64 pixels).",
-        choices=("auto", "adapted", "stock"),
     )
     data_dir: Path = _data_and_model(Path("dataset"), "Folder of the downloaded data and weights.")
     output_dir: Path = _data_and_model(Path("outputs"), "Folder in which each run gets its own.")
@@ -117,14 +115,11 @@ class Config:
         pattern_help="auto, cpu, cuda, cuda:N or mps",
     )
     precision: str = _hardware(
-        "auto",
-        "Arithmetic of the network; auto takes bf16 where the hardware has it.",
-        choices=("auto", "fp32", "bf16"),
+        ("auto", "fp32", "bf16"), "Arithmetic of the network; auto takes bf16 where the hardware has it."
     )
     feed: str = _hardware(
-        "auto",
+        ("auto", "resident", "streamed"),
         "'resident' (images on the device), 'streamed' (worker processes), 'auto' (resident where it fits).",
-        choices=("auto", "resident", "streamed"),
     )
     num_workers: int = _hardware(4, "Worker processes when data are streamed.", ge=0, le=256)
 
@@ -134,7 +129,7 @@ class Config:
         metavar="RUN_DIR",
     )
     reproducible: bool = _safety(False, "Same machine, same versions, same command: same bits. Slower.")
-    lock_file: Path = _safety(default_lock_file, "One training at a time per lock file.")
+    lock_file: Path = _safety(default_lock_file(), "One training at a time per lock file.")
     checkpoint_every: float = _safety(
         30.0, "Seconds between checkpoints, at least; the last epoch, a new best and a stop are always written.", ge=0
     )
@@ -154,11 +149,7 @@ class Config:
 
     @property
     def dataset_part(self) -> str:
-        """The data set's part of the run folder's name: its key, or the name of an own file.
-
-        >>> Config(dataset="bloodmnist", resolution=64).dataset_part
-        'bloodmnist_64'
-        """
+        """The data set's part of the run folder's name: ``bloodmnist_64``, or the name of an own file."""
         if self.is_dataset_path:
             return Path(self.dataset).stem
         return self.dataset if self.resolution == STANDARD_RESOLUTION else f"{self.dataset}_{self.resolution}"
@@ -188,21 +179,9 @@ class Setting:
         """The name on the command line."""
         return f"--{self.name}"
 
-    @property
-    def is_resolved(self) -> bool:
-        """Whether a run replaces the default by what suits the machine and the data."""
-        return bool(self.default == "auto")
 
-
-def _declared() -> Iterator[Setting]:
-    kinds = get_type_hints(Config)
-    for entry in fields(Config):
-        default = entry.default if entry.default_factory is MISSING else entry.default_factory()
-        yield Setting(entry.name, kinds[entry.name], default, entry.metadata)
-
-
-SETTINGS: dict[str, Setting] = {declared.name: declared for declared in _declared()}
-
+_TYPES = get_type_hints(Config)
+SETTINGS = {f.name: Setting(f.name, _TYPES[f.name], f.default, f.metadata) for f in fields(Config)}
 _KIND_NAMES = {int: "a whole number", float: "a finite number", str: "text", bool: "True or False", Path: "a path"}
 _LIMITS = {
     "ge": (operator.ge, "at least"),

@@ -1,16 +1,17 @@
-"""Download a file: a path holds the verified content in the end, or what it held before."""
+"""Download a file and verify it; a failed download leaves what was at its path before."""
 
 from __future__ import annotations
 
 import hashlib
 import http.client
 import tempfile
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from time import monotonic, sleep
+from typing import NoReturn
+from urllib.parse import urlsplit
 
 import requests
 import urllib3
@@ -23,16 +24,33 @@ from scripts.core.files import file_digest, replace_atomically
 from scripts.core.log import log
 
 CHUNK_BYTES = 1 << 18
+DIGEST_NAMES = {"md5": "MD5", "sha256": "SHA-256"}
 MIN_DIGEST_LENGTH = 8  # hexadecimal digits, as torchvision puts them into the names of its weights
 ATTEMPTS = 4
 FIRST_PAUSE_S, MAX_PAUSE_S = 2.0, 120.0  # each pause is twice as long as the one before it
 CONNECT_TIMEOUT_S, READ_TIMEOUT_S = 10.0, 30.0
 MIN_BYTES_PER_S, PACE_WINDOW_S = 1024, 60.0  # the server must deliver so much on average over so many seconds
 RETRIED_STATUSES = frozenset({408, 429, *range(500, 600)})
+LAST_ATTEMPT = f"(attempt {ATTEMPTS} of {ATTEMPTS})"
 
 
 class _TransferError(Exception):
     """The content stopped arriving; not an ``OSError``, which is a failure of the disk in ``replace_atomically``."""
+
+
+class _LoggedRetry(Retry):
+    """Retries as urllib3 counts them; each is logged, and no pause is longer than ``MAX_PAUSE_S``."""
+
+    def sleep(self, response: urllib3.BaseHTTPResponse | None = None) -> None:
+        last, pause_s = self.history[-1], None
+        if response is not None:
+            with suppress(urllib3.exceptions.InvalidHeader, ValueError, OverflowError):  # neither seconds nor a date
+                pause_s = self.get_retry_after(response)
+        pause_s = min(FIRST_PAUSE_S * 2 ** (len(self.history) - 1) if pause_s is None else pause_s, MAX_PAUSE_S)
+        reason = _reason(last.error) if last.error else f"the server answered {last.status}"
+        attempt, name = f"attempt {len(self.history) + 1} of {ATTEMPTS}", urlsplit(last.url or "").path
+        log.warning("Downloading %s: %s; %s in %.3g s.", name.rpartition("/")[2], reason, attempt, pause_s)
+        sleep(pause_s)
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,56 +63,20 @@ class _Download:
     algorithm: str
     what: str
     offline: str
-    sleep: Callable[[float], None]
 
     def matches(self, found: str) -> bool:
         return found.startswith(self.digest.lower())
 
-    def fail(self, reason: str, *, is_temporary: bool = False) -> NoReturn:
-        attempts = f" (attempt {ATTEMPTS} of {ATTEMPTS})" if is_temporary else ""
+    def fail(self, reason: str) -> NoReturn:
         is_complete = len(self.digest) == 2 * hashlib.new(self.algorithm, usedforsecurity=False).digest_size
-        digest = f"{self.algorithm.upper()} {'' if is_complete else 'beginning with '}{self.digest}"
+        digest = f"{DIGEST_NAMES[self.algorithm]} {'' if is_complete else 'beginning with '}{self.digest}"
         raise DataError(
-            f"Cannot download {self.what} from {self.url}: {reason}{attempts}. Put the file with {digest} at "
+            f"Cannot download {self.what} from {self.url}: {reason}. Put the file with {digest} at "
             f"{self.path.absolute()} yourself{f', or {self.offline}' if self.offline else ''}."
         )
 
 
-class _LoggedRetry(Retry):
-    """Retries with growing pauses, or as long as the server's Retry-After says; each is logged with its reason."""
-
-    def __init__(self, *, download: _Download, **settings: Any) -> None:
-        super().__init__(**settings)
-        self.download = download
-
-    def new(self, **changed: Any) -> _LoggedRetry:  # type: ignore[override]  # Python 3.10 has no Self
-        return super().new(download=self.download, **changed)
-
-    def get_backoff_time(self) -> float:
-        return FIRST_PAUSE_S * 2 ** (len(self.history) - 1)
-
-    def sleep(self, response: urllib3.BaseHTTPResponse | None = None) -> None:
-        pause_s = None
-        if response is not None:
-            with suppress(urllib3.exceptions.InvalidHeader, ValueError, OverflowError):  # neither seconds nor a date
-                pause_s = self.get_retry_after(response)
-        pause_s = min(self.get_backoff_time() if pause_s is None else pause_s, MAX_PAUSE_S)
-        reason = _reason(self.history[-1].error or _TransferError(_status(response)))
-        attempt = f"attempt {len(self.history) + 1} of {ATTEMPTS}"
-        log.warning("Downloading %s: %s; %s in %.3g s.", self.download.what, reason, attempt, pause_s)
-        self.download.sleep(pause_s)
-
-
-def fetch(
-    url: str,
-    path: Path,
-    *,
-    digest: str,
-    algorithm: str = "md5",
-    what: str,
-    offline: str = "",
-    sleep: Callable[[float], None] = time.sleep,
-) -> None:
+def fetch(url: str, path: Path, *, digest: str, algorithm: str = "md5", what: str, offline: str = "") -> None:
     """Make sure that ``path`` holds the file with this digest; download it if necessary.
 
     A valid file is not downloaded again. An invalid one stays until its verified replacement is complete. Temporary
@@ -104,10 +86,9 @@ def fetch(
         url: Where the file is; redirects are followed.
         path: Where it goes; missing folders are made.
         digest: Expected hexadecimal digest, or at least its first 8 digits.
-        algorithm: A name that ``hashlib.new`` knows.
+        algorithm: ``"md5"`` or ``"sha256"``.
         what: The file in words, for messages, such as ``"BloodMNIST"``.
         offline: What works without this file, as the end of "Put the file at …, or"; may be empty.
-        sleep: Waits for so many seconds.
 
     Raises:
         DataError: The file cannot be downloaded, or its content is not the expected one.
@@ -116,7 +97,7 @@ def fetch(
     """
     if len(digest) < MIN_DIGEST_LENGTH:
         raise ValueError(f"Expected a digest of at least {MIN_DIGEST_LENGTH} digits, got {digest!r}.")
-    download = _Download(url, path, digest, algorithm, what, offline, sleep)
+    download = _Download(url, path, digest, algorithm, what, offline)
     present = _present_digest(download)
     if present is not None and download.matches(present):
         return
@@ -125,9 +106,20 @@ def fetch(
     with storage_errors(path, "write the file"), tempfile.TemporaryFile(dir=path.parent):
         pass
     if present is not None:
-        problem = f"its {algorithm.upper()} is {present}, expected {digest}"
+        problem = f"its {DIGEST_NAMES[algorithm]} is {present}, expected {digest}"
         log.warning("%s is not %s: %s. It is kept until its verified replacement is complete.", path, what, problem)
-    _download(download)
+    retries: Retry = _LoggedRetry(ATTEMPTS - 1, status_forcelist=RETRIED_STATUSES, raise_on_status=False)
+    while True:
+        with _open(download, retries) as response:
+            try:
+                _receive(download, response)
+                return
+            except _TransferError as error:  # urllib3 retries only what fails before the content arrives
+                retries = response.raw.retries or retries  # those that are left
+                if not retries.total:
+                    download.fail(f"{error} {LAST_ATTEMPT}")
+                retries = retries.increment("GET", url, error=error)
+        retries.sleep()
 
 
 def _present_digest(download: _Download) -> str | None:
@@ -145,26 +137,6 @@ def _present_digest(download: _Download) -> str | None:
         ) from error
 
 
-def _download(download: _Download) -> None:
-    """Download and verify; the path is untouched if this raises.
-
-    urllib3 retries what fails before the content arrives. Its ``Retry`` also counts and delays the retries after that.
-    """
-    settings = {"status_forcelist": RETRIED_STATUSES, "raise_on_status": False, "respect_retry_after_header": True}
-    retries: Retry = _LoggedRetry(download=download, total=ATTEMPTS - 1, **settings)
-    while True:
-        with _open(download, retries) as response:
-            try:
-                _receive(download, response)
-                return
-            except _TransferError as error:
-                retries = response.raw.retries or retries  # those that are left after this request
-                if not retries.total:
-                    download.fail(str(error), is_temporary=True)
-                retries = retries.increment("GET", download.url, error=error)
-        retries.sleep()
-
-
 def _open(download: _Download, retries: Retry) -> requests.Response:
     """The server's answer with status 200; its content is not yet read."""
     headers = {"Accept-Encoding": "identity"}  # compressed content would have another length and digest
@@ -175,23 +147,18 @@ def _open(download: _Download, retries: Retry) -> requests.Response:
             timeouts = (CONNECT_TIMEOUT_S, READ_TIMEOUT_S)
             response = session.get(download.url, headers=headers, stream=True, timeout=timeouts)
     except (requests.ConnectionError, requests.Timeout) as error:
-        download.fail(_reason(error), is_temporary=True)
+        download.fail(f"{_reason(error)} {LAST_ATTEMPT}")
     except (requests.RequestException, ValueError) as error:
         download.fail(f"the address cannot be used ({error})")
     if response.status_code != http.HTTPStatus.OK:
         response.close()
-        download.fail(_status(response.raw), is_temporary=response.status_code in RETRIED_STATUSES)
+        reason = f"the server answered {response.status_code} {response.reason or ''}".rstrip()
+        download.fail(f"{reason} {LAST_ATTEMPT}" if response.status_code in RETRIED_STATUSES else reason)
     return response
 
 
 def _receive(download: _Download, response: requests.Response) -> None:
-    """Write the content to the path once its digest is the expected one.
-
-    Raises:
-        _TransferError: The content stopped arriving, or arrived too slowly.
-        DataError: It is not the expected one.
-        StorageError: The file cannot be written.
-    """
+    """Write the content to the path once its digest is the expected one; the path is untouched if this raises."""
     length = response.headers.get("Content-Length", "")
     is_plain = response.headers.get("Content-Encoding", "identity").lower() == "identity"
     expected_size = int(length) if is_plain and length.isdecimal() and len(length) < 20 else None
@@ -207,7 +174,7 @@ def _receive(download: _Download, response: requests.Response) -> None:
             size += len(chunk)
         if expected_size is not None and size < expected_size:
             raise _TransferError(f"the connection was cut after {size:,} of {expected_size:,} bytes")
-        name, found = download.algorithm.upper(), digest.hexdigest()
+        name, found = DIGEST_NAMES[download.algorithm], digest.hexdigest()
         if not download.matches(found):
             content_type = response.headers.get("Content-Type", "not given")
             hint = "; it is a web page, such as a login page" if "html" in content_type.lower() else ""
@@ -220,7 +187,7 @@ def _chunks(response: requests.Response) -> Iterator[bytes]:
     response.raw.enforce_content_length = False  # _receive compares the sizes, and can name both
     # read() waits for all the bytes that were requested, so it would not notice that a server sends very slowly
     read = getattr(response.raw, "read1", response.raw.read)
-    num_bytes, window_bytes, window_start = 0, 0, time.monotonic()
+    num_bytes, window_bytes, window_start = 0, 0, monotonic()
     while True:
         try:
             chunk: bytes = read(CHUNK_BYTES, decode_content=True)
@@ -230,15 +197,11 @@ def _chunks(response: requests.Response) -> Iterator[bytes]:
             return
         yield chunk
         num_bytes += len(chunk)
-        window_bytes, elapsed_s = window_bytes + len(chunk), time.monotonic() - window_start
+        window_bytes, elapsed_s = window_bytes + len(chunk), monotonic() - window_start
         if elapsed_s > PACE_WINDOW_S:
             if window_bytes < MIN_BYTES_PER_S * elapsed_s:
                 raise _TransferError(f"only {window_bytes:,} bytes came in {elapsed_s:.0f} s")
-            window_bytes, window_start = 0, time.monotonic()
-
-
-def _status(response: urllib3.BaseHTTPResponse | None) -> str:
-    return f"the server answered {response.status} {response.reason or ''}".rstrip() if response else "no answer"
+            window_bytes, window_start = 0, monotonic()
 
 
 def _reason(error: BaseException, otherwise: str = "the server closed the connection") -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from contextlib import suppress
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -24,19 +25,13 @@ def code_version() -> str:
     if commit := os.environ.get("MEDMNIST_COMMIT"):
         return commit
     command = ["git", "-C", str(PROJECT_ROOT), "describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"]
-    try:
-        found = subprocess.run(command, capture_output=True, encoding="utf-8", timeout=10, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return "unknown"
-    return found.stdout.strip()
+    with suppress(OSError, subprocess.SubprocessError):
+        return subprocess.run(command, capture_output=True, encoding="utf-8", timeout=10, check=True).stdout.strip()
+    return "unknown"
 
 
 def describe_environment(device: str) -> dict[str, Any]:
-    """Versions and hardware as JSON values.
-
-    Args:
-        device: The device that trains, such as ``"cuda:0"``.
-    """
+    """Versions and hardware as JSON values; ``device`` is the one that trains, such as ``"cuda:0"``."""
     import psutil
     import torch
 
@@ -58,29 +53,24 @@ def describe_environment(device: str) -> dict[str, Any]:
 
 def processor_name() -> str:
     """The processor's name as the system reports it."""
-    for line in _cpu_info():
-        if line.startswith("model name"):
-            return line.split(":", 1)[1].strip()
-    return platform.processor() or platform.machine()
+    return _cpu_info("model name") or platform.processor() or platform.machine()
 
 
 def processor_flags() -> frozenset[str]:
     """The processor's instruction sets as Linux names them; empty where it does not report them."""
-    for line in _cpu_info():
-        if line.startswith(("flags", "Features")):
-            return frozenset(line.split(":", 1)[1].split())
-    return frozenset()
+    return frozenset(_cpu_info("flags", "Features").split())
 
 
-def _cpu_info() -> list[str]:
-    try:
-        return Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
-    except OSError:
-        return []
+def _cpu_info(*names: str) -> str:
+    """The first value with one of ``names`` in /proc/cpuinfo; empty where there is none."""
+    with suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith(names):
+                return line.split(":", 1)[1].strip()
+    return ""
 
 
 def _version_of(package: str) -> str:
-    try:
+    with suppress(PackageNotFoundError):
         return version(package)
-    except PackageNotFoundError:
-        return "not installed"
+    return "not installed"

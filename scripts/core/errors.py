@@ -1,8 +1,7 @@
 """The errors of a run, one class per exit code.
 
-The message of a ``PipelineError`` is written for the user: what was requested, what is allowed, what to do next.
-``main.py`` prints it without a traceback and exits with its ``exit_code``. A mistake in the program stays a
-``ValueError`` or an assertion, whose traceback is in the log, and exits with 1.
+The message of a ``PipelineError`` is for the user: what was requested, what is allowed, what to do. ``main.py`` prints
+it without a traceback. A mistake in the program stays a ``ValueError`` or an assertion, and its traceback is logged.
 """
 
 from __future__ import annotations
@@ -10,7 +9,7 @@ from __future__ import annotations
 import errno
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -70,37 +69,31 @@ class Interrupted(BaseException):
         self.exit_code = 128 + signal_number  # the shell's convention: 129 SIGHUP, 130 SIGINT, 143 SIGTERM
 
 
-REMEDIES = {
+SPACE_REMEDIES = {
     errno.ENOSPC: "The disk is full: free some space",
     errno.EDQUOT: "The disk quota is used up: free some space",
     errno.EFBIG: "The file would exceed the size limit that is set: raise it (ulimit -f)",
+}
+REMEDIES = SPACE_REMEDIES | {
     errno.EACCES: "Permission is denied: change the folder's permissions",
     errno.EPERM: "Permission is denied: change the folder's permissions",
     errno.EROFS: "The file system is read-only: mount it writable",
     errno.ELOOP: "The path is a loop of symbolic links: remove them",
 }
-# those that more space solves
-SPACE_ERRORS = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
 
 
 @contextmanager
 def storage_errors(path: Path, purpose: str, *, needed_bytes: int | None = None) -> Iterator[None]:
-    """Turn an ``OSError`` raised inside into a ``StorageError`` about ``path``.
-
-    Args:
-        path: The file or folder being written.
-        purpose: What was being done, such as ``"write the checkpoint"``.
-        needed_bytes: Space that it takes; None if unknown.
-
-    Raises:
-        StorageError: Any ``OSError`` was raised inside.
-    """
+    """Turn an ``OSError`` raised inside into a ``StorageError`` that begins with "Cannot {purpose} at {path}"."""
     try:
         yield
     except OSError as error:
         number = errno.ELOOP if error.errno == errno.EEXIST and _is_loop(path) else error.errno
         remedy = REMEDIES.get(number or 0, f"{error.strerror or error}: check the path")
-        space = _space(path, needed_bytes, error) if needed_bytes is not None else ""
+        space = "" if needed_bytes is None or number not in SPACE_REMEDIES else f": it needs {needed_bytes:,} bytes"
+        if space and number == errno.ENOSPC:  # a quota or a limit leaves less than the disk has
+            with suppress(OSError):
+                space += f", and {shutil.disk_usage(path.parent).free:,} are free"
         raise StorageError(f"Cannot {purpose} at {path}{space}. {remedy}, or choose another place.") from error
 
 
@@ -111,14 +104,3 @@ def _is_loop(path: Path) -> bool:
     except OSError as error:
         return error.errno == errno.ELOOP
     return False
-
-
-def _space(path: Path, needed_bytes: int, error: OSError) -> str:
-    """How much space is needed and free, where too little space was the error; otherwise nothing."""
-    needed = f": it needs {needed_bytes:,} bytes" if error.errno in SPACE_ERRORS else ""
-    if error.errno != errno.ENOSPC:  # a quota or a limit leaves less than the disk has
-        return needed
-    try:
-        return f"{needed}, and {shutil.disk_usage(path.parent).free:,} are free"
-    except OSError:
-        return needed

@@ -18,6 +18,8 @@ from scripts.core.errors import storage_errors
 
 CHUNK_BYTES = 1 << 20
 PART = ".part"  # ends the name of a file that is being written; the name begins with a dot and the final name
+_UMASK = os.umask(0o077)  # it can only be read by setting it, which affects other threads: so once, at import
+os.umask(_UMASK)
 
 
 @contextmanager
@@ -27,15 +29,8 @@ def replace_atomically(
     """Open a temporary file beside ``path`` that is renamed to it once its content is on the disk.
 
     Until then the stream's ``name`` is the temporary file's path. If anything fails inside, ``path`` keeps its earlier
-    content, and the temporary file is removed. Leftovers of killed processes are removed first.
-
-    Args:
-        path: Where the file goes, in an existing folder.
-        needed_bytes: Size of the file, for the message when it does not fit; None where it is unknown.
-        previous: Where to keep the earlier content; None to drop it.
-
-    Raises:
-        StorageError: The file cannot be written.
+    content, and the temporary file is removed. Leftovers of killed processes are removed first. The ``StorageError`` of
+    a full disk names ``needed_bytes``, the size of the file. The earlier content is kept as ``previous``, if given.
     """
     with storage_errors(path, "write the file", needed_bytes=needed_bytes):
         remove_leftovers(path.parent, of=path.name)
@@ -50,25 +45,21 @@ def replace_atomically(
                 if previous is not None and path.exists():
                     _keep_as(path, previous)
                 os.replace(temporary, path)  # before it is closed and so looks like a leftover
-        except BaseException:
-            with suppress(FileNotFoundError):
+        finally:
+            with suppress(FileNotFoundError):  # it has been renamed
                 os.unlink(temporary)
-            raise
         _sync_folder(path.parent)
 
 
 def remove_leftovers(folder: Path, *, of: str = "") -> None:
-    """Remove the temporary files in ``folder`` whose writers were killed, but none that is being written.
-
-    Args:
-        folder: Searched without its subfolders.
-        of: Only temporary files of this final name; of any name where it is empty.
-    """
+    """Remove the temporary files of killed writers in ``folder``; with ``of``, only those of this final name."""
     with suppress(OSError):  # the next writer reports what is wrong with the folder
         for temporary in folder.iterdir():
             if temporary.name.startswith(f".{of}." if of else ".") and temporary.name.endswith(PART):
-                with suppress(OSError):  # its writer has just finished, or it is another user's
-                    _remove_unless_locked(temporary)
+                # this fails if the writer is alive or has just finished, or if the file is another user's
+                with suppress(OSError), open(temporary, "r+b", opener=_open_without_waiting) as stream:
+                    fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    temporary.unlink()
 
 
 def write_bytes(path: Path, content: bytes, *, previous: Path | None = None) -> None:
@@ -85,8 +76,7 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` to ``path`` as indented JSON, atomically; ``ValueError`` for NaN, which is not JSON."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    # paths may hold bytes that are not text; their escapes here are those of JSON
-    write_bytes(path, text.encode(errors="backslashreplace"))
+    write_bytes(path, text.encode(errors="backslashreplace"))  # of bytes in paths, as JSON escapes them
 
 
 def file_digest(path: Path, algorithm: str) -> str:
@@ -121,23 +111,9 @@ def _make_temporary(path: Path) -> tuple[int, str]:
         os.close(descriptor)  # another process removed it as a leftover before it was locked
 
 
-def _remove_unless_locked(temporary: Path) -> None:
-    descriptor = os.open(temporary, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        os.unlink(temporary)
-    finally:
-        os.close(descriptor)
-
-
-def _read_umask() -> int:
-    umask = os.umask(0o077)
-    os.umask(umask)
-    return umask
-
-
-# read once at import: it can only be read by setting it, which affects other threads
-_UMASK = _read_umask()
+def _open_without_waiting(name: str, flags: int) -> int:
+    """Open a file, but neither follow a link nor wait for the other end of a pipe."""
+    return os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK)
 
 
 def _sync_folder(folder: Path) -> None:

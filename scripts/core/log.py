@@ -35,8 +35,7 @@ class _RunLogHandler(logging.FileHandler):
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 (logging's name)
         error = sys.exc_info()[1]
         if isinstance(error, OSError):
-            needed_bytes = len(self.format(record)) + 1
-            with storage_errors(Path(self.baseFilename), "write the log", needed_bytes=needed_bytes):
+            with storage_errors(Path(self.baseFilename), "write the log", needed_bytes=len(self.format(record)) + 1):
                 raise error
         super().handleError(record)
 
@@ -65,8 +64,7 @@ def screen_log() -> Iterator[None]:
 def file_log(path: Path) -> Iterator[None]:
     """Write the log to ``path`` too while inside, with times and levels.
 
-    An exception is logged before it goes on: a ``PipelineError`` or a signal as its message, any other with its
-    traceback.
+    An exception is logged, too: a ``PipelineError`` or a signal as its message, any other with its traceback.
 
     Raises:
         UnexpectedError: An exception other than ``PipelineError`` was raised inside; it is the cause.

@@ -19,7 +19,7 @@ MAX_SLUG_LENGTH = 60
 
 
 def slug(text: str) -> str:
-    """``text`` reduced to lower-case letters, digits and underscores: safe as part of a folder's name.
+    """``text`` reduced to lower-case letters, digits and underscores.
 
     >>> slug("ResNet-18, tuned (v2)")
     'resnet_18_tuned_v2'
@@ -61,21 +61,15 @@ class RunPaths:
 
     @classmethod
     def create(cls, output_dir: Path, dataset: str, model: str, *, now: datetime) -> RunPaths:
-        """Make the folder ``YYYYMMDD_HHMMSS_<dataset>_<model>`` with its subfolders.
+        """Make the folder ``YYYYMMDD_HHMMSS_<dataset>_<model>`` with its subfolders, and ``output_dir`` if necessary.
 
-        Args:
-            output_dir: The folder of all runs; created if it does not exist.
-            dataset: The data set's key or an own file's name; becomes a slug.
-            model: The backbone's key or the name the user gave; becomes a slug.
-            now: The start of the run in local time.
+        ``dataset`` and ``model`` become slugs; ``now`` is the start of the run in local time.
 
         Raises:
             StorageError: A folder cannot be made.
         """
         name = f"{now:%Y%m%d_%H%M%S}_{slug(dataset)}_{slug(model)}"
         with storage_errors(output_dir, "make the run folder"):
-            with suppress(FileNotFoundError):
-                output_dir.stat()  # names a loop of symbolic links, which mkdir reports as an existing file
             output_dir.mkdir(parents=True, exist_ok=True)
             for attempt in count(1):
                 paths = cls(output_dir / (name if attempt == 1 else f"{name}_{attempt}"))
@@ -88,16 +82,12 @@ class RunPaths:
 
     @classmethod
     def reopen(cls, root: Path) -> RunPaths:
-        """Prepare the folder of an earlier run: complete its subfolders, remove the temporary files of a killed run.
-
-        Raises:
-            StorageError: A folder cannot be made.
-        """
+        """Prepare the folder of an earlier run: complete its subfolders, remove the temporary files of a killed run."""
         paths = cls(root)
+        remove_leftovers(root)
         for folder in paths.folders:
             with storage_errors(folder, "make the folder"):
                 folder.mkdir(exist_ok=True)
-        for folder in (root, *paths.folders):
             remove_leftovers(folder)
         return paths
 
@@ -126,9 +116,6 @@ def run_folder(config: Config) -> Iterator[RunPaths]:
     """The folder of a run while inside: a new one, or with ``--resume`` that of the run to resume.
 
     A new folder is removed if the run ends before its training begins, unless its log holds an unexpected error.
-
-    Raises:
-        StorageError: A folder cannot be made.
     """
     if config.resume:
         yield RunPaths.reopen(Path(config.resume))

@@ -1,4 +1,4 @@
-"""Values that are passed between packages."""
+"""The results of an epoch and of a training, which the trainer returns and the reports read."""
 
 from __future__ import annotations
 

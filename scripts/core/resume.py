@@ -1,4 +1,4 @@
-"""Resuming a run: its stored settings, and the settings that may be given again beside ``--resume``."""
+"""Resume a run: its stored settings, and which flags are allowed together with ``--resume``."""
 
 from __future__ import annotations
 
@@ -17,41 +17,34 @@ from scripts.core.paths import RunPaths
 FREE = frozenset({"resume", "lock_file", "no_process_guard", "num_workers", "feed", "data_dir", "checkpoint_every"})
 NAMING = frozenset({"output_dir", "model_name"})
 UNSTORED = FREE - {"data_dir"}  # free settings that belong to an invocation, not to the run
+# what may change the bits of a result
+ENVIRONMENT = ("commit", "python", "device_name", "cuda", "cudnn", "torch_threads")
+PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn")
 
 
 def with_stored_settings(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of the run that ``--resume`` names, with the free settings that were given beside it.
-
-    Args:
-        given: Settings from the command line, ``resume`` among them.
+    """The settings of the run that ``--resume`` names, with the free settings of the command line, ``given``.
 
     Raises:
-        ConfigError: The folder is not that of a run, or settings were given that would change the result; the message
-            has one line per setting.
+        ConfigError: The folder is not that of a run, or settings were given that would change the result.
     """
     folder = _existing_folder(given["resume"])
     stored, free_names = _read_stored(folder)
-    problems = [_conflict(name, value, stored, folder) for name, value in given.items() if name not in free_names]
-    if any(problems):
-        raise ConfigError(*filter(None, problems))
+    bound = {name: value for name, value in given.items() if name not in free_names}
+    if problems := list(filter(None, (_conflict(name, value, stored, folder) for name, value in bound.items()))):
+        raise ConfigError(*problems)
     replaced = {name: value for name, value in given.items() if name in free_names | {"dataset"}}
     return stored | replaced | {"resume": str(folder)}
 
 
 def free_settings(dataset: Mapping[str, Any]) -> frozenset[str]:
-    """The settings that change no bit of the result on the data set that a ``config.json`` describes.
-
-    Where left and right differ, ``hflip`` is one of them: no image is mirrored there, whatever its value.
-    """
+    """The settings that change no bit of the result on ``dataset``, as a ``config.json`` describes it."""
+    # where left and right differ, no image is mirrored, whatever --hflip is
     return FREE | {"hflip"} if dataset.get("orientation_free") is False else FREE
 
 
 def is_same_choice(name: str, requested: Any, applied: Any) -> bool:
-    """Whether a requested value is the one that was applied.
-
-    >>> is_same_choice("device", "cuda", "cuda:0")
-    True
-    """
+    """Whether a requested value is the one that was applied; ``cuda`` is ``cuda:0``."""
     return bool(requested == applied or (name, requested, applied) == ("device", "cuda", "cuda:0"))
 
 
@@ -79,13 +72,10 @@ def next_step(config: Config, paths: RunPaths) -> str:
 
 def differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
     """One sentence for each changed part of the environment that may change the bits of a result."""
-    for name in ("commit", "python", "device_name", "cuda", "cudnn", "torch_threads"):
+    before, now = ({**environment, **environment.get("packages", {})} for environment in (before, now))
+    for name in (*ENVIRONMENT, *PACKAGES):
         if before.get(name) != now.get(name):
             yield f"{name} was {before.get(name)} and is {now.get(name)}"
-    packages_before, packages_now = before.get("packages", {}), now.get("packages", {})
-    for name in ("torch", "torchvision", "numpy", "scikit-learn"):
-        if packages_before.get(name) != packages_now.get(name):
-            yield f"{name} was {packages_before.get(name)} and is {packages_now.get(name)}"
 
 
 def _existing_folder(text: str) -> Path:
@@ -101,17 +91,12 @@ def _existing_folder(text: str) -> Path:
 
 
 def _read_stored(folder: Path) -> tuple[dict[str, Any], frozenset[str]]:
-    """The settings in a run's ``config.json``, and the names of those that may be changed now.
-
-    A missing setting is not replaced by its default: the version that did not have it may have worked differently.
-
-    Raises:
-        ConfigError: There is no ``config.json``, or its settings do not make a Config.
-    """
+    """The settings in a run's ``config.json``, and the names of those that may be changed now."""
     try:
         content = json.loads(RunPaths(folder).config.read_text(encoding="utf-8"))
         settings, dataset = content["settings"], content["dataset"]
         source, free_names = dataset["source"], free_settings(dataset)
+        # no default replaces a missing setting: the version that did not have it may have worked differently
         values: dict[str, Any] = {name: settings[name] for name in SETTINGS if name not in UNSTORED}
         values |= {name: Path(value) for name, value in values.items() if SETTINGS[name].kind is Path}
         if Config(**values).is_dataset_path and source != "generated":
@@ -133,8 +118,8 @@ def _read_stored(folder: Path) -> tuple[dict[str, Any], frozenset[str]]:
 def _conflict(name: str, value: Any, stored: Mapping[str, Any], folder: Path) -> str | None:
     """Why a setting that is not free cannot be given beside ``--resume``; None if it can."""
     known = SETTINGS[name]
-    if is_same_choice(name, value, stored[name]) or (known.is_resolved and value == known.default):
-        return None
+    if is_same_choice(name, value, stored[name]) or value == known.default == "auto":
+        return None  # what a run takes for auto is stored
     if name == "model_name" and (value, stored[name]) == (DEFAULT_MODEL_NAME, STOCK_MODEL_NAME):
         return None  # the run replaced the default, because the stem is not adapted
     if name == "dataset" and all(Config(dataset=text).is_dataset_path for text in (value, stored[name])):
@@ -152,5 +137,4 @@ def _conflict(name: str, value: Any, stored: Mapping[str, Any], folder: Path) ->
 
 def _program() -> list[str]:
     """The interpreter and the script of this process, as they were typed."""
-    interpreter = sys.orig_argv[0] if sys.orig_argv else "python"
-    return [interpreter, sys.argv[0] or "main.py"]
+    return [sys.orig_argv[0] if sys.orig_argv else "python", sys.argv[0] or "main.py"]

@@ -1,6 +1,6 @@
 """From uint8 images to the network's input, as batched tensor operations on the device.
 
-Legend of the shape suffixes: B images of a batch, H height, W width, C channels (1 or 3).
+Shapes: B images of a batch, H height, W width, C channels (1 or 3).
 """
 
 from __future__ import annotations
@@ -17,18 +17,14 @@ from scripts.data_handler.plan import AugmentationPlan
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
 
-# what a colour weighs in the brightness of a picture (ITU-R BT.601), as torchvision's contrast jitter takes it
+# weights of the colours in an image's brightness (ITU-R BT.601), as in torchvision's contrast jitter
 LUMA = (0.299, 0.587, 0.114)
 
 
 def to_float(images: Tensor) -> Tensor:
-    """Bring stored images into the layout that the network computes in.
+    """Convert uint8 images (B, H, W) or (B, H, W, C) to float32 in [0, 1] of shape (B, C, H, W).
 
-    Args:
-        images: uint8, shape (B, H, W) or (B, H, W, C).
-
-    Returns:
-        float32 in [0, 1], shape (B, C, H, W); for colour images in channels_last memory format, without a copy.
+    The result for colour images is in channels_last memory format.
     """
     images_bchw = images.unsqueeze(1) if images.ndim == 3 else images.permute(0, 3, 1, 2)
     return images_bchw.float().div_(255)
@@ -37,8 +33,8 @@ def to_float(images: Tensor) -> Tensor:
 def augment(images: Tensor, plan: AugmentationPlan, *, rotates: bool) -> Tensor:
     """Flip, rotate and jitter each image by its own parameters.
 
-    Flip and rotation are one bilinear resampling, so pixels are interpolated once; what a rotation brings in from
-    outside the picture is the picture's reflection. Brightness comes before contrast, each clamped to [0, 1].
+    Flip and rotation are one bilinear resampling, so pixels are interpolated once; outside the image is its reflection.
+    Brightness comes before contrast, each clamped to [0, 1].
 
     Args:
         images: float32 in [0, 1], shape (B, C, H, W).
@@ -48,20 +44,20 @@ def augment(images: Tensor, plan: AugmentationPlan, *, rotates: bool) -> Tensor:
     Returns:
         float32 in [0, 1], shape (B, C, H, W).
     """
-    moved = flip_and_rotate(images, plan.flip, plan.angle) if rotates else _flip(images, plan.flip)
-    return jitter(moved, plan.brightness, plan.contrast)
+    if rotates:
+        images = flip_and_rotate(images, plan.flip, plan.angle)
+    else:
+        images = torch.where(_per_image(plan.flip), images.flip(3), images)
+    return jitter(images, plan.brightness, plan.contrast)
 
 
 def flip_and_rotate(images: Tensor, flip: Tensor, angle: Tensor) -> Tensor:
     """Mirror the images of ``flip`` left to right, then rotate all about their centre, in one resampling.
 
     Args:
-        images: float32, shape (B, C, H, W).
+        images: float32, shape (B, C, H, W), as the result.
         flip: bool, shape (B,).
         angle: Degrees, shape (B,); positive is counter-clockwise.
-
-    Returns:
-        float32, shape (B, C, H, W).
     """
     height, width = images.shape[-2:]
     radians = torch.deg2rad(angle)
@@ -71,8 +67,8 @@ def flip_and_rotate(images: Tensor, flip: Tensor, angle: Tensor) -> Tensor:
     by_x = torch.stack((sign * cosine, sine * (width / height)))
     by_y = torch.stack((-sign * sine * (height / width), cosine))
     x, y = _centres(width, images.device), _centres(height, images.device).unsqueeze(1)
-    # where in the source each pixel comes from, shape (2, B, H, W). By hand rather than by F.affine_grid, whose matrix
-    # product of two columns takes ten times as long on a CPU, and on a GPU loses half of its digits to TF32.
+    # where in the source each pixel comes from, shape (2, B, H, W). Written out, because the matrix product of two
+    # columns in F.affine_grid takes ten times as long on a CPU, and on a GPU loses half of its digits to TF32.
     source = by_x[..., None, None] * x + by_y[..., None, None] * y
     grid = source.permute(1, 2, 3, 0)
     return F.grid_sample(images, grid, mode="bilinear", padding_mode="reflection", align_corners=False)
@@ -81,55 +77,37 @@ def flip_and_rotate(images: Tensor, flip: Tensor, angle: Tensor) -> Tensor:
 def jitter(images: Tensor, brightness: Tensor, contrast: Tensor) -> Tensor:
     """Scale each image's brightness, then its contrast about its own mean luma.
 
-    Args:
-        images: float32 in [0, 1], shape (B, C, H, W).
-        brightness: Factors, shape (B,).
-        contrast: Factors, shape (B,).
-
-    Returns:
-        float32 in [0, 1], shape (B, C, H, W).
+    Images are float32 in [0, 1] of shape (B, C, H, W), before and after; the factors have shape (B,).
     """
     bright = (images * _per_image(brightness)).clamp_(0, 1)
     if images.shape[1] == 3:
         mean = bright.mean(dim=(2, 3)) @ _constant(LUMA, images.device)
     else:
         mean = bright.mean(dim=(1, 2, 3))
-    # a product and a sum rather than torch.lerp, which takes twice as long where the weight is broadcast
+    # not torch.lerp, which takes twice as long where the weight is broadcast
     return (bright * _per_image(contrast)).add_(_per_image(mean * (1 - contrast))).clamp_(0, 1)
 
 
 def normalise(images: Tensor) -> Tensor:
     """Subtract ImageNet's mean and divide by its standard deviation; grey images become three equal channels.
 
-    Args:
-        images: float32 in [0, 1], shape (B, C, H, W).
-
-    Returns:
-        float32, shape (B, 3, H, W).
+    From float32 in [0, 1] of shape (B, C, H, W) to float32 of shape (B, 3, H, W).
     """
-    mean, std = _constant(MEAN, images.device), _constant(STD, images.device)
-    return (images - _per_channel(mean)) / _per_channel(std)
-
-
-def _flip(images: Tensor, flip: Tensor) -> Tensor:
-    return torch.where(_per_image(flip), images.flip(3), images)
+    mean, std = (_constant(values, images.device).view(1, -1, 1, 1) for values in (MEAN, STD))
+    return (images - mean) / std
 
 
 def _per_image(values: Tensor) -> Tensor:
     return values.view(-1, 1, 1, 1)
 
 
-def _per_channel(values: Tensor) -> Tensor:
-    return values.view(1, -1, 1, 1)
-
-
 @cache
 def _centres(count: int, device: torch.device) -> Tensor:
-    """The centres of ``count`` pixels side by side that fill [-1, 1], shape (count,); kept, as ``_constant`` is."""
+    """The centres of ``count`` pixels side by side that fill [-1, 1], shape (count,)."""
     return (torch.arange(count, device=device) * 2 + 1) / count - 1
 
 
 @cache
 def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
-    """Values on the device; kept, because sending them anew each step would make the host wait for the device."""
+    """Values on the device; cached, because sending them in each step would make the host wait for the device."""
     return torch.tensor(values, device=device)

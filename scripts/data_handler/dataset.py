@@ -57,10 +57,5 @@ class Dataset(ImageSizes):
 
 
 def members(labels: NDArray[np.integer], index: int) -> NDArray[np.bool_]:
-    """Which images are of class ``index``, or have that label, shape (N,).
-
-    Args:
-        labels: Class indices, shape (N,), or 0 and 1 for each of L labels, shape (N, L).
-        index: A class, or a label.
-    """
+    """Which images are of class ``index`` (labels are class indices (N,)) or have that label (0 and 1 (N, L)), (N,)."""
     return labels == index if labels.ndim == 1 else labels[:, index] == 1

@@ -1,6 +1,6 @@
 """How much memory a set's images need, how much is free, and which image source follows from both.
 
-No image is read, and torch is imported for GPUs only: ``tools/check_memory.py`` uses the same functions as a run.
+No image is read, and torch is imported for GPUs only, for the sake of ``tools/check_memory.py``.
 """
 
 from __future__ import annotations
@@ -25,12 +25,15 @@ MAX_EVAL_PIXELS = 64 * 224 * 224  # bounds the activations of large images
 
 PREFETCH = 2  # batches that each worker process gathers ahead
 BATCHES_IN_HAND = 3  # beside those: the batch in use, the next one, and one to spare
+# files with the limit and the usage, and a prefix of the statistics, in both versions of control groups
+GROUP_FILES_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
+GROUP_FILES_V2 = ("memory.max", "memory.current", "")
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 (where PyTorch passes tensors from process to process)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ImageSizes:
-    """How many images of which size a set has, and so what they need: one byte per pixel and channel."""
+    """Number and size of a set's images, at one byte per pixel and channel."""
 
     num_samples: Mapping[str, int]  # images in "train", "val" and "test"
     height: int  # pixels
@@ -49,10 +52,8 @@ class ImageSizes:
 
     def in_flight_bytes(self, batch_size: int, num_workers: int) -> int:
         """Size of the batches that worker processes hold at once, in training or evaluation."""
-        eval_images = min(
-            eval_batch_size(self.height, self.width), max(self.num_samples["val"], self.num_samples["test"])
-        )
-        largest_batch = max(min(batch_size, self.num_samples["train"]), eval_images)
+        limits = {split: eval_batch_size(self.height, self.width) for split in ("val", "test")} | {"train": batch_size}
+        largest_batch = max(min(limit, self.num_samples[split]) for split, limit in limits.items())
         return largest_batch * self.image_bytes * (PREFETCH * num_workers + BATCHES_IN_HAND) if num_workers else 0
 
 
@@ -85,10 +86,7 @@ class MemoryPlan:
 
 
 def eval_batch_size(height: int, width: int) -> int:
-    """Images in a batch of validation and test: fewer if they are large, so that their activations stay bounded.
-
-    It is the same for every image source, because the size of a batch may change the last bits of a result.
-    """
+    """Images in a batch of validation and test: the same for every image source, as it may change the last bits."""
     return max(1, min(MAX_EVAL_BATCH_SIZE, MAX_EVAL_PIXELS // (height * width)))
 
 
@@ -100,16 +98,10 @@ def plan_memory(requested: str, images: ImageSizes, device: torch.device) -> Mem
 def choose_feed(
     requested: str, images: ImageSizes, free: FreeMemory, *, shares_host_memory: bool = False
 ) -> MemoryPlan:
-    """Choose the image source.
+    """Choose the image source for a request of ``"resident"``, ``"streamed"`` or ``"auto"``.
 
-    Args:
-        requested: ``"resident"``, ``"streamed"`` or ``"auto"``.
-        images: What it holds.
-        free: The memory that is free.
-        shares_host_memory: Whether the device keeps a copy of its own in the host's memory, as Apple's GPUs do.
-
-    Raises:
-        DataError: ``"resident"`` was requested, and the images do not fit.
+    ``shares_host_memory``: the device keeps a copy of its own in the host's memory, as Apple's GPUs do.
+    ``DataError`` if ``"resident"`` was requested, and the images do not fit.
     """
     host_needed = images.total_bytes * (2 if shares_host_memory else 1)
     device_needed = 0 if free.device is None else images.total_bytes
@@ -120,7 +112,7 @@ def choose_feed(
     for needed, available, where in ((host_needed, free.host, free.bound), (device_needed, free.device, "on the GPU")):
         if available is None:
             continue
-        if feed == "resident" == requested and needed > available:
+        if requested == "resident" and needed > available:
             raise DataError(
                 f"--feed resident was requested, but the images need {needed:,} bytes of memory, and {available:,} are "
                 f"free {where}. Use --feed streamed, which reads them from the disk batch by batch."
@@ -146,8 +138,7 @@ def free_on_host() -> tuple[int, str]:
     import psutil
 
     free = int(psutil.virtual_memory().available)
-    in_group = free_in_control_group()
-    if in_group is not None and in_group < free:
+    if (in_group := free_in_control_group()) is not None and in_group < free:
         return in_group, "within the limit of this container or job"
     return free, "on this machine"
 
@@ -157,16 +148,8 @@ def free_in_control_group(
 ) -> int | None:
     """Free bytes within a container's or a job's limit: the tightest of this process's group and its parents.
 
-    Cached file content counts as used there, but is released when memory is needed, so it counts as free here.
-
-    Args:
-        membership: The list of the process's groups.
-        mount: Where the groups are, of version 1 or 2.
-
-    Returns:
-        At least 0; None where there is no limit.
-
-    Reference: https://docs.kernel.org/admin-guide/cgroup-v2.html#memory-interface-files
+    None where there is no limit. Cached file content counts as used there, but is released when memory is needed, so it
+    is free here. Reference: https://docs.kernel.org/admin-guide/cgroup-v2.html#memory-interface-files
     """
     try:
         lines = membership.read_text(encoding="utf-8").splitlines()
@@ -177,7 +160,7 @@ def free_in_control_group(
         _, controllers, path = (*line.split(":", 2), "", "")[:3]
         if controllers and "memory" not in controllers.split(","):
             continue
-        base, names = (mount / "memory", _V1) if controllers else (mount, _V2)
+        base, names = (mount / "memory", GROUP_FILES_V1) if controllers else (mount, GROUP_FILES_V2)
         inner = PurePosixPath(path.lstrip("/"))
         # inside a container the path may exist on the host only: the mount itself is the container's group
         folders = [base / folder for folder in (inner, *inner.parents) if ".." not in folder.parts]
@@ -185,22 +168,15 @@ def free_in_control_group(
     return min(found, default=None)
 
 
-# names of the limit and the usage, and a prefix of the statistics, in both versions of control groups
-_V1 = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
-_V2 = ("memory.max", "memory.current", "")
-
-
 def _free_in_group(folder: Path, limit_name: str, usage_name: str, prefix: str) -> int | None:
     try:
-        limit = (folder / limit_name).read_text(encoding="utf-8").strip()
-        if not limit.isdecimal():  # "max"
-            return None
-        used = int((folder / usage_name).read_text(encoding="utf-8"))
-        statistics = dict(line.split() for line in (folder / "memory.stat").read_text(encoding="utf-8").splitlines())
-    except (OSError, ValueError):
+        names = (limit_name, usage_name, "memory.stat")
+        limit, used, statistics = ((folder / name).read_text(encoding="utf-8") for name in names)
+        sizes = dict(line.split() for line in statistics.splitlines())
+        files = sum(int(sizes.get(f"{prefix}{name}", 0)) for name in ("inactive_file", "active_file"))
+        return max(0, int(limit) - int(used) + files)
+    except (OSError, ValueError):  # ValueError: a limit of "max"
         return None
-    cached = sum(int(statistics.get(f"{prefix}{name}", 0)) for name in ("inactive_file", "active_file"))
-    return max(0, int(limit) - used + cached)
 
 
 def free_shared_memory(folder: Path = SHARED_MEMORY) -> int | None:
@@ -215,24 +191,19 @@ def free_shared_memory(folder: Path = SHARED_MEMORY) -> int | None:
 def workers_that_fit(requested: int, images: ImageSizes, *, batch_size: int, shared: int | None) -> tuple[int, str]:
     """Choose as many worker processes as shared memory has room for: with too little they would wait forever.
 
-    Args:
-        requested: Number of worker processes.
-        images: What they read.
-        batch_size: Images per optimiser step.
-        shared: Free bytes of shared memory; None where they are not limited.
-
-    Returns:
-        At most ``requested``, and the reason in words where it is less.
+    ``shared`` is its free bytes, None where they are not limited. The number is at most ``requested``, and the reason
+    follows it in words where it is less.
     """
-    fitting = requested
-    while shared is not None and images.in_flight_bytes(batch_size, fitting) > shared:
-        fitting -= 1
-    if shared is None or fitting == requested:
+    if shared is None:
         return requested, ""
+    fitting = next(n for n in range(requested, -1, -1) if images.in_flight_bytes(batch_size, n) <= shared)
+    if fitting == requested:
+        return requested, ""
+    needed = megabytes(images.in_flight_bytes(batch_size, requested))
     return fitting, (
         f"--num_workers {requested} becomes {fitting}: workers hand batches over in {SHARED_MEMORY}, where {requested} "
-        f"need {megabytes(images.in_flight_bytes(batch_size, requested))} and {megabytes(shared)} are free. Give a "
-        "container more (docker run --shm-size 2g), or take a smaller --batch_size."
+        f"need {needed} and {megabytes(shared)} are free. Give a container more (docker run --shm-size 2g), or take a "
+        "smaller --batch_size."
     )
 
 

@@ -1,7 +1,6 @@
 """Read ``.npz`` files in MedMNIST's schema without trusting anything that they claim.
 
-The zip directory and the array headers are checked before any array is allocated. Objects are never unpickled.
-Whatever a file contains, the result is its content or a ``DataError``.
+Headers are checked before any array is allocated, and objects are never unpickled. A file gives data or ``DataError``.
 """
 
 from __future__ import annotations
@@ -10,6 +9,7 @@ import io
 import math
 import warnings
 import zipfile
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -39,19 +39,19 @@ MAX_DEFLATE_RATIO = 1032  # of uncompressed to compressed bytes (https://zlib.ne
 
 @dataclass(frozen=True, slots=True)
 class ArrayHeader:
-    """Shape and type of one array, checked against the array's size in the zip directory."""
+    """Shape and type of one array."""
 
     shape: tuple[int, ...]
     dtype: np.dtype[Any]
     by_columns: bool = False  # Fortran order: the first index runs fastest
 
-    def __str__(self) -> str:
-        return _brief(f"shape {self.shape}, dtype {self.dtype}")
-
     @property
     def num_bytes(self) -> int:
         """Memory that the array takes."""
         return math.prod(self.shape) * self.dtype.itemsize
+
+    def __str__(self) -> str:
+        return _brief(f"shape {self.shape}, dtype {self.dtype}")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,9 +66,9 @@ class NpzLayout(ImageSizes):
 def validate_npz_keys(path: Path) -> NpzLayout:
     """Check from the zip directory and the array headers alone that ``path`` holds a data set in MedMNIST's schema.
 
-    Each of train, val and test needs images as uint8 of shape (N, H, W) or (N, H, W, 3) with N, H and W above 0 and
-    the same H, W and channels in all splits, and labels as integers of shape (N, L) with L above 0 and the same L in
-    all splits. ``class_names``, a vector of text, is optional; further arrays are ignored.
+    Each split needs uint8 images of shape (N, H, W) or (N, H, W, 3) and integer labels of shape (N, L), none of them 0;
+    H, W, channels and L are the same in all splits. ``class_names``, a vector of text, is optional; further arrays are
+    ignored.
 
     Raises:
         DataError: The file is not such a data set, or cannot be read.
@@ -76,17 +76,16 @@ def validate_npz_keys(path: Path) -> NpzLayout:
     with _archive(path) as archive:
         found = [name.removesuffix(".npy") for name in archive.namelist()]
         if missing := [key for key in KEYS if key not in found]:
-            _refuse(path, f"it has no array {_listed(missing)}; needed are {_listed(KEYS)}, found {_listed(found)}")
-        keys = (*KEYS, CLASS_NAMES) if CLASS_NAMES in found else KEYS
-        headers = {key: _read_header(path, archive, key) for key in keys}
+            refuse(path, f"it has no array {_listed(missing)}; needed are {_listed(KEYS)}, found {_listed(found)}")
+        headers = {key: _read_header(path, archive, key) for key in (*KEYS, CLASS_NAMES) if key in found}
     shapes = {key: header.shape for key, header in headers.items()}
     _check_consistency(path, shapes)
-    _, height, width, *channels = shapes["train_images"]
+    _, height, width, channels = (*shapes["train_images"], 1)[:4]
     return NpzLayout(
         num_samples={split: shapes[f"{split}_images"][0] for split in SPLITS},
         height=height,
         width=width,
-        channels=channels[0] if channels else 1,
+        channels=channels,
         path=path,
         headers=MappingProxyType(headers),
         label_columns=shapes["train_labels"][1],
@@ -94,45 +93,32 @@ def validate_npz_keys(path: Path) -> NpzLayout:
 
 
 def verify_checksums(layout: NpzLayout) -> None:
-    """Read every array of ``layout`` once, in pieces, and compare it with its checksum in the zip directory.
-
-    Raises:
-        DataError: The file is damaged.
-    """
+    """Read every array once, in pieces, and raise ``DataError`` if its checksum differs from the zip directory's."""
     for key in layout.headers:
-        for _ in read_pieces(layout, key):
-            pass
+        deque(read_pieces(layout, key), maxlen=0)
 
 
 def require_memory(layout: NpzLayout, free_bytes: int) -> None:
-    """Make sure that the labels, as stored and as int64, fit into memory; images can be streamed.
+    """Raise ``DataError`` if the labels, as stored and as int64, do not fit into memory; images can be streamed.
 
-    The sizes are known before anything is read, because a small file may unpack to a thousand times its size.
-
-    Raises:
-        DataError: They do not fit.
+    This is known before anything is read: a small file may unpack to a thousand times its size.
     """
     stored = [layout.headers[f"{split}_labels"] for split in SPLITS]
     needed = sum(header.num_bytes + 8 * math.prod(header.shape) for header in stored)
     if needed > free_bytes:
-        _refuse(layout.path, f"its labels need {needed:,} bytes of memory, and {free_bytes:,} are free")
+        refuse(layout.path, f"its labels need {needed:,} bytes of memory, and {free_bytes:,} are free")
 
 
 def read_pieces(layout: NpzLayout, key: str) -> Iterator[bytes]:
-    """Yield the content of one array in pieces of at most a few megabytes; the checksum is compared after the last.
+    """Yield the content of the array ``key`` in pieces of ``PIECE_BYTES``, and compare its checksum after the last.
 
-    Args:
-        layout: The result of ``validate_npz_keys``.
-        key: An array of the layout, such as ``"train_images"``.
-
-    Raises:
-        DataError: The file is damaged or has changed.
+    ``DataError`` if the file is damaged or has changed.
     """
     expected = layout.headers[key]
     with _archive(layout.path) as archive:
         found = _read_header(layout.path, archive, key)
         if found != expected:
-            _refuse(layout.path, f"{key} has changed from {expected} to {found} in the meantime")
+            refuse(layout.path, f"{key} has changed from {expected} to {found} in the meantime")
         with _damage(layout.path, key), archive.open(f"{key}.npy") as stream:
             _parse_header(stream)
             missing = expected.num_bytes
@@ -144,20 +130,12 @@ def read_pieces(layout: NpzLayout, key: str) -> Iterator[bytes]:
 
 
 def read_array(layout: NpzLayout, key: str) -> NDArray[Any]:
-    """Read one array and compare its checksum.
-
-    Args:
-        layout: The result of ``validate_npz_keys``.
-        key: An array of the layout, such as ``"train_images"``.
-
-    Raises:
-        DataError: The file is damaged or has changed, or the array does not fit into memory.
-    """
+    """Read the array ``key``; ``DataError`` if the file is damaged or has changed, or the memory does not suffice."""
     header, start = layout.headers[key], 0
     try:
         content = np.empty(header.num_bytes, np.uint8)
     except MemoryError:
-        _refuse(layout.path, f"{key} needs {header.num_bytes:,} bytes of memory, more than there is")
+        refuse(layout.path, f"{key} needs {header.num_bytes:,} bytes of memory, more than there is")
     for piece in read_pieces(layout, key):
         content[start : start + len(piece)] = np.frombuffer(piece, np.uint8)
         start += len(piece)
@@ -165,41 +143,31 @@ def read_array(layout: NpzLayout, key: str) -> NDArray[Any]:
     return np.ascontiguousarray(array)
 
 
-def read_labels(layout: NpzLayout, split: str, num_classes: int | None = None) -> NDArray[np.int64]:
-    """Read the labels of one split and check their values.
-
-    Args:
-        layout: The result of ``validate_npz_keys``.
-        split: ``"train"``, ``"val"`` or ``"test"``.
-        num_classes: Class indices must be below it; ``None`` stands for ``MAX_CLASSES``.
-
-    Returns:
-        Class indices of shape (N,) where the file has one label per image; else 0 and 1 of shape (N, L).
+def read_labels(layout: NpzLayout, split: str, num_classes: int = MAX_CLASSES) -> NDArray[np.int64]:
+    """Read the labels of one split: class indices (N,) below ``num_classes``, or 0 and 1 (N, L) if L is above 1.
 
     Raises:
         DataError: A label is out of range, or the file is damaged.
     """
     key, labels = f"{split}_labels", read_array(layout, f"{split}_labels")
     if layout.label_columns == 1:
-        labels, highest = labels[:, 0], (MAX_CLASSES if num_classes is None else num_classes) - 1
-        problem, needed = "out of range", f"needed are class indices from 0 to {highest}"
+        labels, highest, problem = labels[:, 0], num_classes - 1, "out of range"
+        needed = f"needed are class indices from 0 to {highest}"
     else:
         highest, problem = 1, "that are neither 0 nor 1"
         needed = f"needed is 1 in each of the {labels.shape[1]} columns whose label the image has, else 0"
     wrong = labels[(labels < 0) | (labels > highest)]
     if wrong.size:
         values = ", ".join(str(value) for value in np.unique(wrong)[:MAX_SHOWN])
-        _refuse(
-            layout.path, f"{key} has {wrong.size:,} of {labels.size:,} labels {problem} (such as {values}); {needed}"
-        )
+        found = f"{wrong.size:,} of {labels.size:,} labels {problem} (such as {values})"
+        refuse(layout.path, f"{key} has {found}; {needed}")
     return labels.astype(np.int64)
 
 
 def read_class_names(layout: NpzLayout) -> tuple[str, ...] | None:
     """Read the file's own class names in the order of the label values, ``None`` where it has none.
 
-    Raises:
-        DataError: A name is empty, not printable or a duplicate, or the file is damaged.
+    ``DataError`` if a name is empty, not printable or a duplicate, or the file is damaged.
     """
     if CLASS_NAMES not in layout.headers:
         return None
@@ -208,9 +176,9 @@ def read_class_names(layout: NpzLayout) -> tuple[str, ...] | None:
         names = tuple(map(str, array.tolist()))
     for index, name in enumerate(names):
         if not name.strip() or not name.isprintable():
-            _refuse(layout.path, f"{CLASS_NAMES}[{index}] is {name!r}; needed is a printable name")
+            refuse(layout.path, f"{CLASS_NAMES}[{index}] is {name!r}; needed is a printable name")
         if name in names[:index]:
-            _refuse(layout.path, f"{CLASS_NAMES} has {name!r} twice; needed are different names")
+            refuse(layout.path, f"{CLASS_NAMES} has {name!r} twice; needed are different names")
     return names
 
 
@@ -223,29 +191,40 @@ class _BoundedReads(io.FileIO):
         return super().read(MAX_BYTES_AT_ONCE if size is None or size < 0 else size) or b""
 
 
+def refuse(path: Path, reason: str, cause: BaseException | None = None) -> NoReturn:
+    """Raise the ``DataError`` of a file that cannot be used."""
+    raise DataError(f"Cannot use {path}: {reason}.") from cause
+
+
+@contextmanager
+def read_errors(path: Path) -> Iterator[None]:
+    """Turn an ``OSError`` raised inside into a ``DataError`` about ``path``."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
+
+
 @contextmanager
 def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
-    """Open the zip file; ``DataError`` where it is not one."""
-    try:
+    """Open the zip file."""
+    with read_errors(path):
         if path.exists() and not path.is_file():  # opening a pipe would wait for its writer
-            _refuse(path, "it is not a regular file")
+            refuse(path, "it is not a regular file")
         with _BoundedReads(path) as stream:
             beginning = stream.read(16)
             try:
                 archive = zipfile.ZipFile(stream)
             except Exception as error:  # malformed directories raise more than BadZipFile
-                reason = (
-                    f"it is not an .npz file (a zip archive): it begins with {beginning!r}"
-                    if beginning
-                    else "it is empty"
-                )
                 if beginning.startswith(b"PK\x03\x04"):
                     reason = f"it begins like an .npz file, but is cut short or damaged ({_brief(error)})"
-                _refuse(path, f"{reason}; make or fetch it again")
+                elif beginning:
+                    reason = f"it is not an .npz file (a zip archive): it begins with {beginning!r}"
+                else:
+                    reason = "it is empty"
+                refuse(path, f"{reason}; make or fetch it again")
             with archive:
                 yield archive
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error
 
 
 @contextmanager
@@ -253,34 +232,29 @@ def _damage(path: Path, key: str) -> Iterator[None]:
     """Turn any error over an array's content into a ``DataError``."""
     try:
         yield
-    except DataError:
-        raise
     except Exception as error:  # zipfile, zlib and NumPy's parser raise almost anything over a malformed file
-        _refuse(path, f"{key} is damaged ({_brief(error)}); make or fetch the file again", error)
+        refuse(path, f"{key} is damaged ({_brief(error)}); make or fetch the file again", error)
 
 
 def _read_header(path: Path, archive: zipfile.ZipFile, key: str) -> ArrayHeader:
-    """Read the header of one array and check that the array can be what it says, and is of the kind that is needed."""
+    """Read the header of one array; check its kind, and its size against the zip directory's."""
     name = f"{key}.npy"
     if (count := archive.namelist().count(name)) != 1:
-        _refuse(path, f"it has {count} arrays {name}; needed is one")
+        refuse(path, f"it has {count} arrays {name}; needed is one")
     info = archive.getinfo(name)
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others need unbounded memory
-        _refuse(path, f"{key} is packed by method {info.compress_type}; needed is stored (0) or deflated (8)")
+        refuse(path, f"{key} is packed by method {info.compress_type}; needed is stored (0) or deflated (8)")
     with _damage(path, key), archive.open(name) as stream:
         beginning = io.BytesIO(stream.read(MAX_HEADER_BYTES + 16))  # the header may claim to be 4 GiB long
         header = _parse_header(beginning)
     _check_kind(path, key, header)
     declared = beginning.tell() + header.num_bytes
     if info.file_size != declared:
-        _refuse(
-            path,
-            f"{key} would be {declared:,} bytes by its header ({header}), but the file holds {info.file_size:,} bytes "
-            "of it; make or fetch it again",
-        )
+        claim = f"{key} would be {declared:,} bytes by its header ({header})"
+        refuse(path, f"{claim}, but the file holds {info.file_size:,} bytes of it; make or fetch it again")
     packed = min(info.compress_size, path.stat().st_size)
     if declared > packed * MAX_DEFLATE_RATIO:
-        _refuse(path, f"{key} cannot unpack to {declared:,} bytes from {packed:,}; make or fetch it again")
+        refuse(path, f"{key} cannot unpack to {declared:,} bytes from {packed:,}; make or fetch it again")
     return header
 
 
@@ -297,46 +271,40 @@ def _parse_header(stream: IO[bytes]) -> ArrayHeader:
 def _check_kind(path: Path, key: str, header: ArrayHeader) -> None:
     """Check one array's type and shape."""
     shape, dtype = header.shape, header.dtype
-    if key.endswith("images"):
-        if dtype != np.uint8:
-            _refuse(path, f"{key} has dtype {_brief(dtype)}; needed is uint8 (0 to 255)")
-        if len(shape) not in (3, 4) or shape[3:] not in ((), (3,)):
-            _refuse(path, f"{key} has {_shape(shape)}; needed is (N, H, W) for grey images or (N, H, W, 3) for RGB")
-        if min(shape) < 1:
-            _refuse(path, f"{key} has {_shape(shape)}; needed is at least one image of at least one pixel")
-    elif key == CLASS_NAMES:
+    its_shape, its_dtype = f"{key} has {_brief(f'shape {shape}')}", f"{key} has {_brief(f'dtype {dtype}')}"
+    if key == CLASS_NAMES:
         if dtype.kind != "U" or len(shape) != 1:
-            _refuse(path, f"{key} is {header}; needed is a vector of text, such as shape (8,), dtype <U20")
+            refuse(path, f"{key} is {header}; needed is a vector of text, such as shape (8,), dtype <U20")
         if not 2 <= shape[0] <= MAX_CLASSES:
-            _refuse(path, f"{key} has {_brief(f'{shape[0]:,}')} names; needed are 2 to {MAX_CLASSES}")
+            refuse(path, f"{key} has {_brief(f'{shape[0]:,}')} names; needed are 2 to {MAX_CLASSES}")
         if dtype.itemsize > 4 * MAX_CLASS_NAME_LENGTH:  # NumPy stores four bytes per character
-            _refuse(path, f"{key} has dtype {dtype}; needed are at most {MAX_CLASS_NAME_LENGTH} characters each")
-    else:
-        if dtype.kind not in "iu":
-            _refuse(path, f"{key} has dtype {_brief(dtype)}; needed are integers")
-        if len(shape) != 2 or min(shape) < 1:
-            _refuse(path, f"{key} has {_shape(shape)}; needed is (N, L), such as (100, 1)")
+            refuse(path, f"{its_dtype}; needed are at most {MAX_CLASS_NAME_LENGTH} characters each")
+    elif key.endswith("images"):
+        if dtype != np.uint8:
+            refuse(path, f"{its_dtype}; needed is uint8 (0 to 255)")
+        if len(shape) not in (3, 4) or shape[3:] not in ((), (3,)):
+            refuse(path, f"{its_shape}; needed is (N, H, W) for grey images or (N, H, W, 3) for RGB")
+        if min(shape) < 1:
+            refuse(path, f"{its_shape}; needed is at least one image of at least one pixel")
+    elif dtype.kind not in "iu":
+        refuse(path, f"{its_dtype}; needed are integers")
+    elif len(shape) != 2 or min(shape) < 1:
+        refuse(path, f"{its_shape}; needed is (N, L), such as (100, 1)")
 
 
 def _check_consistency(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
     """Check that the arrays fit together."""
     image_shape, columns = shapes["train_images"][1:], shapes["train_labels"][1]
     for split in SPLITS:
-        images, labels = f"{split}_images", f"{split}_labels"
-        (num_images, *one), (rows, width) = shapes[images], shapes[labels]
+        (num_images, *one), (rows, width) = shapes[f"{split}_images"], shapes[f"{split}_labels"]
         if tuple(one) != image_shape:
-            _refuse(
-                path,
-                f"{images} has images of shape {tuple(one)}, train_images {image_shape}; needed is the same in all",
-            )
+            found = f"{split}_images has images of shape {tuple(one)}, train_images {image_shape}"
+            refuse(path, f"{found}; needed is the same in all")
         if rows != num_images:
-            _refuse(path, f"{labels} has {rows:,} rows, {images} {num_images:,} images; needed is a row for each")
+            found = f"{split}_labels has {rows:,} rows, {split}_images {num_images:,} images"
+            refuse(path, f"{found}; needed is a row for each")
         if width != columns:
-            _refuse(path, f"{labels} has {width} columns, train_labels {columns}; needed is the same in all")
-
-
-def _shape(shape: tuple[int, ...]) -> str:
-    return _brief(f"shape {shape}")
+            refuse(path, f"{split}_labels has {width} columns, train_labels {columns}; needed is the same in all")
 
 
 def _listed(names: Sequence[str]) -> str:
@@ -348,7 +316,3 @@ def _brief(value: object) -> str:
     """The beginning of a text that may quote the file, safe to print."""
     text = "".join(character if character.isprintable() else " " for character in str(value)[:100])
     return text.strip() or type(value).__name__
-
-
-def _refuse(path: Path, reason: str, cause: BaseException | None = None) -> NoReturn:
-    raise DataError(f"Cannot use {path}: {reason}.") from cause

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,20 +18,10 @@ from scripts.core.errors import DataError
 from scripts.core.files import file_digest
 from scripts.core.log import log
 from scripts.core.paths import slug
+from scripts.data_handler import npz
 from scripts.data_handler.dataset import Dataset, Split, members
 from scripts.data_handler.memory import ImageSizes, free_on_host
-from scripts.data_handler.npz import (
-    MAX_CLASSES,
-    MAX_SHOWN,
-    SPLITS,
-    NpzLayout,
-    read_array,
-    read_class_names,
-    read_labels,
-    require_memory,
-    validate_npz_keys,
-    verify_checksums,
-)
+from scripts.data_handler.npz import MAX_CLASSES, MAX_SHOWN, SPLITS, NpzLayout, read_errors, refuse
 from scripts.data_handler.registry import BINARY, DATASET_REGISTRY, MULTI_CLASS, MULTI_LABEL, SYNTHBLOOD, DatasetInfo
 from scripts.data_handler.synthetic import open_synthblood
 from scripts.data_handler.unpacked import ImageFile, bytes_to_write, image_files, unpack_images
@@ -48,7 +38,7 @@ def open_dataset(name: str, data_dir: Path, resolution: int = STANDARD_RESOLUTIO
     Args:
         name: A key of ``DATASET_REGISTRY``, ``"synthblood"``, or the path of an ``.npz`` in MedMNIST's schema.
         data_dir: Folder of the registry's files and of the uncompressed images of any set.
-        resolution: One of the published sizes of a registry's set, in pixels per side; other sets have one size.
+        resolution: Pixels per side, one of the published sizes of a registry's set; other sets have one size.
 
     Raises:
         DataError: The data are missing, unreachable, corrupt, or of a kind that cannot be trained on.
@@ -74,8 +64,7 @@ class DatasetPreview:
 def preview_dataset(name: str, data_dir: Path, resolution: int = STANDARD_RESOLUTION) -> DatasetPreview:
     """Find out from a file's headers or the registry what the images of a set need; arguments as ``open_dataset``.
 
-    Raises:
-        DataError: The file is missing or not a data set, or its labels alone do not fit into memory.
+    ``DataError`` if the file is missing or not a data set, or its labels alone do not fit into memory.
     """
     if name == SYNTHBLOOD:
         return DatasetPreview("generated in memory", open_synthblood(), {})
@@ -85,8 +74,8 @@ def preview_dataset(name: str, data_dir: Path, resolution: int = STANDARD_RESOLU
         images = ImageSizes(num_samples=info.num_samples, height=resolution, width=resolution, channels=info.channels)
         files = image_files(images, info.md5s[resolution], data_dir)
         return DatasetPreview("the registry; it is not downloaded yet", images, files, path)
-    layout = validate_npz_keys(path)
-    require_memory(layout, free_on_host()[0])
+    layout = npz.validate_npz_keys(path)
+    npz.require_memory(layout, free_on_host()[0])
     md5 = info.md5s[resolution] if info else _md5_of(path)
     return DatasetPreview(str(path), layout, image_files(layout, md5, data_dir))
 
@@ -103,69 +92,60 @@ def _open_registered(info: DatasetInfo, data_dir: Path, resolution: int) -> Data
     stamp = _stamp(path) if os.path.isfile(path) else None  # noqa: PTH113 (never raises)
     fetch(info.url(resolution), path, digest=md5, what=what, offline=OFFLINE)
     stamp = stamp or _stamp(path)
-    layout = validate_npz_keys(path)
+    layout = npz.validate_npz_keys(path)
     if (layout.height, layout.width) != (resolution, resolution):
-        raise DataError(
-            f"Cannot use {path}: at --resolution {resolution} {info.title} has images of {resolution} × {resolution} "
-            f"pixels, but the file has {layout.height} × {layout.width}."
-        )
+        expected = f"at --resolution {resolution} {info.title} has images of {resolution} × {resolution} pixels"
+        refuse(path, f"{expected}, but the file has {layout.height} × {layout.width}")
     num_classes = len(info.class_names)
     found = {"channels": layout.channels, "images": layout.num_samples, "label columns": layout.label_columns}
     label_columns = num_classes if info.task == MULTI_LABEL else 1
-    expected = {"channels": info.channels, "images": dict(info.num_samples), "label columns": label_columns}
-    if found != expected:
-        raise DataError(f"Cannot use {path}: {info.title} has {expected}, but the file has {found}.")
-    require_memory(layout, free_on_host()[0])
-    labels = {split: read_labels(layout, split, num_classes) for split in SPLITS}
-    dataset = _dataset(layout, labels, info.task, info.class_names, md5, stamp)
-    return replace(dataset, key=info.key, title=info.title, orientation_free=info.orientation_free)
+    facts = {"channels": info.channels, "images": dict(info.num_samples), "label columns": label_columns}
+    if found != facts:
+        refuse(path, f"{info.title} has {facts}, but the file has {found}")
+    npz.require_memory(layout, free_on_host()[0])
+    labels = {split: npz.read_labels(layout, split, num_classes) for split in SPLITS}
+    same = ("key", "title", "task", "class_names", "orientation_free")
+    return _dataset(layout, labels, md5, stamp, **{name: getattr(info, name) for name in same})
 
 
 def _open_own(given: Path, data_dir: Path) -> Dataset:
     path = _existing_file(given)
     stamp = _stamp(path)  # before the MD5, so that a file that is replaced meanwhile is noticed
-    layout = validate_npz_keys(path)
-    require_memory(layout, free_on_host()[0])
+    layout = npz.validate_npz_keys(path)
+    npz.require_memory(layout, free_on_host()[0])
     md5 = _md5_of(path)
     if bytes_to_write(image_files(layout, md5, data_dir)):  # unpacking compared the checksums already
-        verify_checksums(layout)  # now, rather than when the test split is read after a night of training
+        npz.verify_checksums(layout)  # now, rather than when the test split is read after a night of training
     task, names, labels = (_own_label_rows if layout.label_columns > 1 else _own_classes)(layout)
     _warn_of_unseen_classes(path, names, labels["train"])
-    dataset = _dataset(layout, labels, task, names, md5, stamp)
-    return replace(dataset, key=slug(given.stem), title=given.stem)  # as typed: a link may have another name
+    title = given.stem  # as typed: a link may have another name
+    return _dataset(layout, labels, md5, stamp, key=slug(title), title=title, task=task, class_names=names)
 
 
 def _own_classes(layout: NpzLayout) -> tuple[str, tuple[str, ...], Labels]:
     """Task, class names and labels of an own file with one label per image."""
-    names = read_class_names(layout)
-    labels = {"train": read_labels(layout, "train", None if names is None else len(names))}
-    if names is None:
-        names = tuple(f"class {index}" for index in range(int(labels["train"].max()) + 1))
+    names = npz.read_class_names(layout)
+    train = npz.read_labels(layout, "train", len(names or range(MAX_CLASSES)))
+    names = names or tuple(f"class {index}" for index in range(int(train.max()) + 1))
     if len(names) < 2:
-        raise DataError(f"Cannot use {layout.path}: all of train_labels are 0; needed are at least two classes.")
-    labels |= {split: read_labels(layout, split, len(names)) for split in ("val", "test")}
-    return BINARY if len(names) == 2 else MULTI_CLASS, names, labels
+        refuse(layout.path, "all of train_labels are 0; needed are at least two classes")
+    others = {split: npz.read_labels(layout, split, len(names)) for split in ("val", "test")}
+    return BINARY if len(names) == 2 else MULTI_CLASS, names, {"train": train, **others}
 
 
 def _own_label_rows(layout: NpzLayout) -> tuple[str, tuple[str, ...], Labels]:
     """Task, label names and labels of an own file with several labels per image."""
     count = layout.label_columns
     if count > MAX_CLASSES:
-        raise DataError(
-            f"Cannot use {layout.path}: train_labels has {count:,} columns; needed are at most {MAX_CLASSES} labels."
-        )
-    names = read_class_names(layout) or tuple(f"label {index}" for index in range(count))
+        refuse(layout.path, f"train_labels has {count:,} columns; needed are at most {MAX_CLASSES} labels")
+    names = npz.read_class_names(layout) or tuple(f"label {index}" for index in range(count))
     if len(names) != count:
-        raise DataError(
-            f"Cannot use {layout.path}: class_names has {len(names)} names, train_labels {count} columns; needed is a "
-            "name for each label."
-        )
-    return MULTI_LABEL, names, {split: read_labels(layout, split) for split in SPLITS}
+        found = f"class_names has {len(names)} names, train_labels {count} columns"
+        refuse(layout.path, f"{found}; needed is a name for each label")
+    return MULTI_LABEL, names, {split: npz.read_labels(layout, split) for split in SPLITS}
 
 
-def _dataset(
-    layout: NpzLayout, labels: Labels, task: str, class_names: tuple[str, ...], md5: str, stamp: Stamp
-) -> Dataset:
+def _dataset(layout: NpzLayout, labels: Labels, md5: str, stamp: Stamp, **facts: Any) -> Dataset:
     """The set of a checked file; ``stamp`` was taken before ``md5``, and that before anything was read."""
 
     def verify() -> None:
@@ -175,7 +155,7 @@ def _dataset(
 
     def load(split: str) -> Split:
         verify()
-        return Split(read_array(layout, f"{split}_images"), labels[split])
+        return Split(npz.read_array(layout, f"{split}_images"), labels[split])
 
     def unpack(data_dir: Path) -> Callable[[str], Split]:
         verify()  # even if everything is unpacked already: the labels must be of the same file as the images
@@ -184,10 +164,7 @@ def _dataset(
         return lambda split: Split(files[split].map(), labels[split], files[split])
 
     return Dataset(
-        key=slug(layout.path.stem),
-        title=layout.path.stem,
-        task=task,
-        class_names=class_names,
+        **facts,
         height=layout.height,
         width=layout.width,
         channels=layout.channels,
@@ -231,20 +208,12 @@ def _warn_of_unseen_classes(path: Path, names: tuple[str, ...], labels: NDArray[
 
 
 def _md5_of(path: Path) -> str:
-    with _read_errors(path):
+    with read_errors(path):
         return file_digest(path, "md5")
 
 
 def _stamp(path: Path) -> Stamp:
     """A value that changes when the file is replaced, grows or is written to."""
-    with _read_errors(path):
+    with read_errors(path):
         status = path.stat()
         return status.st_ino, status.st_size, status.st_mtime_ns
-
-
-@contextmanager
-def _read_errors(path: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"Cannot read {path}: {error.strerror or error}.") from error

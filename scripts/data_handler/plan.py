@@ -2,9 +2,8 @@
 
 Augmentation parameters are a pure function of (seed, epoch, sample index), the order of (seed, epoch) and MixUp of
 (seed, epoch, step): the same with any image source and number of workers, and after any interruption. Each decision
-has a stream of its own, the n-th number of which depends on nothing but the stream's key and n. The numbers are those
-of NumPy's Philox bit generator, whose raw stream NumPy promises not to change
-(https://numpy.org/doc/stable/reference/random/compatibility.html), and of its frozen ``RandomState``.
+has its own stream of NumPy's Philox bit generator, whose raw numbers NumPy promises not to change, as those of its
+frozen ``RandomState`` (https://numpy.org/doc/stable/reference/random/compatibility.html).
 """
 
 from __future__ import annotations
@@ -51,12 +50,7 @@ def uniform(seed: int, epoch: int, stream: int, count: int) -> NDArray[np.float6
     """Draw the first ``count`` numbers of a stream, uniform in [0, 1); number n does not depend on ``count``.
 
     The upper 53 of each 64 random bits make the number: NumPy fixes the bits, but not its own conversion to floats.
-
-    Args:
-        seed: Seed of the run, in [0, 2**64).
-        epoch: Number of the epoch, in [0, 2**56).
-        stream: Which decision the numbers are for, in [0, ``MAX_STREAMS``).
-        count: How many numbers.
+    ``seed`` is in [0, 2**64), ``epoch`` in [0, 2**56), ``stream`` (one per decision) in [0, ``MAX_STREAMS``).
     """
     bits = _bit_generator(seed, epoch, stream).random_raw(count)
     return (bits >> np.uint64(11)).astype(np.float64) * 2.0**-53
@@ -74,18 +68,11 @@ def draw_plan(
     mixup_alpha: float,
     device: torch.device,
 ) -> EpochPlan:
-    """Draw the plan of one epoch.
+    """Draw the plan of one epoch for ``num_images`` training images, on ``device`` in one transfer.
 
-    Args:
-        num_images: Size N of the training split.
-        seed: Seed of the run.
-        epoch: Number of the epoch.
-        batch_size: Images per step; the last batch may be smaller.
-        hflip: Probability of a horizontal flip, in [0, 1].
-        rotation_angle: Largest rotation in degrees; angles are uniform in [-rotation_angle, rotation_angle).
-        jitter: Brightness and contrast factors are uniform in [1 - jitter, 1 + jitter).
-        mixup_alpha: Alpha of MixUp's Beta distribution; 0 draws none.
-        device: Where the tensors go, in one transfer per epoch.
+    ``hflip`` is the probability of a horizontal flip. Angles are uniform in [-``rotation_angle``, ``rotation_angle``)
+    degrees, brightness and contrast factors in [1 - ``jitter``, 1 + ``jitter``). ``mixup_alpha`` is the alpha of the
+    Beta distribution of MixUp; 0 draws none. The last batch may be smaller than ``batch_size``.
     """
     order = np.argsort(uniform(seed, epoch, ORDER, num_images), kind="stable")
 

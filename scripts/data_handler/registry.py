@@ -48,13 +48,7 @@ class DatasetInfo:
 
 
 def _info(
-    title: str,
-    task: str,
-    channels: int,
-    counts: tuple[int, int, int],
-    orientation_free: bool,
-    class_names: tuple[str, ...],
-    *md5s: str,
+    title: str, task: str, channels: int, counts: tuple[int, ...], free: bool, class_names: tuple[str, ...], *md5s: str
 ) -> DatasetInfo:
     return DatasetInfo(
         key=title.lower(),
@@ -63,7 +57,7 @@ def _info(
         channels=channels,
         class_names=class_names,
         num_samples=MappingProxyType(dict(zip(("train", "val", "test"), counts, strict=True))),
-        orientation_free=orientation_free,
+        orientation_free=free,
         md5s=MappingProxyType(dict(zip(RESOLUTIONS, md5s, strict=True))),
     )
 
@@ -93,16 +87,13 @@ _SETS = (
           ("choroidal neovascularization", "diabetic macular edema", "drusen", "normal"),
           "c68d92d5b585d8d81f7112f81e2d0842", "e229e9440236b774d9f0dfef9d07bdaf",
           "0a97e76651ace45c5d943ee3f65b63ae", "abc493b6d529d5de7569faaef2773ba3"),
-    _info("PneumoniaMNIST", BINARY, 1, (4_708, 524, 624), FIXED,
-          ("normal", "pneumonia"),
+    _info("PneumoniaMNIST", BINARY, 1, (4_708, 524, 624), FIXED, ("normal", "pneumonia"),
           "28209eda62fecd6e6a2d98b1501bb15f", "8f4eceb4ccffa70c672198ea285246c6",
           "05b46931834c231683c68f40c47b2971", "d6a3c71de1b945ea11211b03746c1fe1"),
-    _info("RetinaMNIST", ORDINAL, 3, (1_080, 120, 400), FIXED,
-          ("0", "1", "2", "3", "4"),
+    _info("RetinaMNIST", ORDINAL, 3, (1_080, 120, 400), FIXED, ("0", "1", "2", "3", "4"),
           "bd4c0672f1bba3e3a89f0e4e876791e4", "afda852cc34dcda56f86ad2b2457dbcc",
           "e48e916a24454daf90583d4e6efb1a18", "eae7e3b6f3fcbda4ae613ebdcbe35348"),
-    _info("BreastMNIST", BINARY, 1, (546, 78, 156), FIXED,
-          ("malignant", "normal, benign"),
+    _info("BreastMNIST", BINARY, 1, (546, 78, 156), FIXED, ("malignant", "normal, benign"),
           "750601b1f35ba3300ea97c75c52ff8f6", "742edef2a1fd1524b2efff4bd7ba9364",
           "363e4b3f8d712e9b5de15470a2aaadf1", "b56378a6eefa9fed602bb16d192d4c8b"),
     _info("BloodMNIST", MULTI_CLASS, 3, (11_959, 1_712, 3_421), FREE,
@@ -117,16 +108,13 @@ _SETS = (
            "Thick Ascending Limb"),
           "ebe78ee8b05294063de985d821c1c34b", "123ece2eba09d0aa5d698fda57103344",
           "61b955355d7425a89687b06cca3ce0c2", "b077128c4a949f0a4eb01517f9037b9c"),
-    _info("OrganAMNIST", MULTI_CLASS, 1, (34_561, 6_491, 17_778), FIXED,
-          ORGANS,
+    _info("OrganAMNIST", MULTI_CLASS, 1, (34_561, 6_491, 17_778), FIXED, ORGANS,
           "68e3f8846a6bd62f0c9bf841c0d9eacc", "2dcccc29b88e6da5a01161ef20cda288",
           "eeae80d0a227a8d099027e1b3cfd3b60", "50747347e05c87dd3aaf92c49f9f3170"),
-    _info("OrganCMNIST", MULTI_CLASS, 1, (12_975, 2_392, 8_216), FIXED,
-          ORGANS,
+    _info("OrganCMNIST", MULTI_CLASS, 1, (12_975, 2_392, 8_216), FIXED, ORGANS,
           "b9ceb9546e10131b32923c5bbeaea2b1", "3ce34a8724ea6f548e6db4744d03b6a9",
           "773c1f009daa3fe5d9a2a201b2a7ed94", "050f5e875dc056f6768abf94ec9995d1"),
-    _info("OrganSMNIST", MULTI_CLASS, 1, (13_932, 2_452, 8_827), FIXED,
-          ORGANS,
+    _info("OrganSMNIST", MULTI_CLASS, 1, (13_932, 2_452, 8_827), FIXED, ORGANS,
           "9ab87b696fb54e2a387ebe992d6ed5f1", "53a6d115339d874c25e309a994ff46d3",
           "ded0c5fa01a95dc4978b956f613e9b8e", "b354719e553fbbb2513d5533f52a4cb1"),
 )
@@ -136,10 +124,7 @@ DATASET_REGISTRY: Mapping[str, DatasetInfo] = MappingProxyType({info.key: info f
 
 
 def dataset_problems(config: Config) -> Iterator[str]:
-    """Yield one sentence if ``--dataset`` names a set that cannot be trained on, or not at ``--resolution``.
-
-    No file is read.
-    """
+    """Yield one sentence if ``--dataset`` names no set to train on, or not at ``--resolution``; no file is read."""
     name = config.dataset
     if config.is_dataset_path or name == SYNTHBLOOD:
         if config.resolution != STANDARD_RESOLUTION:
@@ -149,28 +134,20 @@ def dataset_problems(config: Config) -> Iterator[str]:
                 "several sizes. Leave --resolution out, and the images are taken as they are."
             )
         return
-    choices = f"{', '.join([*DATASET_REGISTRY, SYNTHBLOOD])}, or the path of an .npz file"
     if name in DATASET_REGISTRY:
         return
+    choices = f"{', '.join([*DATASET_REGISTRY, SYNTHBLOOD])}, or the path of an .npz file"
+    # published files, such as bloodmnist_64, which may be typed for a set and its resolution
+    names_with_resolution = {f"{key}_{size}": (key, size) for key in DATASET_REGISTRY for size in RESOLUTIONS}
     if name.lower().removesuffix("_64") in VOLUMES:
         yield (
             f"--dataset {name} is a set of 3D volumes at every --resolution; only 2D images are supported. "
             f"Choose one of: {choices}."
         )
-    elif name.lower() in (names := _names_with_resolution()):
-        key, resolution = names[name.lower()]
+    elif name.lower() in names_with_resolution:
+        key, resolution = names_with_resolution[name.lower()]
         yield f"Unknown --dataset {name!r}. Did you mean --dataset {key} --resolution {resolution}?"
     else:
         close = difflib.get_close_matches(name.lower(), [*DATASET_REGISTRY, SYNTHBLOOD], n=1)
         hint = f" Did you mean {close[0]!r}?" if close else ""
         yield f"Unknown --dataset {name!r}.{hint} Choose one of: {choices}."
-
-
-def _names_with_resolution() -> dict[str, tuple[str, int]]:
-    """Names of published files, such as ``bloodmnist_64``, which may be typed for a set and its resolution."""
-    return {
-        info.file_name(size).removesuffix(".npz"): (key, size)
-        for key, info in DATASET_REGISTRY.items()
-        for size in RESOLUTIONS
-        if size != STANDARD_RESOLUTION
-    }

@@ -6,7 +6,7 @@ import atexit
 import multiprocessing
 import signal
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -15,7 +15,7 @@ from typing import Protocol
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from scripts.core.errors import DataError, ResourceError
 from scripts.core.system.device import to_device
@@ -33,19 +33,14 @@ class ImageSource(Protocol):
     """The images of one split, in any order."""
 
     def batches(self, order: Indices, batch_size: int) -> Iterator[torch.Tensor]:
-        """Batches of images on the device.
+        """Yield the images of ``order`` (N,) as uint8 batches (B, H, W) or (B, H, W, 3) on the device.
 
-        Args:
-            order: Sample indices, shape (N,).
-            batch_size: Images per batch; the last batch may be smaller.
-
-        Yields:
-            uint8 images of shape (B, H, W) or (B, H, W, 3).
+        The last batch may be smaller.
         """
 
 
 class ResidentSource:
-    """All images as one tensor on the device: a batch is a gather there, nothing is copied from the host."""
+    """All images as one tensor on the device, where batches are gathered without a copy from the host."""
 
     def __init__(self, images: NDArray[np.uint8], device: torch.device) -> None:
         self._images = torch.from_numpy(images).to(device)
@@ -61,22 +56,19 @@ class StreamedSource:
     """Images stay on the host; worker processes gather batches while the device computes.
 
     A worker only copies bytes: everything random happens on the device, from the epoch's plan. So neither the number
-    of workers nor their timing can change a result.
-
-    Args:
-        images: In memory, or in a file of which each batch is read separately.
-        device: Where batches go.
-        num_workers: Worker processes; with 0 this process gathers.
+    of workers nor their timing can change a result. With ``num_workers`` 0 this process gathers.
     """
 
     def __init__(self, images: NDArray[np.uint8] | ImageReader, device: torch.device, num_workers: int) -> None:
         self._device = device
-        self._sampler = _IndexBatches()
+        self._index_batches: list[
+            Indices
+        ] = []  # of the current epoch; replaced, so that workers persist between epochs
         with _loader_surroundings():
             self._loader = DataLoader(
                 _Gather(images),
-                sampler=self._sampler,
-                batch_size=None,  # the sampler's items are whole batches already
+                sampler=self._index_batches,
+                batch_size=None,  # the items are whole batches already
                 num_workers=num_workers,
                 prefetch_factor=PREFETCH if num_workers else None,
                 persistent_workers=num_workers > 0,
@@ -86,14 +78,9 @@ class StreamedSource:
             )
 
     def batches(self, order: Indices, batch_size: int) -> Iterator[torch.Tensor]:
-        """See ``ImageSource``.
-
-        Raises:
-            DataError: The images' file cannot be read.
-            ResourceError: A worker process was killed.
-        """
-        self._sampler.batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
-        with _killed_workers_named():
+        """See ``ImageSource``; ``DataError`` if the file cannot be read, ``ResourceError`` if a worker was killed."""
+        self._index_batches[:] = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        try:
             with _loader_surroundings():
                 loaded = iter(self._loader)
             _kill_workers_at_exit()  # registered after PyTorch's own clean-up, so that it comes before it
@@ -102,6 +89,14 @@ class StreamedSource:
                     # a new one: this frame holds the old one, and in such a cycle the workers would outlive the source
                     raise DataError(str(images))
                 yield images.to(self._device, non_blocking=True)
+        except RuntimeError as error:
+            if "DataLoader worker" not in str(error):
+                raise
+            raise ResourceError(
+                "A worker process that reads images was killed, probably because memory ran out. Use fewer "
+                "--num_workers or a smaller --batch_size, or give the run more memory (in a container also more shared "
+                "memory: docker run --shm-size 2g)."
+            ) from error
 
 
 class _Gather(Dataset["torch.Tensor | DataError"]):
@@ -113,19 +108,6 @@ class _Gather(Dataset["torch.Tensor | DataError"]):
             return torch.from_numpy(self._images[indices])
         except DataError as error:  # raised in a worker, it would arrive with that process's traceback in its message
             return error
-
-
-class _IndexBatches(Sampler[Indices]):
-    """The batches of the current epoch; they are replaced, so that the workers persist from epoch to epoch."""
-
-    def __init__(self) -> None:
-        self.batches: Sequence[Indices] = ()
-
-    def __iter__(self) -> Iterator[Indices]:
-        return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
 
 
 def _begin_worker(worker_id: int) -> None:
@@ -164,20 +146,6 @@ def _loader_surroundings() -> Iterator[None]:
             signal.signal(signal.SIGCHLD, handler)
 
 
-@contextmanager
-def _killed_workers_named() -> Iterator[None]:
-    try:
-        yield
-    except RuntimeError as error:
-        if "DataLoader worker" not in str(error):
-            raise
-        raise ResourceError(
-            "A worker process that reads images was killed, probably because memory ran out. Use fewer --num_workers "
-            "or a smaller --batch_size, or give the run more memory (in a container also more shared memory: docker "
-            "run --shm-size 2g)."
-        ) from error
-
-
 @dataclass(frozen=True, slots=True)
 class DeviceSplit:
     """One split, ready for the network."""
@@ -196,15 +164,7 @@ class DeviceSplit:
 def make_device_split(
     split: Split, num_classes: int, *, feed: str, device: torch.device, num_workers: int
 ) -> DeviceSplit:
-    """Put images behind an image source, and labels as rows of targets on the device.
-
-    Args:
-        split: Images and labels.
-        num_classes: Number of classes or labels C.
-        feed: ``"resident"`` or ``"streamed"``.
-        device: Where the network runs.
-        num_workers: Worker processes of a streamed source.
-    """
+    """Make the image source of a split by ``feed``, and its labels rows of ``num_classes`` targets on the device."""
     task = task_of(split.labels)
     targets = task.targets(torch.from_numpy(split.labels), num_classes).to(device)
     height, width = split.images.shape[1:3]

@@ -66,10 +66,7 @@ def open_synthblood() -> Dataset:
         name: _draw_split(count, np.random.default_rng([DRAWING_SEED, number]))
         for number, (name, count) in enumerate(NUM_SAMPLES.items())
     }
-    content = hashlib.md5(usedforsecurity=False)
-    for split in splits.values():
-        content.update(split.images.tobytes())
-        content.update(split.labels.tobytes())
+    content = b"".join(array.tobytes() for split in splits.values() for array in (split.images, split.labels))
     return Dataset(
         key=SYNTHBLOOD,
         title=SYNTHBLOOD,
@@ -79,7 +76,7 @@ def open_synthblood() -> Dataset:
         width=SIDE,
         channels=3,
         num_samples=NUM_SAMPLES,
-        md5=content.hexdigest(),
+        md5=hashlib.md5(content, usedforsecurity=False).hexdigest(),
         source="generated",
         note=NOTE,
         load=splits.__getitem__,

@@ -1,4 +1,7 @@
-"""What labels require of a network: its targets, probabilities and losses, and which of its outputs are correct."""
+"""Two kinds of labels, for the four tasks of the registry: one class per image, or several labels per image.
+
+Each kind defines the targets, the probabilities, the losses and the correct outputs of a network.
+"""
 
 from __future__ import annotations
 

@@ -1,12 +1,12 @@
 """A set's images as uncompressed files, of which any batch can be read without the rest.
 
-They are in ``<data_dir>/uncompressed/``, named by the MD5 of their ``.npz``, so that images of different files cannot
-be confused. They are written once; the folder may be deleted to free its space.
+They are written once to ``<data_dir>/uncompressed/``, under the MD5 of their ``.npz``; the folder may be deleted.
 """
 
 from __future__ import annotations
 
 import errno
+import math
 import os
 import shutil
 import weakref
@@ -38,20 +38,14 @@ class ImageFile:
     @property
     def num_bytes(self) -> int:
         """Size of the whole file."""
-        return HEADER_BYTES + int(np.prod(self.shape, dtype=np.int64))
-
-    @property
-    def image_bytes(self) -> int:
-        """Size of one image."""
-        return int(np.prod(self.shape[1:], dtype=np.int64))
+        return HEADER_BYTES + math.prod(self.shape)
 
     @property
     def header(self) -> bytes:
         """The header in NumPy's format 1.0, padded with spaces."""
         text = f"{{'descr': '|u1', 'fortran_order': False, 'shape': {self.shape}, }}".encode()
-        magic = np.lib.format.magic(1, 0)
-        length = HEADER_BYTES - len(magic) - 2
-        return magic + length.to_bytes(2, "little") + text.ljust(length - 1) + b"\n"
+        length = HEADER_BYTES - 10  # after the magic string and the length itself
+        return np.lib.format.magic(1, 0) + length.to_bytes(2, "little") + text.ljust(length - 1) + b"\n"
 
     def is_complete(self) -> bool:
         """Whether the file exists with this header and size."""
@@ -73,11 +67,8 @@ class ImageReader:
     """Reads any rows of a file's images by their indices, without keeping them.
 
     They are read rather than mapped: pages of a mapping count as the process's memory, a new mapping for each batch
-    took twice as long, and reading a mapping of a truncated file kills the process. The open file survives the deletion
-    of its name. A process that receives a pickled reader opens the file itself.
-
-    Raises:
-        DataError: The file cannot be read, now or later.
+    took twice as long, and reading a mapping of a truncated file kills the process. The open file outlives its name.
+    A process that receives a pickled reader opens the file itself. ``DataError`` if it cannot be read, now or later.
     """
 
     def __init__(self, file: ImageFile) -> None:
@@ -91,11 +82,12 @@ class ImageReader:
 
     def __getitem__(self, indices: NDArray[np.int64]) -> NDArray[np.uint8]:
         """Read the images of ``indices`` (B,), in this order."""
-        rows = np.empty((len(indices), self._file.image_bytes), dtype=np.uint8)
+        shape = self._file.shape[1:]
+        rows = np.empty((len(indices), math.prod(shape)), dtype=np.uint8)
         with _reading(self._file.path):
             for position in np.argsort(indices, kind="stable"):  # in the order of the file
                 self._read(memoryview(rows[position]), int(indices[position]))
-        return rows.reshape(-1, *self._file.shape[1:])
+        return rows.reshape(-1, *shape)
 
     def _read(self, row: memoryview, index: int) -> None:
         offset = HEADER_BYTES + index * len(row)
@@ -110,23 +102,16 @@ class ImageReader:
 def image_files(images: ImageSizes, md5: str, data_dir: Path) -> dict[str, ImageFile]:
     """The uncompressed files of each split of the ``.npz`` with this MD5, whether they exist or not."""
     folder = data_dir.absolute() / FOLDER
-    one = (images.height, images.width) if images.channels == 1 else (images.height, images.width, images.channels)
-    return {
-        split: ImageFile(folder / f"{md5}_{split}_images.npy", (count, *one))
-        for split, count in images.num_samples.items()
-    }
+    image_shape = (images.height, images.width, images.channels)[: 2 if images.channels == 1 else 3]
+    counts = images.num_samples
+    return {split: ImageFile(folder / f"{md5}_{split}_images.npy", (counts[split], *image_shape)) for split in counts}
 
 
 def unpack_images(layout: NpzLayout, files: Mapping[str, ImageFile], *, verify: Callable[[], None]) -> None:
     """Make sure that the images of all splits are in their uncompressed files; complete files are kept.
 
     The test split is copied too, so that a full disk or a damaged file is noticed before training; it is not evaluated.
-
-    Args:
-        layout: A checked data set.
-        files: Where the images go, in one folder.
-        verify: Raises ``DataError`` if the data set is no longer the one of the files' names; called for each split
-            before its file gets its name.
+    ``verify`` is called before a file gets its name, and raises ``DataError`` if the data set has changed.
 
     Raises:
         DataError: The file is damaged, or has changed.
@@ -150,9 +135,8 @@ def unpack_images(layout: NpzLayout, files: Mapping[str, ImageFile], *, verify: 
     remove_leftovers(folder)
     needed = bytes_to_write(files)
     require_space(folder, needed)
-    log.info(
-        "unpacking %s of images into %s, once; the folder may be deleted when no run uses it", megabytes(needed), folder
-    )
+    hint = "once; the folder may be deleted when no run uses it"
+    log.info("unpacking %s of images into %s, %s", megabytes(needed), folder, hint)
     # disable=None: a bar on a terminal, nothing elsewhere
     with tqdm(desc="unpacking", total=needed, unit="B", unit_scale=True, disable=None, leave=False) as bar:
         for split, file in missing.items():
@@ -170,11 +154,7 @@ def bytes_to_write(files: Mapping[str, ImageFile]) -> int:
 
 
 def require_space(folder: Path, needed_bytes: int) -> None:
-    """Make sure that ``folder``, which need not exist yet, can be written to and has enough free space.
-
-    Raises:
-        StorageError: It cannot, or has not.
-    """
+    """Raise ``StorageError`` if ``folder``, which need not exist yet, cannot be written to or has too little space."""
     if needed_bytes:
         require_writable(folder)
     free = free_space(folder)
@@ -186,11 +166,7 @@ def require_space(folder: Path, needed_bytes: int) -> None:
 
 
 def require_writable(folder: Path) -> None:
-    """Make sure that files can be created in ``folder``, or the folder itself where it does not exist yet.
-
-    Raises:
-        StorageError: They cannot.
-    """
+    """Raise ``StorageError`` if no file can be created in ``folder``, or not the folder itself if it does not exist."""
     nearest = _nearest(folder)
     is_folder = os.path.isdir(nearest)  # noqa: PTH112 (never raises)
     if not is_folder or not os.access(nearest, os.W_OK | os.X_OK):
@@ -203,8 +179,7 @@ def require_writable(folder: Path) -> None:
 
 def free_space(folder: Path) -> int:
     """Free bytes where ``folder`` is, or would be created."""
-    nearest = _nearest(folder)
-    with storage_errors(nearest, "measure the free space"):
+    with storage_errors(nearest := _nearest(folder), "measure the free space"):
         return shutil.disk_usage(nearest).free
 
 

@@ -1,4 +1,4 @@
-"""The views of test-time augmentation, which follow from what training shows."""
+"""The views of test-time augmentation: only flips and rotations that the training augmentation produces too."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from scripts.data_handler.augmentation import flip_and_rotate
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """One way to look at a picture."""
+    """A flip and a rotation under which an image is evaluated."""
 
     name: str
     flip: bool = False
@@ -23,11 +23,11 @@ PLAIN = View("plain")
 
 
 def tta_views(*, hflip: float, rotation_angle: float) -> tuple[View, ...]:
-    """The views of test-time augmentation: only what training has shown the network too.
+    """The views of test-time augmentation: only those that training produces too.
 
     Args:
         hflip: Probability of a flip in training; with 0 no view is flipped, with 1 all are.
-        rotation_angle: Largest rotation in training, in degrees; views are turned by half of it.
+        rotation_angle: Largest rotation in training, in degrees; views are rotated by half of it.
     """
     flipped = View("flipped", flip=True)
     views = [PLAIN] if hflip < 1 else [flipped]
@@ -41,7 +41,7 @@ def tta_views(*, hflip: float, rotation_angle: float) -> tuple[View, ...]:
 
 
 def apply_view(images: Tensor, view: View) -> Tensor:
-    """Show a batch of images, float32 of shape (B, C, H, W), in one view."""
+    """Flip and rotate a batch of images, float32 of shape (B, C, H, W), as the view says."""
     if not view.flip and view.angle == 0:
         return images
     flip = torch.full((len(images),), view.flip, device=images.device)

@@ -1,68 +1,52 @@
-"""The uncertainty of the figures of a test split: a bootstrap over its images.
+"""The bootstrap of the metrics of a test split.
 
-A resample draws as many images as there are, with replacement, which is an integer weight per image. Every figure is
-written in terms of these weights: images are sorted once, and all resamples are computed together.
+A resample draws N of the N images with replacement, which gives each image a weight. Images are sorted once, and the
+metrics of all resamples are computed together from the weights.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from scripts.data_handler.dataset import members
-from scripts.evaluation.confusion import Counter, mean_of_defined, ratio
+from scripts.evaluation.confusion import Counter, Floats, Integers, Scores, mean_of_defined, ratio
 
-# weights held at a time; bounds the memory (about 16 bytes each) whatever the number of images and resamples
-CHUNK_WEIGHTS = 1 << 19
-RARE = 32  # images of a class, at most
-
-Floats = NDArray[np.float64]
-Integers = NDArray[np.int64]
-Weights = NDArray[np.int32]  # how often each image is in each resample, shape (N, r)
+CHUNK_WEIGHTS = 1 << 19  # weights computed at a time; bounds the memory
+RARE = 32  # images; of a class with more, sums are cumulated, which is then faster than a product of matrices
 
 
-def resample_figures(
-    labels: Integers,
-    predictions: Integers,
-    scores: Floats,
-    *,
-    auc_classes: Sequence[int],
-    resamples: int,
-    generator: np.random.Generator,
+def resample_metrics(
+    labels: Integers, predictions: Integers, scores: Scores, *, auc_classes: Sequence[int], resamples: int, seed: int
 ) -> dict[str, Floats]:
-    """Compute the figures of ``resamples`` bootstrap resamples of the images.
+    """Compute the metrics of R bootstrap resamples of the images.
 
     Args:
         labels: True class indices, shape (N,), in [0, C), or 0 and 1 for each of C labels, shape (N, C).
         predictions: The predicted ones, of the same shape.
         scores: Scores of the classes or labels, shape (N, C).
-        auc_classes: The classes or labels whose AUC against the rest enters the mean AUC.
+        auc_classes: The classes or labels over whose AUCs against the rest the mean AUC is taken.
         resamples: R, at least 1.
-        generator: Where the resamples come from. Generators in the same state draw the same images, whatever the
-            scores, so that two sets of scores are compared on the same resamples.
+        seed: The same seed draws the same images, so that two sets of scores are compared on the same resamples.
 
     Returns:
-        The figures of ``Counter.figures`` and ``"auc"`` by name, shape (R,) each; NaN where one is undefined.
+        The metrics of ``Counter.metrics`` and ``"auc"`` by name, shape (R,) each; NaN where one is undefined.
 
     Reference: Efron and Tibshirani, An Introduction to the Bootstrap, 1993, chapter 13.
     """
-    num_images, num_classes = scores.shape
-    counter = Counter(labels, predictions, num_classes)
-    curves = [_RankedClass.of(members(labels, index), scores[:, index]) for index in auc_classes]
-    chunks = []
-    for weights in _weights(num_images, resamples, generator):
-        doubles = weights.astype(np.float64)
-        aucs = [curve.auc(doubles if curve.is_rare else weights) for curve in curves]
-        chunks.append(counter.figures(weights) | {"auc": mean_of_defined(np.stack(aucs), axis=0)})
+    counter = Counter(labels, predictions, scores.shape[1])
+    ranked = [_RankedClass(members(labels, index), scores[:, index]) for index in auc_classes]
+    chunks = [
+        counter.metrics(weights) | {"auc": mean_of_defined(np.stack([one.auc(weights) for one in ranked]))}
+        for weights in _weights(len(scores), resamples, np.random.default_rng(seed))
+    ]
     return {name: np.concatenate([chunk[name] for chunk in chunks]) for name in chunks[0]}
 
 
 def percentile_interval(values: Floats, *, level: float = 0.95) -> tuple[float, float]:
-    """The central interval that holds the share ``level`` of the defined values; NaN twice if none is defined."""
+    """Compute the central interval of the share ``level`` of the defined values; NaN twice if none is defined."""
     defined = values[~np.isnan(values)]
     if not defined.size:
         return float("nan"), float("nan")
@@ -70,57 +54,37 @@ def percentile_interval(values: Floats, *, level: float = 0.95) -> tuple[float, 
     return float(low), float(high)
 
 
-def _weights(num_images: int, resamples: int, generator: np.random.Generator) -> Iterator[Weights]:
-    """How often each image is in each resample, shape (N, r) in pieces whose r add up to ``resamples``."""
-    most = max(1, CHUNK_WEIGHTS // num_images)
-    for start in range(0, resamples, most):
-        count = min(most, resamples - start)
-        drawn = generator.integers(num_images, size=(count, num_images))
-        drawn *= count
-        drawn += np.arange(count)[:, np.newaxis]
-        yield np.bincount(drawn.ravel(), minlength=num_images * count).astype(np.int32).reshape(num_images, count)
+def _weights(num_images: int, resamples: int, generator: np.random.Generator) -> Iterator[Floats]:
+    """Draw how often each image is in each resample, in chunks of shape (N, r) whose r add up to ``resamples``."""
+    chunk = max(1, CHUNK_WEIGHTS // num_images)
+    for start in range(0, resamples, chunk):
+        count = min(chunk, resamples - start)
+        cells = generator.integers(num_images, size=(count, num_images)) * count + np.arange(count)[:, np.newaxis]
+        counts = np.bincount(cells.ravel(), minlength=num_images * count)
+        yield counts.astype(np.float64).reshape(num_images, count)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class _RankedClass:
     """One class against the rest, ranked once by its score; AUC is then arithmetic on weights."""
 
-    positives: Integers  # images of the class, shape (P,)
-    negatives: Integers  # the other images by ascending score, shape (Q,)
-    lower: Integers  # for each positive, how many negatives have a lower score, shape (P,)
-    lower_or_equal: Integers  # for each positive, how many negatives have a lower or equal score, shape (P,)
+    def __init__(self, is_positive: NDArray[np.bool_], scores: Scores) -> None:
+        self.positives, negatives = np.flatnonzero(is_positive), np.flatnonzero(~is_positive)
+        self.negatives = negatives[np.argsort(scores[negatives], kind="stable")]
+        # for each positive, the number of negatives with a lower score, and with a lower or equal score
+        ranked, wanted = scores[self.negatives], scores[self.positives]
+        self.lower, self.lower_or_equal = np.searchsorted(ranked, wanted), np.searchsorted(ranked, wanted, "right")
 
-    @classmethod
-    def of(cls, is_positive: NDArray[np.bool_], scores: Floats) -> _RankedClass:
-        positives, negatives = np.flatnonzero(is_positive), np.flatnonzero(~is_positive)
-        negatives = negatives[np.argsort(scores[negatives], kind="stable")]
-        ranked = scores[negatives]
-        lower = np.searchsorted(ranked, scores[positives], side="left")
-        lower_or_equal = np.searchsorted(ranked, scores[positives], side="right")
-        return cls(positives, negatives, lower, lower_or_equal)
-
-    @property
-    def is_rare(self) -> bool:
-        """Whether a product of matrices, for which weights must be doubles, is faster than cumulated sums."""
-        return len(self.positives) <= RARE
-
-    def auc(self, weights: Weights | Floats) -> Floats:
-        """The share of positive-negative pairs in the right order, ties counting half, shape (r,) for (N, r)."""
-        positives = weights[self.positives]
-        num_positives = positives.sum(axis=0)
-        if self.is_rare:
-            twice_lower: Any = self._weights_of_pairs @ weights
+    def auc(self, weights: Floats) -> Floats:
+        """Compute the share of positive-negative pairs in the right order, ties counting half; shape (r,)."""
+        positives, negatives = weights[self.positives], weights[self.negatives]
+        if len(positives) <= RARE:
+            rank, bounds = np.arange(len(negatives)), (self.lower[:, np.newaxis], self.lower_or_equal[:, np.newaxis])
+            # for each positive and negative: 2 where the negative has a lower score, 1 for an equal one
+            twice_lower = np.add(rank < bounds[0], rank < bounds[1], dtype=np.float64) @ negatives
         else:
-            cumulated: Any = np.zeros((self.negatives.size + 1, weights.shape[1]), dtype=np.int32)
-            np.cumsum(weights[self.negatives], axis=0, out=cumulated[1:])
+            cumulated = np.zeros((len(negatives) + 1, weights.shape[1]))
+            np.cumsum(negatives, axis=0, out=cumulated[1:])
             twice_lower = cumulated[self.lower] + cumulated[self.lower_or_equal]
-        # a sum over positives times negatives leaves 32 bits behind; a double counts exactly up to 2**53
-        pairs = np.einsum("pr,pr->r", positives, twice_lower, dtype=np.float64)
-        return ratio(pairs, 2.0 * num_positives * (weights.sum(axis=0) - num_positives))
-
-    @property
-    def _weights_of_pairs(self) -> Floats:
-        """For each positive and image: 2 where the image is a negative with a lower score, 1 for an equal one."""
-        rank = np.full(len(self.positives) + len(self.negatives), len(self.negatives))
-        rank[self.negatives] = np.arange(len(self.negatives))
-        return np.add(rank < self.lower[:, np.newaxis], rank < self.lower_or_equal[:, np.newaxis], dtype=np.float64)
+        weight = positives.sum(axis=0)
+        # all are whole numbers, which doubles add exactly
+        return ratio(np.einsum("pr,pr->r", positives, twice_lower), 2 * weight * (len(weights) - weight))

@@ -10,23 +10,21 @@ from matplotlib.figure import Figure
 
 from scripts.core.log import log
 from scripts.data_handler.registry import MULTI_LABEL
+from scripts.evaluation import style
 from scripts.evaluation.image_grids import draw_dataset_samples, draw_predictions
 from scripts.evaluation.label_plots import draw_label_curves, draw_label_figures
 from scripts.evaluation.plots import draw_confusion_matrix, draw_training_curves
 from scripts.evaluation.run_report import RunReport
-from scripts.evaluation.style import missing_characters, one_line, save_figure
 
 
 def _drawings(report: RunReport) -> dict[str, Callable[[], Figure]]:
     """A function that draws each figure, by the figure's title."""
-    dataset, evaluation, train, caption = report.dataset, report.evaluation, report.train, report.caption
-    names = dataset.class_names
-    if dataset.task == MULTI_LABEL:
-        results: dict[str, Callable[[], Figure]] = {
-            "ROC curves": partial(draw_label_curves, evaluation, caption),
-            "Label figures": partial(draw_label_figures, evaluation, caption),
-        }
-    else:
+    evaluation, train, caption, names = report.evaluation, report.train, report.caption, report.dataset.class_names
+    results: dict[str, Callable[[], Figure]] = {
+        "ROC curves": partial(draw_label_curves, evaluation, caption),
+        "Label figures": partial(draw_label_figures, evaluation, caption),
+    }
+    if report.dataset.task != MULTI_LABEL:
         results = {"Confusion matrix": partial(draw_confusion_matrix, evaluation.variants[-1], caption)}
     return {
         "Training curves": partial(draw_training_curves, report.training, caption),
@@ -42,21 +40,16 @@ def figure_files(report: RunReport) -> dict[str, Path]:
 
 
 def write_figures(report: RunReport) -> list[Path]:
-    """Draw and write every figure.
-
-    Raises:
-        StorageError: A file cannot be written.
-    """
+    """Draw and write every figure; raise ``StorageError`` if a file cannot be written."""
     files = figure_files(report)
     for title, draw in _drawings(report).items():
-        save_figure(draw(), files[title])
-    texts = [*report.dataset.class_names, report.caption.origin, report.caption.note or ""]
-    if lacking := [one_line(text) for text in texts if missing_characters(one_line(text))]:
-        more = f" and {len(lacking) - 5} more" if len(lacking) > 5 else ""
+        style.save_figure(draw(), files[title])
+    texts = map(style.one_line, (*report.dataset.class_names, report.caption.origin, report.caption.note or ""))
+    if lacking := [text for text in texts if style.missing_characters(text)]:
         log.warning(
             "No installed font has all characters of %s%s: figures show numbers or escape sequences instead. The "
             "workbook has the full text. Install a font that has them, such as Noto Sans.",
             ", ".join(lacking[:5]),
-            more,
+            f" and {len(lacking) - 5} more" if len(lacking) > 5 else "",
         )
-    return list(files.values())
+    return [*files.values()]

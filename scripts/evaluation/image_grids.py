@@ -10,26 +10,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from matplotlib import style
+import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from numpy.typing import NDArray
 
 from scripts.data_handler.dataset import members
+from scripts.evaluation import style
 from scripts.evaluation.metrics import EvaluationResult
-from scripts.evaluation.style import (
-    DASHES,
-    DPI,
-    INK,
-    MUTED,
-    RIGHT_COLOUR,
-    STYLE,
-    WRONG_COLOUR,
-    Caption,
-    new_figure,
-    short_names,
-)
 
 SAMPLES_PER_CLASS, SAMPLE_HEIGHT, MAX_SAMPLED_CLASSES, GAP = 12, 84, 30, 8
 PREDICTIONS_PER_ROW, MAX_PREDICTIONS, PREDICTION_HEIGHT, PREDICTION_PITCH = 8, 16, 140, 224
@@ -40,19 +29,15 @@ Pixels = NDArray[np.uint8]
 Line = tuple[str, str]  # a text and its colour
 
 
-@style.context(STYLE)
+@style.with_style
 def draw_dataset_samples(
-    images: Pixels, labels: NDArray[np.int64], class_names: Sequence[str], caption: Caption
+    images: Pixels, labels: NDArray[np.int64], class_names: Sequence[str], caption: style.Caption
 ) -> Figure:
-    """Training images, one row per class or label, evenly spread over the split.
+    """Training images, one row per class or label, evenly spread over the split; of very many only the first.
 
-    Args:
-        images: The training split, shape (N, H, W) grey or (N, H, W, 3) RGB.
-        labels: Class indices, shape (N,), or 0 and 1 for each label, shape (N, C).
-        class_names: C names; of very many classes only the first are shown, and the figure says so.
-        caption: The origin of the images.
+    ``images`` have the shape (N, H, W) or (N, H, W, 3); ``labels`` are class indices (N,), or 0 and 1 (N, C).
     """
-    names = short_names(class_names, width=24, lines=3)[:MAX_SAMPLED_CLASSES]
+    names = style.short_names(class_names, width=24, lines=3)[:MAX_SAMPLED_CLASSES]
     kind, again = ("classes", "") if labels.ndim == 1 else ("labels", ", in the row of each of their labels")
     hidden = f", the first {len(names)} of {len(class_names)} {kind}" if len(names) < len(class_names) else ""
     detail = f"{len(labels):,} images of {images.shape[2]} × {images.shape[1]} pixels{again}{hidden}"
@@ -60,13 +45,13 @@ def draw_dataset_samples(
     left = 24 + 14 * max(len(line) for name in [*names, "images"] for line in name.split("\n"))
     height = len(names) * (SAMPLE_HEIGHT + GAP) - GAP
     of_class = [np.flatnonzero(members(labels, row)) for row in range(len(names))]
-    chosen = [_evenly(images_of_class, SAMPLES_PER_CLASS) for images_of_class in of_class]
+    chosen = [ids[np.linspace(0, len(ids) - 1, min(SAMPLES_PER_CLASS, len(ids)), dtype=np.int64)] for ids in of_class]
     axes = _pixel_axes("Training images", detail, caption, left + max(map(len, chosen)) * (width + GAP) - GAP, height)
     for row, name in enumerate(names):
         y = row * (SAMPLE_HEIGHT + GAP)
         middle = y + SAMPLE_HEIGHT / 2 + 10 * (name.count("\n") - 1)
         axes.text(0, middle + 8, name, va="bottom", linespacing=1.05)
-        axes.text(0, middle + 12, f"{len(of_class[row]):,} images", va="top", size=7.5, color=MUTED)
+        axes.text(0, middle + 12, f"{len(of_class[row]):,} images", va="top", size=7.5, color=style.MUTED)
         for column, index in enumerate(chosen[row]):
             _show(axes, images[index], left + column * (width + GAP), y, width, SAMPLE_HEIGHT)
     return axes.figure  # type: ignore[return-value]
@@ -83,59 +68,53 @@ class Group:
     chosen: NDArray[np.int64]  # image indices in the order of showing
 
 
-@style.context(STYLE)
+@style.with_style
 def draw_predictions(
-    images: Pixels, evaluation: EvaluationResult, class_names: Sequence[str], caption: Caption
+    images: Pixels, evaluation: EvaluationResult, class_names: Sequence[str], caption: style.Caption
 ) -> Figure:
     """Test images with their true and predicted classes or labels; the most confident errors among them.
 
-    Each image is named by its row in the test split, counted from 0 as in the files of predictions.
-
-    Args:
-        images: The test split, shape (N, H, W) grey or (N, H, W, 3) RGB.
-        evaluation: The result on these images.
-        class_names: Names of the classes or labels.
-        caption: The origin of the images.
+    Each image, of shape (H, W) or (H, W, 3), is named by its row in the test split as in the files of predictions.
     """
     labels, predictions, scores = evaluation.labels, evaluation.predictions, evaluation.headline_scores
-    names = short_names(class_names, width=16, lines=1)
+    names = style.short_names(class_names, width=16, lines=1)
     num_right, way = evaluation.headline.num_correct, evaluation.variants[-1].phrase
     detail = f"test images {way}; {num_right:,} of {len(images):,} are right"
     if labels.ndim == 1:
         is_right, kinds = predictions == labels, labels
         confidence = scores[np.arange(len(images)), predictions]
-        titles = "Right: {}, from each class in turn", "Wrong: {}, the most confident first"
+        titles = "Right: {} of {:,}, from each class in turn", "Wrong: {} of {:,}, the most confident first"
     else:
         is_right = (predictions == labels).all(axis=1)
         # images with none of the labels are a kind of their own
         kinds = np.where(labels.any(axis=1), labels.argmax(axis=1), labels.shape[1])
         confidence = np.where(predictions == labels, 0.0, np.abs(scores - 0.5)).max(axis=1)
-        titles = "Right in every label: {}, from each label in turn", "Wrong in some: {}, the most confident first"
-        detail += f" in every label · {FOUND} true and predicted · {MISSED} true, not predicted"
-        detail += f" · {FALSE} predicted, not true"
+        titles = (
+            "Right in every label: {} of {:,}, from each label in turn",
+            "Wrong in some: {} of {:,}, the most confident first",
+        )
+        marks = f"{FOUND} true and predicted · {MISSED} true, not predicted · {FALSE} predicted, not true"
+        detail += f" in every label · {marks}"
     right, wrong = _right_and_wrong(is_right, kinds, confidence)
     groups = (
-        Group(titles[0].format(f"{len(right)} of {num_right:,}"), "✓", RIGHT_COLOUR, "-", right),
-        Group(titles[1].format(f"{len(wrong)} of {len(images) - num_right:,}"), "✗", WRONG_COLOUR, DASHES, wrong),
+        Group(titles[0].format(len(right), num_right), FOUND, style.RIGHT_COLOUR, "-", right),
+        Group(titles[1].format(len(wrong), len(images) - num_right), FALSE, style.WRONG_COLOUR, style.DASHES, wrong),
     )
 
     def lines_about(group: Group, index: int) -> list[Line]:
-        row = f"test #{index}"
-        if labels.ndim == 1:
-            pair = [f"true  {names[labels[index]]}", f"pred. {names[predictions[index]]}"]
-            return [
-                (row, MUTED),
-                *((text, INK) for text in pair),
-                (f"{group.mark} {confidence[index]:.1%}", group.colour),
-            ]
-        return [(row, MUTED), *_label_lines(names, labels[index], predictions[index], scores[index])]
+        row = (f"test #{index}", style.MUTED)
+        if labels.ndim == 2:
+            return [row, *_label_lines(names, labels[index], predictions[index], scores[index])]
+        true, predicted = (f"true  {names[labels[index]]}", f"pred. {names[predictions[index]]}")
+        confident = (f"{group.mark} {confidence[index]:.1%}", group.colour)
+        return [row, (true, style.INK), (predicted, style.INK), confident]
 
     texts = {index: lines_about(group, index) for group in groups for index in group.chosen.tolist()}
     return _draw_groups(images, [group for group in groups if len(group.chosen)], texts, detail, caption)
 
 
 def _draw_groups(
-    images: Pixels, groups: Sequence[Group], texts: dict[int, list[Line]], detail: str, caption: Caption
+    images: Pixels, groups: Sequence[Group], texts: dict[int, list[Line]], detail: str, caption: style.Caption
 ) -> Figure:
     """Framed test images in groups, with the lines of ``texts`` below each."""
     height, width = PREDICTION_HEIGHT, PREDICTION_HEIGHT * images.shape[2] / images.shape[1]
@@ -166,17 +145,17 @@ def _label_lines(
     lines = []
     for index in order.tolist():
         mark = FOUND if not is_wrong[index] else MISSED if labels[index] else FALSE
-        colour = WRONG_COLOUR if is_wrong[index] else RIGHT_COLOUR
+        colour = style.WRONG_COLOUR if is_wrong[index] else style.RIGHT_COLOUR
         lines.append((f"{mark} {names[index]} {scores[index]:.0%}", colour))
     if len(lines) > MAX_ANNOTATED_LABELS:
-        lines[MAX_ANNOTATED_LABELS - 1 :] = [(f"and {len(lines) - MAX_ANNOTATED_LABELS + 1} more", MUTED)]
-    return lines or [("no label, none predicted", MUTED)]
+        lines[MAX_ANNOTATED_LABELS - 1 :] = [(f"and {len(lines) - MAX_ANNOTATED_LABELS + 1} more", style.MUTED)]
+    return lines or [("no label, none predicted", style.MUTED)]
 
 
-def _pixel_axes(title: str, detail: str, caption: Caption, width: float, height: float) -> Axes:
+def _pixel_axes(title: str, detail: str, caption: style.Caption, width: float, height: float) -> Axes:
     """Axes without lines, measured in pixels from their top left corner, that fill a new figure."""
     width, height = round(width), round(height)
-    figure = new_figure(title, detail, caption, width=width / DPI, height=height / DPI, layout=None)
+    figure = style.new_figure(title, detail, caption, width=width / style.DPI, height=height / style.DPI, layout=None)
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(height, 0), autoscale_on=False)
     axes.set_axis_off()
@@ -195,24 +174,8 @@ def _show(axes: Axes, image: Pixels, x: float, y: float, width: float, height: f
 def _right_and_wrong(
     is_right: NDArray[np.bool_], kinds: NDArray[np.int64], confidence: NDArray[np.float64]
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Choose the images to show: right ones of each kind in turn, and the wrong ones with the highest confidence.
-
-    Args:
-        is_right: Whether each image is predicted right, shape (N,).
-        kinds: A number for each kind of image, shape (N,).
-        confidence: The confidence of each prediction, shape (N,).
-    """
+    """Choose the images to show: right ones of each kind in turn, and the wrong ones with the highest confidence."""
     right, wrong = np.flatnonzero(is_right), np.flatnonzero(~is_right)
-    turns = np.zeros(len(right), dtype=np.int64)  # how many of its kind come before each right image
-    for kind in np.unique(kinds[right]):
-        is_kind = kinds[right] == kind
-        turns[is_kind] = np.arange(is_kind.sum())
+    turns = pd.Series(right).groupby(kinds[right]).cumcount()  # how many of its kind come before each right image
     in_turn = right[np.lexsort((kinds[right], turns))]
     return in_turn[:MAX_PREDICTIONS], wrong[np.argsort(-confidence[wrong], kind="stable")][:MAX_PREDICTIONS]
-
-
-def _evenly(candidates: NDArray[np.int64], count: int) -> NDArray[np.int64]:
-    """At most ``count`` of the candidates, from the first to the last at even distances."""
-    if len(candidates) <= count:
-        return candidates
-    return candidates[np.linspace(0, len(candidates) - 1, count).astype(np.int64)]

@@ -6,110 +6,84 @@ from typing import Any
 
 import numpy as np
 import seaborn as sns
-from matplotlib import style
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
+from scripts.evaluation import style
 from scripts.evaluation.frames import class_frame
 from scripts.evaluation.metrics import EvaluationResult
-from scripts.evaluation.style import (
-    DASHES,
-    FAINT,
-    INK,
-    MUTED,
-    RIGHT_COLOUR,
-    STYLE,
-    Caption,
-    add_footer,
-    new_figure,
-    set_panel_title,
-    short_names,
-)
 
 CURVES_PER_ROW, MAX_CURVES, MAX_CHARTED_LABELS = 5, 30, 60
+CHARTED = {"auc": "AUC", "precision": "Precision", "recall": "Recall", "f1": "F1"}
 
 
-@style.context(STYLE)
-def draw_label_curves(evaluation: EvaluationResult, caption: Caption) -> Figure:
+@style.with_style
+def draw_label_curves(evaluation: EvaluationResult, caption: style.Caption) -> Figure:
     """The ROC curve of each label in a small panel; of very many labels only the first are shown."""
     metrics = evaluation.headline
     shown = metrics.per_class[:MAX_CURVES]
-    names = short_names([figures.name for figures in metrics.per_class], width=17, lines=1)
+    names = style.short_names([figures.name for figures in metrics.per_class], width=17, lines=1)
     num_columns = min(CURVES_PER_ROW, len(shown))
     num_rows = -(-len(shown) // num_columns)
     width, height = 0.5 + 2.2 * num_columns, 0.4 + 2.4 * num_rows
-    figure = new_figure("ROC curves", _detail(evaluation, len(shown)), caption, width=width, height=height)
+    figure = style.new_figure("ROC curves", _detail(evaluation, len(shown)), caption, width=width, height=height)
     panels = figure.subplots(num_rows, num_columns, squeeze=False).ravel()
     for index, (axes, figures, curve) in enumerate(zip(panels, shown, metrics.roc_curves, strict=False)):
         auc = "AUC undefined" if figures.auc is None else f"AUC {figures.auc:.3f}"
-        set_panel_title(axes, names[index], f"{auc} · {figures.support:,} images")
-        _style_panel(axes, is_leftmost=index % num_columns == 0, is_lowest=index + num_columns >= len(shown))
+        style.set_panel_title(axes, names[index], f"{auc} · {figures.support:,} images")
+        axes.set(xlim=(0, 1), ylim=(0, 1), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1), aspect="equal")
+        axes.grid()
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.yaxis.set_major_formatter("{x:g}")
+        # numbers only at the edge of the grid
+        is_leftmost, is_lowest = index % num_columns == 0, index + num_columns >= len(shown)
+        axes.tick_params(labelsize=7.5, labelleft=is_leftmost, labelbottom=is_lowest, color=style.FAINT)
+        axes.set_xlabel("false positive rate" if is_lowest else "", fontsize=7.5)
+        axes.set_ylabel("true positive rate" if is_leftmost else "", fontsize=7.5)
         if curve is None:
-            images = "every" if figures.support else "no"
-            axes.text(0.5, 0.5, f"{images} image\nhas this label", ha="center", va="center", color=MUTED, size=8.5)
+            text = f"{'every' if figures.support else 'no'} image\nhas this label"
+            axes.text(0.5, 0.5, text, ha="center", va="center", color=style.MUTED, size=8.5)
         else:
-            axes.plot([0, 1], [0, 1], color=FAINT, linestyle=DASHES, linewidth=1)
+            axes.plot([0, 1], [0, 1], color=style.FAINT, linestyle=style.DASHES, linewidth=1)
             rates = curve.false_positive_rate, curve.true_positive_rate
-            axes.plot(*rates, color=RIGHT_COLOUR, linewidth=1.6, clip_on=False)
+            axes.plot(*rates, color=style.RIGHT_COLOUR, linewidth=1.6, clip_on=False)
     for axes in panels[len(shown) :]:
         axes.remove()
-    add_footer(figure, "blue: the label's curve · dashed: chance, AUC 0.500")
+    style.add_footer(figure, "blue: the label's curve · dashed: chance, AUC 0.500")
     return figure
 
 
-def _style_panel(axes: Axes, *, is_leftmost: bool, is_lowest: bool) -> None:
-    """Square axes from 0 to 1, with numbers only at the edge of the grid."""
-    axes.set(xlim=(0, 1), ylim=(0, 1), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1), aspect="equal")
-    axes.grid()
-    axes.tick_params(labelsize=7.5, labelleft=is_leftmost, labelbottom=is_lowest, color=FAINT)
-    axes.xaxis.set_major_formatter("{x:g}")
-    axes.yaxis.set_major_formatter("{x:g}")
-    if is_lowest:
-        axes.set_xlabel("false positive rate", fontsize=7.5)
-    if is_leftmost:
-        axes.set_ylabel("true positive rate", fontsize=7.5)
-
-
-@style.context(STYLE)
-def draw_label_figures(evaluation: EvaluationResult, caption: Caption) -> Figure:
+@style.with_style
+def draw_label_figures(evaluation: EvaluationResult, caption: style.Caption) -> Figure:
     """AUC, precision, recall and F1 of each label on a scale from 0 to 1; of very many labels only the first."""
     metrics = evaluation.headline
     frame = class_frame(metrics)
-    names = short_names(frame["name"].tolist(), width=30, lines=1)[:MAX_CHARTED_LABELS]
+    names = style.short_names(frame["name"].tolist(), width=30, lines=1)[:MAX_CHARTED_LABELS]
     frame = frame[:MAX_CHARTED_LABELS]
     height = 0.9 + 0.26 * len(frame)
-    figure = new_figure("Labels", _detail(evaluation, len(frame)), caption, width=12, height=height)
+    figure = style.new_figure("Labels", _detail(evaluation, len(frame)), caption, width=12, height=height)
     panels = figure.subplots(1, 4, sharey=True)
     means = {"auc": metrics.auc.value, "f1": metrics.macro_f1.value}
-    for axes, (column, title) in zip(
-        panels, (("auc", "AUC"), ("precision", "Precision"), ("recall", "Recall"), ("f1", "F1")), strict=True
-    ):
+    for axes, (column, title) in zip(panels, CHARTED.items(), strict=True):
         mean = means.get(column, np.nan)
-        set_panel_title(axes, title, " " if np.isnan(mean) else f"mean {mean:.3f}")
+        style.set_panel_title(axes, title, " " if np.isnan(mean) else f"mean {mean:.3f}")
         _draw_scale(axes, frame[column].to_numpy(), mean)
     labels = [f"{name}  ({support:,} images)" for name, support in zip(names, frame["support"], strict=True)]
-    panels[0].set_yticks(range(len(frame)), labels, color=INK)
+    panels[0].set_yticks(range(len(frame)), labels, color=style.INK)
     panels[0].set_ylim(len(frame) - 0.5, -0.5)
-    add_footer(figure, "dashed: mean over the labels · –: undefined")
+    style.add_footer(figure, "dashed: mean over the labels · –: undefined")
     return figure
 
 
 def _draw_scale(axes: Axes, values: NDArray[np.float64], mean: float) -> None:
     """One figure of every label as a point at the end of a line, with its number at the right edge."""
     rows = np.arange(len(values))
-    axes.hlines(rows, 0, np.nan_to_num(values), color=RIGHT_COLOUR, linewidth=1.6, zorder=3)
-    points: dict[str, Any] = {
-        "jitter": False,
-        "native_scale": True,
-        "orient": "h",
-        "size": 5,
-        "clip_on": False,
-        "zorder": 4,
-    }
-    sns.stripplot(x=values, y=rows, color=RIGHT_COLOUR, ax=axes, **points)
+    axes.hlines(rows, 0, np.nan_to_num(values), color=style.RIGHT_COLOUR, linewidth=1.6, zorder=3)
+    look: dict[str, Any] = {"color": style.RIGHT_COLOUR, "clip_on": False, "zorder": 4}
+    sns.stripplot(x=values, y=rows, jitter=False, native_scale=True, orient="h", size=5, ax=axes, **look)
     if not np.isnan(mean):
-        axes.axvline(mean, color=INK, linewidth=1.1, linestyle=DASHES, zorder=2)
+        axes.axvline(mean, color=style.INK, linewidth=1.1, linestyle=style.DASHES, zorder=2)
     axes.set(xlim=(0, 1), xticks=(0, 0.5, 1), xlabel="", ylabel="")
     axes.xaxis.set_major_formatter("{x:g}")
     axes.grid(axis="x")

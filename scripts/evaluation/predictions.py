@@ -20,19 +20,15 @@ def write_all_predictions(report: RunReport) -> list[Path]:
     paths = []
     for variant in report.evaluation.variants:
         name = standard_file_name(report.dataset, variant.metrics, split="test", run=variant.key)
-        write_predictions(report.paths.reports / name, variant.scores)
         paths.append(report.paths.reports / name)
+        write_predictions(paths[-1], variant.scores)
     return paths
 
 
 def standard_file_name(dataset: Dataset, metrics: Metrics, *, split: str, run: str) -> str:
     """Return the name that MedMNIST gives a file of predictions: data set, split, AUC, accuracy and run.
 
-    Args:
-        dataset: Its key is the name's flag; the ``_`` of an own set's key becomes ``-``, since ``_`` separates parts.
-        metrics: The figures of these predictions.
-        split: ``"train"``, ``"val"`` or ``"test"``.
-        run: Identifies one of several runs; letters, digits, ``-`` and ``_``.
+    ``_`` separates parts, and so becomes ``-`` in the key of an own set. ``run`` has letters, digits, ``-`` and ``_``.
 
     Reference: ``Evaluator.get_standard_evaluation_filename`` of https://github.com/MedMNIST/MedMNIST
     """
@@ -43,14 +39,9 @@ def standard_file_name(dataset: Dataset, metrics: Metrics, *, split: str, run: s
 
 
 def write_predictions(path: Path, scores: NDArray[np.float64]) -> None:
-    """Write one line ``index,score,score,…`` per image, without a header.
+    """Write one line ``index,score,score,…`` per image of ``scores`` (N, C); read back they are the same doubles.
 
-    Args:
-        path: The file, in an existing folder.
-        scores: Class probabilities, shape (N, C), in the order of the split; read back they are the same doubles.
-
-    Raises:
-        StorageError: The file cannot be written.
+    ``StorageError`` is raised if the file cannot be written.
     """
     lines = (f"{index},{','.join(map(repr, row))}\n" for index, row in enumerate(scores.tolist()))
     write_text(path, "".join(lines))

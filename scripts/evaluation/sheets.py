@@ -9,6 +9,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 from openpyxl.cell import Cell, MergedCell
@@ -28,6 +29,7 @@ HEADER_FILL, MARK_FILL = PatternFill("solid", fgColor="FFE3ECF5"), PatternFill("
 FONT, UNDEFINED = "Calibri", "–"
 TOP_ROW, ROW_POINTS, MAX_LINES = 3, 15, 8  # first row below the caption; height of a line; lines of a wrapped cell
 
+Format = str | None  # of a number; None for general
 # a text to write above neighbouring columns: the number of the first column, how many there are
 Group = tuple[str, int, int]
 
@@ -56,42 +58,36 @@ def write_frame(
     sheet: str,
     caption: Caption,
     *,
-    formats: Sequence[str | None] = (),
+    formats: Sequence[Format] = (),
     widths: Sequence[float] = (),
     groups: Iterable[Group] = (),
-    header: bool = True,
-    row: int = TOP_ROW,
-    column: int = 1,
 ) -> Worksheet:
-    """Write a frame without its index to a sheet, below the caption and a header that stays in view.
+    """Write a frame without its index to a new sheet, below the caption and a header that stays in view.
 
     Args:
         writer: From ``workbook_writer``.
         frame: Column names are the header. Missing values become a dash; control characters are replaced.
-        sheet: Name of the sheet, which is made if it does not exist.
-        caption: The first two rows of a new sheet.
+        sheet: Name of the sheet.
+        caption: The first two rows.
         formats: Number format of each column; None or a missing one for general.
         widths: Width of each column in characters.
         groups: Texts above the header, each with its first column, counted from 1, and the number of columns.
-        header: Whether the column names are written.
-        row: Row of the header, counted from 1; with groups one row lower.
-        column: First column, counted from 1.
     """
-    target = add_sheet(writer, sheet, caption)
-    for index, width in enumerate(widths, start=column):
+    target, row = add_sheet(writer, sheet, caption), TOP_ROW
+    for index, width in enumerate(widths, start=1):
         target.column_dimensions[get_column_letter(index)].width = width
     for title, first, count in groups:
         put(target, TOP_ROW, first, title, bold=True, fill=HEADER_FILL, align="center")
         target.merge_cells(start_row=TOP_ROW, end_row=TOP_ROW, start_column=first, end_column=first + count - 1)
         row = TOP_ROW + 1
-    if header:
-        put_header(target, row, column, list(frame.columns))
-        row += 1
+    for index, title in enumerate(frame.columns, start=1):
+        if title:
+            put(target, row, index, title, bold=True, fill=HEADER_FILL, align="left" if index == 1 else "center")
+    target.freeze_panes = f"B{row + 1}"
+    target.print_title_rows = f"{row}:{row}"
     clean = frame.map(lambda value: clean_text(value) if isinstance(value, str) else value)
-    place = {"startrow": row - 1, "startcol": column - 1}
-    clean.to_excel(writer, sheet_name=sheet, header=False, index=False, na_rep=UNDEFINED, **place)
-    body = target.iter_rows(row, row + len(frame) - 1, column, column + len(frame.columns) - 1)
-    for index, cells in enumerate(body, start=row):
+    clean.to_excel(writer, sheet_name=sheet, header=False, index=False, na_rep=UNDEFINED, startrow=row)
+    for index, cells in enumerate(target.iter_rows(row + 1, row + len(frame)), start=row + 1):
         lines = 1
         for cell, number_format in zip(cells, [*formats, *[None] * len(cells)], strict=False):
             style_cell(cell, number_format)
@@ -104,13 +100,11 @@ def write_frame(
 
 
 def add_sheet(writer: pd.ExcelWriter, name: str, caption: Caption) -> Worksheet:
-    """Return the sheet of this name; a new one has the caption in its first two rows."""
-    if name in writer.sheets:
-        return writer.sheets[name]
+    """Add a sheet with the caption in its first two rows."""
     sheet: Worksheet = writer.book.create_sheet(name)
     put(sheet, 1, 1, caption.origin, bold=True, size=14)
     if caption.note:
-        put(sheet, 2, 1, caption.note, bold=True, colour=ORANGE)
+        put(sheet, 2, 1, caption.note, bold=True, color=ORANGE)
     sheet.sheet_view.showGridLines = False
     sheet.page_setup.orientation = "landscape"
     sheet.page_setup.fitToHeight = 0
@@ -118,39 +112,27 @@ def add_sheet(writer: pd.ExcelWriter, name: str, caption: Caption) -> Worksheet:
     return sheet
 
 
-def put_header(sheet: Worksheet, row: int, first: int, titles: Sequence[str]) -> None:
-    """Write bold titles from column ``first`` on; they and the first column stay in view."""
-    for column, title in enumerate(titles, start=first):
-        if title:
-            align = "left" if column == 1 else "center"
-            put(sheet, row, column, title, bold=True, fill=HEADER_FILL, align=align)
-    sheet.freeze_panes = f"B{row + 1}"
-    sheet.print_title_rows = f"{row}:{row}"
-
-
 def put(
     sheet: Worksheet,
     row: int,
     column: int,
-    text: str,
+    value: Any,
+    number_format: Format = None,
     *,
-    bold: bool = False,
-    size: float = 11,
-    colour: str = INK,
     fill: PatternFill | None = None,
     align: str | None = None,
+    **font: Any,
 ) -> None:
-    """Write one cell of text."""
-    cell = sheet.cell(row, column, clean_text(text))
-    style_cell(cell, None, align=align, wrap=fill is not None)
-    cell.font = Font(name=FONT, bold=bold, size=size, color=colour)
+    """Write one cell; ``font`` goes to openpyxl's ``Font``. A text without a fill may extend over empty cells."""
+    cell = sheet.cell(row, column, clean_text(value) if isinstance(value, str) else value)
+    style_cell(cell, number_format, align=align, wrap=fill is not None)
+    look: dict[str, Any] = {"name": FONT, "size": 11, "color": INK}
+    cell.font = Font(**look | font)
     if fill is not None:
         cell.fill = fill
 
 
-def style_cell(
-    cell: Cell | MergedCell, number_format: str | None, *, align: str | None = None, wrap: bool = True
-) -> None:
+def style_cell(cell: Cell | MergedCell, number_format: Format, *, align: str | None = None, wrap: bool = True) -> None:
     """Give a cell its number format; a text is marked as text, whatever it begins with."""
     if isinstance(cell.value, str):
         cell.data_type = "s"  # openpyxl takes a leading "=" for a formula

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from matplotlib import font_manager, style
+from matplotlib import font_manager
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
+from matplotlib.style import context
 from matplotlib.text import Text
 from matplotlib.transforms import Bbox
 
@@ -33,10 +34,11 @@ FONT = "DejaVu Sans"  # comes with matplotlib
 STYLE: list[Any] = [
     "default",
     {"font.family": FONT, "font.size": 9, "text.color": INK, "text.parse_math": False, "axes.edgecolor": FAINT}
-    | {f"{part}.color": MUTED for part in ("xtick", "ytick")}
-    | {"axes.labelcolor": MUTED, "axes.spines.top": False, "axes.spines.right": False, "grid.color": FAINT}
-    | {"grid.linewidth": 0.6, "grid.alpha": 0.7, "axes.axisbelow": True},
+    | {"xtick.color": MUTED, "ytick.color": MUTED, "axes.labelcolor": MUTED}
+    | {"axes.spines.top": False, "axes.spines.right": False, "axes.axisbelow": True}
+    | {"grid.color": FAINT, "grid.linewidth": 0.6, "grid.alpha": 0.7},
 ]
+with_style = context(STYLE)  # decorates the functions that draw
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +58,10 @@ class Caption:
 def new_figure(
     title: str, detail: str, caption: Caption, *, width: float, height: float, layout: str | None = "constrained"
 ) -> Figure:
-    """Make a figure with a heading above the area of its plots.
+    """Make a figure with a heading: the title in bold, the origin, one line of details, and any note in a box.
 
-    Args:
-        title: Stands on top, in bold.
-        detail: One line below the origin.
-        caption: The origin, and a note that is shown in a box.
-        width: Width of the plots' area in inches; ``save_figure`` adds the heading and a margin.
-        height: Its height in inches.
-        layout: Name of matplotlib's layout engine; None for axes that are placed explicitly.
+    ``width`` and ``height`` of the plots' area are in inches; ``save_figure`` adds the heading and a margin. ``layout``
+    names matplotlib's layout engine; None is for axes that are placed explicitly.
     """
     figure = Figure(figsize=(width, height), dpi=DPI, facecolor="white", layout=layout)  # type: ignore[arg-type]
     box = {"facecolor": NOTE_COLOUR, "edgecolor": WRONG_COLOUR, "boxstyle": "round,pad=0.35", "linewidth": 0.8}
@@ -96,7 +93,7 @@ def add_footer(figure: Figure, text: str) -> None:
     figure.text(0, -0.12 / figure.get_figheight(), text, va="top", size=8.5, color=MUTED)
 
 
-@style.context(STYLE)
+@with_style
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure and its heading as PNG, cropped to its content; the same figure gives the same bytes.
 
@@ -138,11 +135,9 @@ def font_with(character: str) -> str | None:
 @cache
 def _fonts() -> list[tuple[str, str]]:
     """Families and paths of the installed fonts of normal weight, matplotlib's own first."""
-    installed = {
-        (entry.name, entry.fname)
-        for entry in font_manager.fontManager.ttflist
-        if entry.weight == 400 and entry.style == "normal" and "resort" not in entry.name.lower()  # boxes for all
-    }
+    normal = (font for font in font_manager.fontManager.ttflist if font.weight == 400 and font.style == "normal")
+    # a font of last resort has a box for every character
+    installed = {(font.name, font.fname) for font in normal if "resort" not in font.name.lower()}
     return sorted(installed, key=lambda font: (font[0] != FONT, font))
 
 
@@ -158,25 +153,21 @@ def _characters(path: str) -> frozenset[int]:
 
 def short_names(names: Sequence[str], *, width: int, lines: int) -> list[str]:
     """The names in at most ``lines`` lines of about ``width`` characters; numbered where that makes two the same."""
-    return number_duplicates(shortened(names, width=width, lines=lines))[0]
+    return short_names_in_ways(names, width=width, ways=[lines])[0]
 
 
-def number_duplicates(*ways: list[str]) -> list[list[str]]:
-    """Labels of the same classes in several ways; all with the class's number if any way has two that are the same."""
-    if all(len(set(labels)) == len(labels) for labels in ways):
-        return list(ways)
-    return [[f"{index}: {label}" for index, label in enumerate(labels)] for labels in ways]
-
-
-def shortened(names: Sequence[str], *, width: int, lines: int) -> list[str]:
-    """The names in at most ``lines`` lines of about ``width`` characters, perhaps equal ones.
+def short_names_in_ways(names: Sequence[str], *, width: int, ways: Sequence[int]) -> list[list[str]]:
+    """``short_names`` for several numbers of lines; numbered in all of them if any has two that are the same.
 
     A name with a character that no installed font has is replaced by the number of its class.
     """
-    return [
-        f"class {index}" if missing_characters(name) else _shorten(name, width, lines)
-        for index, name in enumerate(map(one_line, names))
+    texts = [
+        f"class {number}" if missing_characters(text) else text for number, text in enumerate(map(one_line, names))
     ]
+    labels = [[_shorten(text, width, lines) for text in texts] for lines in ways]
+    if all(len(set(of_way)) == len(texts) for of_way in labels):
+        return labels
+    return [[f"{number}: {label}" for number, label in enumerate(of_way)] for of_way in labels]
 
 
 def _shorten(name: str, width: int, lines: int) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import astuple
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -16,36 +17,14 @@ from openpyxl.utils import get_column_letter
 from openpyxl.worksheet.pagebreak import Break
 from openpyxl.worksheet.worksheet import Worksheet
 
+from scripts.core.config import SETTINGS
 from scripts.data_handler.registry import MULTI_LABEL
+from scripts.evaluation import sheets
 from scripts.evaluation.figures import figure_files
-from scripts.evaluation.frames import (
-    MAX_MATRIX_CLASSES,
-    class_frame,
-    configuration_frame,
-    confusion_frames,
-    environment_frame,
-    headline_frame,
-    history_frame,
-    label_counts_frame,
-    largest_confusions,
-)
+from scripts.evaluation.frames import MAX_MATRIX_CLASSES, class_frame, largest_confusions
 from scripts.evaluation.metrics import Metrics
 from scripts.evaluation.run_report import RunReport
-from scripts.evaluation.sheets import (
-    COUNT,
-    FIGURE,
-    FONT,
-    MARK_FILL,
-    MUTED,
-    RATE,
-    SECONDS,
-    SHARE,
-    add_sheet,
-    put,
-    style_cell,
-    workbook_writer,
-    write_frame,
-)
+from scripts.evaluation.sheets import COUNT, FIGURE, RATE, SECONDS, SHARE, put, style_cell, write_frame
 
 DATE, DURATION = "yyyy-mm-dd hh:mm:ss", "[h]:mm:ss"
 FIGURE_WIDTH, ROW_PIXELS = 1000, 20  # pixels on the sheet, at most; height of a row
@@ -74,47 +53,42 @@ HISTORY = {
 
 
 def write_workbook(report: RunReport) -> list[Path]:
-    """Write the Excel report atomically; the figures are already written.
-
-    Raises:
-        StorageError: The file cannot be written.
-    """
-    with workbook_writer(report.paths.workbook, report.caption.origin) as writer:
+    """Write the Excel report atomically after the figures; raise ``StorageError`` if it cannot be written."""
+    with sheets.workbook_writer(report.paths.workbook, report.caption.origin) as writer:
         _write_summary(writer, report)
         _write_history(writer, report)
         if report.dataset.task == MULTI_LABEL:
-            _write_variants(writer, report, "Per label", class_frame)
-            _write_variants(writer, report, "Right and wrong per label", label_counts_frame)
+            _write_variants(writer, report, "Per label", _class_figures, FIGURE)
+            _write_variants(writer, report, "Right and wrong per label", _label_counts, COUNT)
         else:
-            _write_variants(writer, report, "Per class", class_frame)
+            _write_variants(writer, report, "Per class", _class_figures, FIGURE)
             _write_confusion(writer, report)
         _write_configuration(writer, report)
-        environment = environment_frame(report.environment)
+        environment = pd.DataFrame(_flat(report.environment), columns=["What", "Value"], dtype=object)
         sheet = write_frame(writer, environment, "Environment", report.caption, widths=(28, 70))
         for name, (_, value) in zip(environment["What"], sheet.iter_rows(min_row=4), strict=False):
             style_cell(value, COUNT if name.endswith("_bytes") else None, align="left")
-        _write_figures(add_sheet(writer, "Figures", report.caption), report)
+        _write_figures(sheets.add_sheet(writer, "Figures", report.caption), report)
     return [report.paths.workbook]
 
 
 def _write_summary(writer: pd.ExcelWriter, report: RunReport) -> None:
-    variants, headlines = report.evaluation.variants, headline_frame(report.evaluation)
-    titles = [HEADLINES[name][0] for name in headlines.index]
-    headlines.columns = pd.Index(["value", "low", "high"] * len(variants))
-    headlines.insert(0, "Test split", titles)
+    variants, names = report.evaluation.variants, list(report.evaluation.headline.estimates)
+    rows = [
+        [HEADLINES[name][0], *(number for variant in variants for number in astuple(variant.metrics.estimates[name]))]
+        for name in names
+    ]
+    headlines = pd.DataFrame(rows, columns=["Test split", *["value", "low", "high"] * len(variants)])
     groups = [(f"{variant.title}, 95% interval", 2 + 3 * index, 3) for index, variant in enumerate(variants)]
     widths = (30, 20, *[13] * 5)
     sheet = write_frame(writer, headlines, "Summary", report.caption, widths=widths, groups=groups)
-    for name, cells in zip(headlines.index, sheet.iter_rows(min_row=5), strict=False):
+    for name, cells in zip(names, sheet.iter_rows(min_row=5), strict=True):
         for index, cell in enumerate(cells):
             style_cell(cell, HEADLINES[name][1])
-            cell.font = Font(name=FONT, bold=index == 0 or index % 3 == 1, size=12 if index % 3 == 1 else 11)
-    facts = pd.DataFrame([fact[:2] for fact in _facts(report)], dtype=object)
-    first = 6 + len(headlines)
-    write_frame(writer, facts, "Summary", report.caption, header=False, row=first)
-    for (_, _, number_format), cells in zip(_facts(report), sheet.iter_rows(min_row=first, max_col=2), strict=True):
-        cells[0].font = Font(name=FONT, color=MUTED)
-        style_cell(cells[1], number_format, align="left", wrap=False)
+            cell.font = Font(name=sheets.FONT, bold=index == 0 or index % 3 == 1, size=12 if index % 3 == 1 else 11)
+    for row, (title, value, number_format) in enumerate(_facts(report), start=6 + len(names)):
+        put(sheet, row, 1, title, color=sheets.MUTED)
+        put(sheet, row, 2, sheets.UNDEFINED if pd.isna(value) else value, number_format, align="left")
 
 
 def _facts(report: RunReport) -> Iterator[tuple[str, Any, str | None]]:
@@ -149,80 +123,91 @@ def _facts(report: RunReport) -> Iterator[tuple[str, Any, str | None]]:
 
 
 def _write_history(writer: pd.ExcelWriter, report: RunReport) -> None:
-    titles, formats = ([column[part] for column in HISTORY.values()] for part in (0, 1))
-    history = history_frame(report.training)[list(HISTORY)].set_axis(titles, axis=1)
+    titles, formats = zip(*HISTORY.values(), strict=True)
+    history = pd.DataFrame([*report.training.history])[list(HISTORY)].set_axis(titles, axis=1)
     widths = (10, *[19] * (len(titles) - 1))
     sheet = write_frame(writer, history, "History", report.caption, formats=formats, widths=widths)
-    for cell in sheet[3 + int(history.index[history["Epoch"] == report.training.best_epoch][0]) + 1]:
-        cell.font, cell.fill = Font(name=FONT, bold=True), MARK_FILL
+    for cell in sheet[3 + report.training.best_epoch]:
+        cell.font, cell.fill = Font(name=sheets.FONT, bold=True), sheets.MARK_FILL
 
 
-def _write_variants(writer: pd.ExcelWriter, report: RunReport, title: str, table: Any) -> None:
+def _class_figures(metrics: Metrics) -> pd.DataFrame:
+    columns = {"precision": "Precision", "recall": "Recall", "f1": "F1", "auc": "AUC"}
+    return class_frame(metrics)[list(columns)].rename(columns=columns)
+
+
+def _label_counts(metrics: Metrics) -> pd.DataFrame:
+    """One row per label of a multi-label task: how many test images it is right and wrong for."""
+    absent, false, missed, found = metrics.confusion.reshape(-1, 4).T
+    positives = {"True positives": found, "False positives": false}
+    return pd.DataFrame(positives | {"False negatives": missed, "True negatives": absent})
+
+
+def _write_variants(
+    writer: pd.ExcelWriter, report: RunReport, title: str, table: Callable[[Metrics], pd.DataFrame], number_format: str
+) -> None:
     """Write a table of classes or labels for each variant side by side, after names and numbers of images."""
-    kind = "Label" if report.dataset.task == MULTI_LABEL else "Class"
-    of_class = class_frame(report.evaluation.plain)
-    parts = [of_class[["name", "support"]].set_axis([kind, "Test images"], axis=1)]
-    for variant in report.evaluation.variants:
-        part = table(variant.metrics)
-        if table is class_frame:
-            part = part[["precision", "recall", "f1", "auc"]].set_axis(["Precision", "Recall", "F1", "AUC"], axis=1)
-        parts.append(part)
-    number_format = FIGURE if table is class_frame else COUNT
-    write_frame(
-        writer,
-        pd.concat(parts, axis=1),
-        title,
-        report.caption,
-        formats=[None, COUNT, *[number_format] * 8],
-        widths=(NAME_WIDTH, 12, *[12] * 8),
-        groups=[(variant.title, 3 + 4 * index, 4) for index, variant in enumerate(report.evaluation.variants)],
-    )
+    kind, variants = "Label" if report.dataset.task == MULTI_LABEL else "Class", report.evaluation.variants
+    of_class = class_frame(report.evaluation.plain)[["name", "support"]].set_axis([kind, "Test images"], axis=1)
+    frame = pd.concat([of_class, *(table(variant.metrics) for variant in variants)], axis=1)
+    formats, widths = (None, COUNT, *[number_format] * 8), (NAME_WIDTH, 12, *[12] * 8)
+    groups = [(variant.title, 3 + 4 * index, 4) for index, variant in enumerate(variants)]
+    write_frame(writer, frame, title, report.caption, formats=formats, widths=widths, groups=groups)
 
 
 def _write_confusion(writer: pd.ExcelWriter, report: RunReport) -> None:
+    """Write the matrix in counts and as shares of the true class side by side; of very many classes a list."""
     metrics, title = report.evaluation.headline, "Confusion matrix"
-    if len(metrics.per_class) > MAX_MATRIX_CLASSES:
-        _write_largest_confusions(writer, report, metrics, title)
+    names = [of_class.name for of_class in metrics.per_class]
+    size = len(names)
+    if size > MAX_MATRIX_CLASSES:
+        largest = largest_confusions(metrics, MAX_LISTED_CONFUSIONS)
+        for column in ("true", "predicted"):
+            largest[column] = [names[index] for index in largest[column]]
+        largest.columns = pd.Index(["True class", "Predicted class", "Images", "Share of the true class"])
+        text = f"The {len(largest):,} largest confusions of {size:,} classes; a matrix would be too large"
+        look: dict[str, Any] = {"formats": (None, None, COUNT, SHARE), "widths": (NAME_WIDTH, NAME_WIDTH, 12, 24)}
+        write_frame(writer, largest, title, report.caption, groups=[(text, 1, 4)], **look)
         return
-    counts, shares = confusion_frames(metrics)
-    size = len(counts)
-    named = counts.reset_index(names="True class")
+    counts, shares = (pd.DataFrame(cells, columns=names) for cells in (metrics.confusion, metrics.confusion_by_row))
+    frame = pd.concat([pd.DataFrame({"True class": names}), counts, pd.DataFrame({"": [""] * size}), shares], axis=1)
+    formats, widths = (None, *[COUNT] * size, None, *[SHARE] * size), (NAME_WIDTH, *[12] * size, 4, *[12] * size)
     groups = [("Images; columns: predicted class", 2, size), ("Share of the true class", size + 3, size)]
-    look: dict[str, Any] = {"caption": report.caption, "row": 4}
-    widths = (NAME_WIDTH, *[12] * size, 4, *[12] * size)
-    sheet = write_frame(writer, shares, title, column=size + 3, formats=[SHARE] * size, **look)
-    write_frame(writer, named, title, formats=[None, *[COUNT] * size], widths=widths, groups=groups, **look)
-    sheet.row_dimensions[4].height = 15 * min(8, 1 + max(len(str(name)) for name in counts) // 9)
-    for first, largest in ((2, int(metrics.confusion.max())), (size + 3, 1)):
+    sheet = write_frame(writer, frame, title, report.caption, formats=formats, widths=widths, groups=groups)
+    sheet.row_dimensions[4].height = 15 * min(8, 1 + max(map(len, names)) // 9)
+    for first, highest in ((2, int(metrics.confusion.max())), (size + 3, 1)):
         cells = f"{get_column_letter(first)}5:{get_column_letter(first + size - 1)}{size + 4}"
         # errors of a few per cent are of interest
-        values = {"start_value": 0, "mid_value": largest * 0.1, "end_value": largest}
+        values = {"start_value": 0, "mid_value": highest * 0.1, "end_value": highest}
         colours = {"start_color": "FFFFFFFF", "mid_color": "FFD3E4F3", "end_color": "FF5B9BD5"}
         types = {f"{part}_type": "num" for part in ("start", "mid", "end")}
         sheet.conditional_formatting.add(cells, ColorScaleRule(**types, **values, **colours))
 
 
-def _write_largest_confusions(writer: pd.ExcelWriter, report: RunReport, metrics: Metrics, title: str) -> None:
-    names = [of_class.name for of_class in metrics.per_class]
-    confusions = largest_confusions(metrics, MAX_LISTED_CONFUSIONS)
-    for column in ("true", "predicted"):
-        confusions[column] = [names[index] for index in confusions[column]]
-    confusions.columns = pd.Index(["True class", "Predicted class", "Images", "Share of the true class"])
-    text = f"The {len(confusions):,} largest confusions of {len(names):,} classes; a matrix would be too large"
-    formats, widths = (None, None, COUNT, SHARE), (NAME_WIDTH, NAME_WIDTH, 12, 24)
-    write_frame(writer, confusions, title, report.caption, formats=formats, widths=widths, groups=[(text, 1, 4)])
-
-
 def _write_configuration(writer: pd.ExcelWriter, report: RunReport) -> None:
-    configuration = configuration_frame(report.config)
+    rows = []
+    for name, value in report.config.as_dict().items():
+        known = SETTINGS[name]
+        default = str(known.default) if isinstance(known.default, Path) else known.default
+        rows.append((known.flag, value, default, known.metadata["group"], known.metadata["help"]))
+    columns = ["Setting", "Applied value", "Default", "Group", "Meaning"]
+    configuration = pd.DataFrame(rows, columns=columns, dtype=object)
     sheet = write_frame(writer, configuration, "Configuration", report.caption, widths=(22, 34, 26, 16, 90))
-    is_changed = configuration["Applied value"] != configuration["Default"]
-    for changed, (flag, value, default, *_) in zip(is_changed, sheet.iter_rows(min_row=4), strict=True):
-        flag.font, default.font = Font(name=FONT, bold=True), Font(name=FONT, color=MUTED)
+    for (_, applied, usual, *_), (flag, value, default, *_) in zip(rows, sheet.iter_rows(min_row=4), strict=True):
+        flag.font, default.font = Font(name=sheets.FONT, bold=True), Font(name=sheets.FONT, color=sheets.MUTED)
         for cell in (value, default):
             style_cell(cell, None, align="left")
-        if changed:
-            value.fill = MARK_FILL
+        if applied != usual:
+            value.fill = sheets.MARK_FILL
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Names and values; the names of nested values are joined by " / "."""
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name} / ")
+        else:
+            yield f"{prefix}{name}", value
 
 
 def _write_figures(sheet: Worksheet, report: RunReport) -> None:

@@ -1,1 +1,1 @@
-"""From a backbone's name to a network with the weights that were asked for."""
+"""Backbones by name, and the weights that they start from."""

@@ -1,4 +1,4 @@
-"""A backbone by name, with the weights that were asked for."""
+"""A backbone by name, with the requested weights."""
 
 from __future__ import annotations
 
@@ -32,15 +32,10 @@ def build_model(
     seed: int,
     stem: str = "adapted",
 ) -> nn.Module:
-    """Build the model that training starts with, on the CPU.
+    """Build the model that training starts with, on the CPU, with one output for each of ``class_names``.
 
-    Args:
-        backbone: A key of ``BACKBONES``.
-        class_names: Of the model's outputs, in their order.
-        weights: ``"imagenet"``, ``"none"`` or the path of a state dict.
-        data_dir: Where ImageNet's weights are cached.
-        seed: Seeds whatever is new in the model.
-        stem: A key of ``STEMS``.
+    ``backbone`` and ``stem`` are keys of ``BACKBONES`` and ``STEMS``. ``weights`` is ``"imagenet"``, ``"none"`` or the
+    path of a state dict. ImageNet's weights are cached below ``data_dir``; ``seed`` seeds the new weights.
 
     Raises:
         DataError: The weights are missing, unreachable, corrupt, or of another architecture or a smaller stem.

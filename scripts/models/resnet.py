@@ -1,4 +1,4 @@
-"""ResNet-18 for small and for large images."""
+"""ResNet-18 (He et al., CVPR 2016) for small and for large images, with torchvision's parameter names."""
 
 from __future__ import annotations
 
@@ -8,25 +8,19 @@ from torchvision.models import ResNet, resnet18
 
 
 def build_resnet18(num_classes: int, *, stem: str, seed: int) -> ResNet:
-    """Build a ResNet-18 with either stem.
+    """Build a ResNet-18 with the stem ``"adapted"`` or ``"stock"``, on the CPU in fp32.
 
-    Args:
-        num_classes: Outputs, at least 2.
-        stem: ``"adapted"`` or ``"stock"``.
-        seed: Seeds the initial weights, without touching PyTorch's global generator.
-
-    Returns:
-        The model on the CPU in fp32; it takes inputs of shape (N, 3, H, W).
+    It maps images (N, 3, H, W) to logits (N, num_classes). ``seed`` seeds the initial weights, without touching
+    PyTorch's global generator.
     """
-    builders = {"adapted": adapted_resnet18, "stock": stock_resnet18}
-    return builders[stem](num_classes, seed=seed)
+    return {"adapted": adapted_resnet18, "stock": stock_resnet18}[stem](num_classes, seed=seed)
 
 
 def stock_resnet18(num_classes: int, *, seed: int) -> ResNet:
-    """Build torchvision's ResNet-18 (He et al., CVPR 2016), for images of about 100 pixels and more.
+    """Build torchvision's ResNet-18, for images of about 100 pixels and more.
 
     ``conv1`` is 7×7 with stride 2, and a max-pool follows, so the first stage sees a 224 × 224 image at 56 × 56.
-    11,180,616 parameters for 8 classes. Arguments and result are those of ``build_resnet18``.
+    11,180,616 parameters for 8 classes.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -34,11 +28,10 @@ def stock_resnet18(num_classes: int, *, seed: int) -> ResNet:
 
 
 def adapted_resnet18(num_classes: int, *, seed: int) -> ResNet:
-    """Build torchvision's ResNet-18 (He et al., CVPR 2016) with a stem that keeps a 28 × 28 image at 28 × 28.
+    """Build torchvision's ResNet-18 with a stem that keeps a 28 × 28 image at 28 × 28.
 
-    ``conv1`` is 3×3 with stride 1 and padding 1 instead of 7×7 with stride 2, ``maxpool`` is the identity, ``fc`` has
-    ``num_classes`` outputs; all parameter names are torchvision's. 11,172,936 parameters for 8 classes. Arguments and
-    result are those of ``build_resnet18``.
+    ``conv1`` is 3×3 with stride 1 and padding 1 instead of 7×7 with stride 2, and ``maxpool`` is the identity.
+    11,172,936 parameters for 8 classes.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

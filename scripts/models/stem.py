@@ -33,15 +33,9 @@ STEMS: Mapping[str, Stem] = MappingProxyType(
 
 
 def choose_stem(requested: str, height: int, width: int) -> tuple[str, str]:
-    """Choose the stem for images of this size.
+    """Choose the stem for images of ``height`` × ``width`` pixels: a key of ``STEMS``, and the reason in words.
 
-    Args:
-        requested: A key of ``STEMS``, or ``"auto"``.
-        height: Of the images, in pixels.
-        width: Of the images, in pixels.
-
-    Returns:
-        A key of ``STEMS``, and the reason in words.
+    ``requested`` is a key of ``STEMS``, or ``"auto"``.
     """
     if requested != "auto":
         return requested, "as requested"
@@ -58,17 +52,11 @@ def is_stem(weight: Tensor, name: str) -> bool:
 
 
 def transfer_stem(weight: Tensor) -> Tensor:
-    """Resample the kernels of a 7×7 convolution to 3×3.
+    """Resample kernels of shape (out, in, 7, 7) to (out, in, 3, 3), of the same dtype.
 
     Bicubic with antialiasing, so that every tap of the source contributes; ``align_corners=True`` would only pick the
     rows and columns 0, 3 and 6. Resampling keeps a kernel's mean, so its sum, which is the response to a constant
     image, shrinks with the number of taps, by 9/49: the result is multiplied by 49/9.
-
-    Args:
-        weight: Kernels, shape (out, in, 7, 7).
-
-    Returns:
-        Kernels, shape (out, in, 3, 3), of the same dtype.
 
     Raises:
         ValueError: The kernels are not 7×7.
@@ -76,6 +64,5 @@ def transfer_stem(weight: Tensor) -> Tensor:
     if weight.ndim != 4 or tuple(weight.shape[2:]) != (7, 7):
         raise ValueError(f"Expected kernels of shape (out, in, 7, 7), got {tuple(weight.shape)}.")
     side = STEMS["adapted"].kernel
-    gain = weight.shape[2] * weight.shape[3] / side**2
     small = F.interpolate(weight.float(), size=(side, side), mode="bicubic", align_corners=False, antialias=True)
-    return (small * gain).to(weight.dtype)
+    return (small * (7 * 7 / side**2)).to(weight.dtype)

@@ -24,7 +24,7 @@ ALTERNATIVES = "start without them (--weights none) or from a file of your own (
 
 
 def imagenet_weights_file(data_dir: Path) -> Path:
-    """The cached file: in ``TORCH_HOME`` where the user set it, else below the data folder."""
+    """Name the cached file: in ``TORCH_HOME`` where the user set it, else below the data folder."""
     name = IMAGENET_URL.rsplit("/", 1)[-1]
     if torch_home := os.environ.get("TORCH_HOME"):
         return Path(torch_home).expanduser() / "hub" / "checkpoints" / name
@@ -32,11 +32,9 @@ def imagenet_weights_file(data_dir: Path) -> Path:
 
 
 def fetch_imagenet_weights(data_dir: Path, *, url: str = IMAGENET_URL) -> Path:
-    """Torchvision's ResNet-18 weights as a file whose digest was checked, also when it comes from the cache.
+    """Download torchvision's ResNet-18 weights, or find them in the cache; their digest is checked in any case.
 
-    Args:
-        data_dir: The data folder, below which they are cached.
-        url: Where they come from; like torchvision's names, it ends in ``-<first 8 digits of the SHA-256>.pth``.
+    Like torchvision's names, ``url`` ends in ``-<first 8 digits of the SHA-256>.pth``.
 
     Raises:
         DataError: They can neither be found nor downloaded, or are damaged.
@@ -49,7 +47,7 @@ def fetch_imagenet_weights(data_dir: Path, *, url: str = IMAGENET_URL) -> Path:
 
 
 def read_class_names(weights: Path) -> list[str] | None:
-    """The class names of an earlier run's weights, from the ``best_model.json`` beside them; None where unknown."""
+    """Read the class names of an earlier run's weights from the ``best_model.json`` beside them; None where unknown."""
     try:
         names = json.loads(weights.with_suffix(".json").read_text(encoding="utf-8"))["class_names"]
     except (OSError, ValueError, TypeError, KeyError):
@@ -58,11 +56,7 @@ def read_class_names(weights: Path) -> list[str] | None:
 
 
 def read_state_dict(path: Path, *, origin: str | None = None) -> StateDict:
-    """The tensors of a state dict file; only tensors are unpickled.
-
-    Args:
-        path: The file.
-        origin: What messages call the file; by default ``--weights PATH``.
+    """Read the tensors of a state dict file, and unpickle nothing else; messages call it ``origin``.
 
     Raises:
         DataError: The file is missing, or not a state dict of finite numbers.
@@ -104,20 +98,11 @@ def _file_problem(path: Path) -> str:
 def load_weights(
     model: nn.Module, state: StateDict, *, class_names: Sequence[str], earlier_names: Sequence[str] | None, origin: str
 ) -> str:
-    """Copy a ResNet-18 state dict into a ResNet-18 with either stem.
+    """Copy a ResNet-18 state dict into a ResNet-18 with either stem; return what became of stem and ``fc``, in words.
 
-    A stem of the model's kind is copied; a 7×7 one is transferred to 3×3. ``fc`` is kept for the same class names, or
-    for the same number of classes where the earlier names are unknown.
-
-    Args:
-        model: The model; it is changed in place.
-        state: torchvision's state dict, or that of an earlier run; it is not changed.
-        class_names: Of the model's outputs, in their order.
-        earlier_names: Likewise, of the state's outputs; None where they are unknown.
-        origin: Where the state came from, for messages.
-
-    Returns:
-        What was done with the stem and with ``fc``, in words.
+    A stem of the model's kind is copied; a 7×7 one is transferred to 3×3. ``fc`` is kept if ``class_names``, of the
+    model's outputs in their order, equal ``earlier_names``, of the state's outputs. If the earlier names are unknown,
+    which is None, the same number of classes is enough. ``origin`` is where the state came from, for messages.
 
     Raises:
         DataError: The state is of another architecture, or has a 3×3 stem and the model a 7×7 one.
@@ -148,7 +133,7 @@ def load_weights(
 
 
 def _fit_stem(own: Tensor, given: Tensor, origin: str) -> tuple[Tensor, str]:
-    """The given kernels of ``conv1`` for a model with kernels of the shape of ``own``, and what was done."""
+    """Convert given kernels of ``conv1`` to the shape of the model's ``own``; return them and what was done."""
     if is_stem(own, "adapted") and is_stem(given, "stock"):
         return transfer_stem(given), "7×7 stem transferred to 3×3"
     if is_stem(own, "stock") and is_stem(given, "adapted"):
@@ -174,18 +159,16 @@ def load_best_weights(model: nn.Module, path: Path) -> None:
 
 
 def _differences(own: StateDict, given: StateDict) -> list[str]:
-    missing, unexpected = sorted(own.keys() - given.keys()), sorted(given.keys() - own.keys())
-    shapes = [
-        f"{name!r} has shape {tuple(given[name].shape)} instead of {tuple(own[name].shape)}"
-        for name in own.keys() & given.keys()
-        if given[name].shape != own[name].shape
-    ]
     found = []
-    if missing:
+    if missing := sorted(own.keys() - given.keys()):
         found.append(f"{len(missing)} tensors are missing, such as {missing[0]!r}")
-    if unexpected:
+    if unexpected := sorted(given.keys() - own.keys()):
         found.append(f"{len(unexpected)} are not part of one, such as {unexpected[0]!r}")
-    return found + sorted(shapes)[:1]
+    shared = sorted(own.keys() & given.keys())
+    if reshaped := [name for name in shared if given[name].shape != own[name].shape]:
+        shapes = [tuple(state[reshaped[0]].shape) for state in (given, own)]
+        found.append(f"{reshaped[0]!r} has shape {shapes[0]} instead of {shapes[1]}")
+    return found
 
 
 def _kind(loaded: object) -> str:

@@ -1,1 +1,1 @@
-"""From a network and two splits to the best weights: the training loop."""
+"""The training: its loop, its state and the files that it writes."""

@@ -39,10 +39,10 @@ REPORT_BYTES = 20_000_000
 
 def seal(archive: io.BytesIO) -> bytes:
     """Append the SHA-256 of a zip archive to it, in place, as the archive's comment."""
-    archive.seek(-len(NO_COMMENT), os.SEEK_END)
+    length_at = archive.seek(-len(NO_COMMENT), os.SEEK_END)
     if archive.read() != NO_COMMENT:
         raise ValueError("Expected a zip archive without a comment.")
-    archive.seek(-len(NO_COMMENT), os.SEEK_END)
+    archive.seek(length_at)
     archive.write(struct.pack("<H", COMMENT_BYTES))
     with archive.getbuffer() as content:  # not a copy: a checkpoint is large
         digest = hashlib.sha256(content).hexdigest()
@@ -57,11 +57,7 @@ def is_sealed(archive: bytes) -> bool:
 
 
 def save_checkpoint(paths: RunPaths, content: dict[str, Any]) -> None:
-    """Write the newest checkpoint atomically; the newest so far becomes the previous one.
-
-    Raises:
-        StorageError: It cannot be written.
-    """
+    """Write the newest checkpoint atomically and keep the one before it as the previous one."""
     archive = io.BytesIO()
     torch.save({"format_version": FORMAT_VERSION} | content, archive)
     write_bytes(paths.last_checkpoint, seal(archive), previous=paths.previous_checkpoint)
@@ -87,68 +83,60 @@ def align_files(state: TrainingState, paths: RunPaths, model_card: Mapping[str, 
     if state.history:
         write_history(paths.history, state.history)
         write_best(paths, state.best_weights, state.history[state.stopping.best_epoch - 1], model_card)
-    else:
-        for path in (paths.history, paths.best_model, paths.best_model_card):
-            with storage_errors(path, "remove the file of a later epoch"):
-                path.unlink(missing_ok=True)
+        return
+    for path in (paths.history, paths.best_model, paths.best_model_card):
+        with storage_errors(path, "remove the file of a later epoch"):
+            path.unlink(missing_ok=True)
 
 
 def load_checkpoint(paths: RunPaths) -> dict[str, Any] | None:
-    """The newest valid checkpoint; None if there is none.
-
-    A damaged newest one is replaced by the previous one, with a warning.
+    """Read the newest valid checkpoint, None without one; the previous one replaces a damaged newest, with a warning.
 
     Raises:
         DataError: A checkpoint is valid, but of another version of the program.
         StorageError: A checkpoint exists and cannot be read, or cannot take a damaged one's place.
     """
-    newest, previous = paths.last_checkpoint, paths.previous_checkpoint
-    for path in (newest, previous):
+    for path in (paths.last_checkpoint, paths.previous_checkpoint):
         if not path.exists():
             continue
-        content = _read_checkpoint(path)
-        if content is None:
+        with storage_errors(path, "read the checkpoint"):
+            archive = path.read_bytes()
+        if not is_sealed(archive):
             log.warning("the checkpoint %s is damaged: its checksum does not fit; trying the previous one", path)
             continue
-        if path == previous:
+        content = _parse_checkpoint(path, archive)
+        if path == paths.previous_checkpoint:
             # or the damaged one would become the previous one, and a kill before the next is written would lose both
-            with storage_errors(newest, "put the previous checkpoint in place"):
-                os.replace(previous, newest)
+            with storage_errors(paths.last_checkpoint, "put the previous checkpoint in place"):
+                os.replace(path, paths.last_checkpoint)
         return content
     return None
 
 
 def restore(state: TrainingState, saved: dict[str, Any] | None, provenance: Mapping[str, Any], paths: RunPaths) -> None:
-    """Continue a training from its newest valid checkpoint; without one it starts at the beginning.
-
-    Args:
-        state: A training before its first step; it is changed in place.
-        saved: What ``load_checkpoint`` returned.
-        provenance: What ``config.json`` records of the run.
-        paths: The run's folder.
+    """Continue a training from what ``load_checkpoint`` returned; without a checkpoint it starts at the beginning.
 
     Raises:
         DataError: The checkpoint is of another run or program, or epochs were trained and no checkpoint is valid.
     """
+    resume = f"--resume {paths.root}"
     if saved is None:
         if paths.history.exists():
             raise DataError(
-                f"--resume {paths.root}: none of its checkpoints is valid, so its training cannot go on. Start a new "
+                f"{resume}: none of its checkpoints is valid, so its training cannot go on. Start a new "
                 f"run, from its best weights if you like (--weights {paths.best_model})."
             )
         log.info("there is no valid checkpoint yet: starting at the beginning")
         return
     if saved["provenance"] != provenance:
         raise DataError(
-            f"--resume {paths.root}: its config.json is not the one that its checkpoint was trained with. Put back "
+            f"{resume}: its config.json is not the one that its checkpoint was trained with. Put back "
             "what was changed there, or start a new run."
         )
     try:
         state.restore(saved)
     except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise DataError(
-            f"--resume {paths.root}: its checkpoint does not fit this version of the program ({error})."
-        ) from error
+        raise DataError(f"{resume}: its checkpoint does not fit this version of the program ({error}).") from error
     log.info(f"resumed at epoch {state.epoch}, after {state.steps_done} of its steps")
 
 
@@ -159,15 +147,7 @@ def delete_previous_checkpoint(paths: RunPaths) -> None:
 
 
 def require_space(folder: Path, model_bytes: int) -> None:
-    """Make sure, before hours of training, that the files it will write fit on the disk.
-
-    Args:
-        folder: The run's folder; the size of the files in it is subtracted.
-        model_bytes: Size of the model's parameters.
-
-    Raises:
-        StorageError: It does not fit.
-    """
+    """Raise ``StorageError`` if the files that a run will write, less those in its folder, do not fit on the disk."""
     with storage_errors(folder, "look up the free space"):
         held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
         free = shutil.disk_usage(folder).free
@@ -179,12 +159,7 @@ def require_space(folder: Path, model_bytes: int) -> None:
         )
 
 
-def _read_checkpoint(path: Path) -> dict[str, Any] | None:
-    """The content of a checkpoint; None if its checksum does not fit."""
-    with storage_errors(path, "read the checkpoint"):
-        archive = path.read_bytes()
-    if not is_sealed(archive):
-        return None
+def _parse_checkpoint(path: Path, archive: bytes) -> dict[str, Any]:
     try:
         content: dict[str, Any] = torch.load(io.BytesIO(archive), map_location="cpu", weights_only=True)
         found = content["format_version"]

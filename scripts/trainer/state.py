@@ -1,7 +1,8 @@
-"""Where a training stands."""
+"""The state of a training, and the choice of its best epoch."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
@@ -11,13 +12,12 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from scripts.core.records import EpochRecord
-from scripts.trainer.early_stopping import EarlyStopping
 
 StateDict = dict[str, Tensor]
 
 
 class HostBuffers:
-    """Copies of tensors on the host, in memory that the next copy reuses.
+    """Copies of tensors on the host, in their own memory layout and in memory that the next copy reuses.
 
     From a CUDA device the copies go to pinned memory and the host does not wait for them: they are complete once the
     device has done the work that was queued before.
@@ -30,9 +30,7 @@ class HostBuffers:
     def copy(self, value: Any, *place: Any) -> Any:
         """Copy ``value`` with every tensor in it, at any depth of mappings and lists.
 
-        Args:
-            value: Tensors keep their memory layout, which makes the copy as fast as it can be.
-            place: Where ``value`` is in a larger one; a place must hold a tensor of the same size each time.
+        ``place`` is where ``value`` is in a larger one; a place must hold a tensor of the same size each time.
         """
         if isinstance(value, Mapping):
             return {name: self.copy(item, *place, name) for name, item in value.items()}
@@ -46,11 +44,42 @@ class HostBuffers:
 
 
 @dataclass(slots=True)
+class EarlyStopping:
+    """Selection by the monitored validation figure; equal figures are decided by the lower validation loss.
+
+    Only a better figure resets the patience: a loss can shrink for ever while the figure stays at its maximum.
+    """
+
+    patience: int
+    best_epoch: int = 0  # counted from 1; 0 before the first
+    best_figure: float = -math.inf  # -inf as well where the figure is undefined
+    best_loss: float = math.inf
+    epochs_without_improvement: int = 0
+
+    def update(self, epoch: int, *, figure: float | None, loss: float) -> bool:
+        """Take one epoch's result; return whether it is the best so far, as the first epoch always is.
+
+        Higher figures are better; None, where the figure is undefined, is worse than any.
+        """
+        figure = -math.inf if figure is None else figure
+        is_better = self.best_epoch == 0 or figure > self.best_figure
+        self.epochs_without_improvement = 0 if is_better else self.epochs_without_improvement + 1
+        is_best = is_better or (figure == self.best_figure and loss < self.best_loss)
+        if is_best:
+            self.best_epoch, self.best_figure, self.best_loss = epoch, figure, loss
+        return is_best
+
+    @property
+    def should_stop(self) -> bool:
+        """Whether ``patience`` epochs in a row brought no better figure."""
+        return self.epochs_without_improvement >= self.patience
+
+
+@dataclass(slots=True)
 class TrainingState:
     """All that the rest of a training depends on.
 
-    There is no generator in it: every random decision is a pure function of the seed and of the place in the training,
-    and the learning rate one of the step. So a resumed training gives what an uninterrupted one would have given.
+    It holds no generator: random decisions are pure functions of the seed and of the place in the training.
     """
 
     model: nn.Module
@@ -73,10 +102,7 @@ class TrainingState:
         return self.epoch > num_epochs or self.stopping.should_stop
 
     def finish_epoch(self, record: EpochRecord) -> None:
-        """Add an epoch's record and move on to the next epoch.
-
-        The best weights are copied over those of the epoch that was the best before.
-        """
+        """Add an epoch's record and move on to the next epoch; new best weights overwrite the earlier ones."""
         self.history.append(record)
         self.loss_sum.zero_()
         self.steps_done, self.seconds = 0, 0.0
@@ -86,8 +112,7 @@ class TrainingState:
     def snapshot(self) -> dict[str, Any]:
         """Copy the state as values that ``torch.load(…, weights_only=True)`` reads.
 
-        The tensors are on the host, whatever the device, in memory that the next snapshot reuses; see ``HostBuffers``
-        for when they are complete.
+        The tensors are on the host, in memory that the next snapshot reuses; see ``HostBuffers``.
         """
         best_is_current = self.steps_done == 0 and 0 < self.stopping.best_epoch == len(self.history)
         copy = self._buffers.copy
@@ -104,11 +129,7 @@ class TrainingState:
         }
 
     def restore(self, saved: dict[str, Any]) -> None:
-        """Take over what ``snapshot`` gave.
-
-        Raises:
-            KeyError, RuntimeError, TypeError, ValueError: ``saved`` is of another model or program.
-        """
+        """Load what ``snapshot`` returned; KeyError, RuntimeError, TypeError or ValueError if it does not fit."""
         self.model.load_state_dict(saved["model"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.stopping = EarlyStopping(**saved["early_stopping"])

@@ -1,4 +1,4 @@
-"""One optimiser step, and one pass over each split."""
+"""One optimiser step with MixUp, one pass over the training split, and one over the validation split."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from scripts.data_handler.augmentation import augment, normalise, to_float
 from scripts.data_handler.plan import EpochPlan
 from scripts.data_handler.sources import DeviceSplit
 from scripts.data_handler.tasks import SINGLE_LABEL_TASK, Task
-from scripts.trainer.mixup import mix
 from scripts.trainer.state import TrainingState
 
 # from labels, class indices (N,) or 0 and 1 (N, L), and probabilities (N, K) to the AUC; None where it is undefined
@@ -32,6 +31,15 @@ class Validation(NamedTuple):
     auc: float | None  # a fraction in [0, 1]; None where it is undefined or was not requested
 
 
+def mix(images: Tensor, targets: Tensor, partner: Tensor, weight: float) -> tuple[Tensor, Tensor]:
+    """Blend images (B, C, H, W) and targets (B, K) with their partners': weight·own + (1 - weight)·partner's.
+
+    ``partner`` holds each partner's place in the batch, int64, shape (B,); ``weight`` is lambda, in [0, 1].
+    Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018.
+    """
+    return images[partner].lerp_(images, weight), targets[partner].lerp_(targets, weight)
+
+
 def training_step(
     model: nn.Module,
     optimizer: Optimizer,
@@ -41,18 +49,11 @@ def training_step(
     task: Task = SINGLE_LABEL_TASK,
     precision: str = "fp32",
 ) -> Tensor:
-    """Forward, loss, backward, update.
+    """Do forward, loss, backward and update; return the mean loss of the batch's images, on the device, shape ().
 
-    Args:
-        model: Maps (B, 3, H, W) to logits (B, K); in training mode.
-        optimizer: Updates the model's parameters.
-        images: Normalised float32 images, shape (B, 3, H, W).
-        targets: Probabilities, float32, shape (B, K): one-hot rows or rows of 0 and 1, or mixtures of them.
-        task: Gives the loss of an image: cross-entropy, or the mean over its labels of binary cross-entropies.
-        precision: ``"fp32"`` or ``"bf16"`` for the network; the loss is always computed in fp32.
-
-    Returns:
-        The mean loss of the batch's images, on the device, shape ().
+    ``model`` maps normalised float32 ``images`` (B, 3, H, W) to logits (B, K). ``targets`` are probabilities, float32,
+    shape (B, K): one-hot rows, rows of 0 and 1, or mixtures of them. ``precision``, ``"fp32"`` or ``"bf16"``, is the
+    network's; the loss, which ``task`` defines, is always computed in fp32.
     """
     optimizer.zero_grad(set_to_none=True)
     with autocast(images.device, precision):
@@ -74,24 +75,14 @@ def train_epoch(
     precision: str,
     after_step: Callable[[], None] = lambda: None,
 ) -> float:
-    """Finish one pass over the training split; the host never waits for the device until it ends.
+    """Finish the state's epoch; return its mean training loss over all its images.
 
-    Args:
-        state: Model, optimiser and the steps of this epoch done so far; it is updated step by step.
-        train: The training split.
-        plan: Every random decision of this epoch.
-        batch_size: Images per step.
-        rotates: Whether the plan's angles may differ from 0.
-        learning_rate: Maps the number of the step in this epoch, counted from 0, to its learning rate.
-        precision: ``"fp32"`` or ``"bf16"``.
-        after_step: Called after each step, with the state up to date.
-
-    Returns:
-        Mean training loss over the images of the whole epoch.
+    The host does not wait for the device before the end. The state is up to date whenever ``after_step`` is called.
+    ``plan`` holds every random decision of this epoch; ``rotates`` is whether its angles may differ from 0.
+    ``learning_rate`` maps the number of a step in this epoch, counted from 0, to its rate.
     """
     state.model.train()
-    rest = plan.order[state.steps_done * batch_size :]
-    for images in train.source.batches(rest, batch_size):
+    for images in train.source.batches(plan.order[state.steps_done * batch_size :], batch_size):
         step = state.steps_done
         window = slice(step * batch_size, (step + 1) * batch_size)
         inputs = normalise(augment(to_float(images), plan.augmentation.part(window), rotates=rotates))
@@ -117,15 +108,7 @@ def validate(
     auc: AucFunction | None = None,
     after_batch: Callable[[], None] = lambda: None,
 ) -> Validation:
-    """Compute the figures of a split, without augmentation.
-
-    Args:
-        model: The network, on the device.
-        val: The split.
-        precision: ``"fp32"`` or ``"bf16"``.
-        auc: Computes the AUC; without it there is none.
-        after_batch: Called after each batch.
-    """
+    """Compute the figures of a split, without augmentation; without ``auc`` there is no AUC."""
     model.eval()
     device = val.targets.device
     loss_sum, num_right = torch.zeros((), device=device), torch.zeros((), dtype=torch.int64, device=device)
@@ -147,8 +130,3 @@ def validate(
         return Validation(loss, accuracy, None)
     labels = val.targets.argmax(dim=1) if val.task is SINGLE_LABEL_TASK else val.targets.long()
     return Validation(loss, accuracy, auc(labels.cpu().numpy(), torch.cat(probabilities).cpu().numpy()))
-
-
-def is_finite(*losses: float) -> bool:
-    """Whether all losses are numbers that training can go on from."""
-    return all(math.isfinite(loss) for loss in losses)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -16,23 +17,15 @@ from scripts.trainer.checkpoint import align_files, save_checkpoint, write_best,
 from scripts.trainer.state import TrainingState
 
 
-class TrainingWriter:
+class TrainingWriter(AbstractContextManager["TrainingWriter"]):
     """Writes history, best weights and checkpoints of a training in one background thread.
 
     The training only copies its state; the thread serialises, seals and writes the copy. At most one write is in
     flight, and it ends before the memory that it reads is reused. Leaving the context waits for it, but only ``join``
-    raises its error.
+    raises its error. ``provenance`` is kept in each checkpoint, ``model_card`` is written beside the best weights.
 
     A worker process that was forked during a write would inherit its open and locked temporary file. Workers start in
     the first epoch that a process trains, and the first background write follows that epoch.
-
-    Args:
-        state: The training.
-        paths: The run's folder.
-        config: The settings as applied.
-        provenance: What the run is made of, kept in each checkpoint.
-        model_card: What a user of the weights needs to know, written beside them.
-        clock: Returns the time in seconds.
     """
 
     def __init__(
@@ -51,39 +44,25 @@ class TrainingWriter:
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="training-writer")
         self._in_flight: Future[None] | None = None
 
-    def __enter__(self) -> TrainingWriter:
-        return self
-
     def __exit__(self, *_error: object) -> None:
         self._thread.shutdown()
 
     def begin(self) -> None:
-        """Write the first checkpoint of a new training; bring a resumed one's files back in line with its checkpoint.
-
-        Raises:
-            StorageError: A file cannot be written.
-        """
+        """Write a new training's first checkpoint; align a resumed one's files; ``StorageError`` if that fails."""
         if not self._state.history and self._state.steps_done == 0:
             self.save()  # on resuming, the file that the starting weights came from may have changed
         align_files(self._state, self._paths, self._model_card)
 
     def save(self) -> None:
-        """Write a checkpoint and return once it is on the disk.
-
-        Raises:
-            StorageError: It cannot be written, or the write in flight failed.
-        """
+        """Write a checkpoint to the disk; ``StorageError`` if that or the write in flight fails."""
         self.join()
         self._writing(with_checkpoint=True)()
 
     def finish_epoch(self, record: EpochRecord) -> None:
-        """Finish the state's epoch and write its results in the background.
+        """Finish the state's epoch; write history, new best weights and a due checkpoint in the background.
 
-        The history and the weights of a new best epoch are always written. A checkpoint is written where one is due
-        and after the last epoch. So a kill may leave the other files ahead of it, which ``begin`` corrects.
-
-        Raises:
-            StorageError: The write in flight failed.
+        After the last epoch a checkpoint is always due. A kill may leave the other files ahead of the checkpoint, which
+        ``begin`` corrects. ``StorageError`` if the write in flight failed.
         """
         self.join()
         self._state.finish_epoch(record)
@@ -92,11 +71,7 @@ class TrainingWriter:
         self._in_flight = self._thread.submit(write)
 
     def join(self) -> None:
-        """Wait for the write in flight.
-
-        Raises:
-            StorageError: It failed.
-        """
+        """Wait for the write in flight; ``StorageError`` if it failed."""
         if self._in_flight is not None:
             write, self._in_flight = self._in_flight, None
             write.result()
@@ -110,9 +85,8 @@ class TrainingWriter:
         """Copy what is to be written now; return the function that writes it."""
         state, paths = self._state, self._paths
         history, weights = tuple(state.history), state.best_weights
-        checkpoint = None
+        checkpoint = state.snapshot() | {"provenance": self._provenance} if with_checkpoint else None
         if with_checkpoint:
-            checkpoint = state.snapshot() | {"provenance": self._provenance}
             self._saved_at = self._clock()
         device = state.loss_sum.device
         copied = torch.cuda.current_stream(device).record_event() if device.type == "cuda" else None

@@ -3,11 +3,13 @@ import hashlib
 import io
 import logging
 import os
+import re
 import socket
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from datetime import datetime, timedelta, timezone
 from email.utils import format_datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -46,6 +48,7 @@ class Server(ThreadingHTTPServer):
         self.headers_seen: list[dict[str, str]] = []
         self.ended = threading.Event()
         self.together = threading.Barrier(2)
+        self.clock_s = 0.0  # moved by the server alone, so that no test depends on the speed of the machine
 
     @property
     def url(self) -> str:
@@ -115,10 +118,10 @@ def drip(handler: Handler) -> None:
     handler.send_response(200)
     handler.send_header("Content-Length", str(len(CONTENT)))
     handler.end_headers()
-    for byte in CONTENT:
-        if handler.server.ended.wait(0.01):
-            return
-        handler.wfile.write(bytes([byte]))
+    with suppress(ConnectionError):  # the reader leaves
+        for byte in CONTENT:
+            handler.wfile.write(bytes([byte]))
+            handler.server.clock_s += 1
 
 
 def burst_then_drip(handler: Handler) -> None:
@@ -187,18 +190,16 @@ def logged() -> Iterator[list[str]]:
     log.removeHandler(handler)
 
 
-class Pauses(list[float]):
-    """Stands in for time.sleep: notes the seconds instead of waiting."""
+@pytest.fixture(autouse=True)
+def pauses(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """The seconds of each pause, which are noted instead of waited for."""
+    noted: list[float] = []
+    monkeypatch.setattr(download, "sleep", noted.append)
+    return noted
 
-    def __call__(self, seconds: float) -> None:
-        self.append(seconds)
 
-
-def fetch_quickly(
-    url: str, path: Path, *, digest: str = MD5, algorithm: str = "md5", pauses: Pauses | None = None
-) -> None:
-    pauses = Pauses() if pauses is None else pauses
-    fetch(url, path, digest=digest, algorithm=algorithm, what="TestMNIST", offline=OFFLINE, sleep=pauses)
+def fetch_quickly(url: str, path: Path, *, digest: str = MD5, algorithm: str = "md5") -> None:
+    fetch(url, path, digest=digest, algorithm=algorithm, what="TestMNIST", offline=OFFLINE)
 
 
 def test_a_good_file_arrives_whole_under_its_name_alone(serve, tmp_path):
@@ -290,7 +291,7 @@ def test_an_empty_answer_is_refused(serve, tmp_path):
 
 
 def test_the_message_says_that_only_the_beginning_of_a_digest_is_known(serve, tmp_path):
-    with pytest.raises(DataError, match=f"SHA256 {SHA256} .* Put the file with SHA256 beginning with 00000000 at"):
+    with pytest.raises(DataError, match=f"SHA-256 {SHA256} .* Put the file with SHA-256 beginning with 00000000 at"):
         fetch_quickly(serve(good).url, tmp_path / "set.npz", digest="00000000", algorithm="sha256")
 
 
@@ -300,25 +301,25 @@ def test_the_message_says_that_only_the_beginning_of_a_digest_is_known(serve, tm
         (cut, "the connection was cut after 300,000 of 1,024,000 bytes"),
         (cut_chunked, "the connection was cut after 1,500 bytes"),
         (hang_up, "the server closed the connection"),
-        (status(500), "the server answered 500 Internal Server Error"),
-        (status(503), "the server answered 503 Service Unavailable"),
-        (status(408), "the server answered 408 Request Timeout"),
+        (status(500), "the server answered 500"),
+        (status(503), "the server answered 503"),
+        (status(408), "the server answered 408"),
     ],
 )
-def test_a_temporary_failure_is_retried_after_growing_pauses(serve, tmp_path, logged, action, reason):
-    server, pauses = serve(action, action, good), Pauses()
-    fetch_quickly(server.url, tmp_path / "set.npz", pauses=pauses)
+def test_a_temporary_failure_is_retried_after_growing_pauses(serve, tmp_path, pauses, logged, action, reason):
+    server = serve(action, action, good)
+    fetch_quickly(server.url, tmp_path / "set.npz")
 
     assert (tmp_path / "set.npz").read_bytes() == CONTENT
     assert pauses == [2.0, 4.0]
     assert [message.split("; attempt ")[1] for message in logged] == ["2 of 4 in 2 s.", "3 of 4 in 4 s."]
-    assert all(message.startswith(f"Downloading TestMNIST: {reason}") for message in logged), logged
+    assert all(message.startswith(f"Downloading set.npz: {reason}") for message in logged), logged
 
 
-def test_a_connection_cut_every_time_ends_with_every_alternative(serve, tmp_path):
-    server, pauses = serve(cut), Pauses()
+def test_a_connection_cut_every_time_ends_with_every_alternative(serve, tmp_path, pauses):
+    server = serve(cut)
     with pytest.raises(DataError) as caught:
-        fetch_quickly(server.url, tmp_path / "set.npz", pauses=pauses)
+        fetch_quickly(server.url, tmp_path / "set.npz")
 
     assert str(caught.value) == (
         f"Cannot download TestMNIST from {server.url}: "
@@ -355,40 +356,41 @@ def test_a_permanent_failure_is_not_retried(serve, tmp_path, code):
         ("Fri, 31 Dec 2199 23:59:59 -0000", 120.0),
     ],
 )
-def test_the_pause_is_what_retry_after_says_up_to_two_minutes(serve, tmp_path, retry_after, pause):
-    pauses = Pauses()
-    fetch_quickly(serve(status(429, Retry_After=retry_after), good).url, tmp_path / "set.npz", pauses=pauses)
+def test_the_pause_is_what_retry_after_says_up_to_two_minutes(serve, tmp_path, pauses, retry_after, pause):
+    fetch_quickly(serve(status(429, Retry_After=retry_after), good).url, tmp_path / "set.npz")
 
     assert (tmp_path / "set.npz").read_bytes() == CONTENT
     assert pauses == [pause]
 
 
-def test_retry_after_may_be_a_date(serve, tmp_path):
-    pauses = Pauses()
-    date = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=60), usegmt=True)
-    fetch_quickly(serve(status(429, Retry_After=date), good).url, tmp_path / "set.npz", pauses=pauses)
+def test_retry_after_may_be_a_date(serve, tmp_path, pauses):
+    date = format_datetime(datetime.now(timezone.utc) + timedelta(seconds=110), usegmt=True)
+    fetch_quickly(serve(status(429, Retry_After=date), good).url, tmp_path / "set.npz")
 
     assert len(pauses) == 1
-    assert 50 < pauses[0] <= 60
+    assert 2 < pauses[0] <= 110
 
 
 @pytest.mark.parametrize("action", [hang, hang_midway])
 def test_a_silent_server_is_left_after_the_timeout(serve, tmp_path, logged, monkeypatch, action):
     monkeypatch.setattr(download, "READ_TIMEOUT_S", 0.2)
-    fetch_quickly(serve(action, good, good).url, tmp_path / "set.npz")
+    # the second answer has all the time that it needs
+    monkeypatch.setattr(download, "sleep", lambda _: monkeypatch.setattr(download, "READ_TIMEOUT_S", 60.0))
+    fetch_quickly(serve(action, good).url, tmp_path / "set.npz")
 
     assert (tmp_path / "set.npz").read_bytes() == CONTENT
-    assert logged[0] == "Downloading TestMNIST: no answer within 0.2 s; attempt 2 of 4 in 2 s."
+    assert logged == ["Downloading set.npz: no answer within 0.2 s; attempt 2 of 4 in 2 s."]
 
 
 @pytest.mark.parametrize("action", [drip, burst_then_drip])
-def test_a_server_that_sends_a_byte_now_and_then_is_left(serve, tmp_path, logged, monkeypatch, action):
-    monkeypatch.setattr(download, "PACE_WINDOW_S", 0.1)
-    monkeypatch.setattr(download, "MIN_BYTES_PER_S", 5000)  # the drip gives 100 at most
-    fetch_quickly(serve(action, good, good).url, tmp_path / "set.npz")
+def test_a_server_that_sends_a_byte_per_second_is_left(serve, tmp_path, logged, monkeypatch, action):
+    server = serve(action, good)
+    monkeypatch.setattr(download, "monotonic", lambda: server.clock_s)
+    fetch_quickly(server.url, tmp_path / "set.npz")
 
     assert (tmp_path / "set.npz").read_bytes() == CONTENT
-    assert " bytes came in 0 s; attempt 2 of 4" in logged[0]
+    assert len(logged) == 1
+    assert re.search(r"only [\d,]+ bytes came in \d+ s; attempt 2 of 4", logged[0])
 
 
 def test_redirects_are_followed(serve, tmp_path):
@@ -421,10 +423,9 @@ def test_without_a_network_the_message_names_every_alternative(serve, tmp_path, 
 
 
 @pytest.mark.parametrize("url", ["no address", "ftp://127.0.0.1/set.npz", "http://"])
-def test_an_invalid_address_is_not_retried(tmp_path, url):
-    pauses = Pauses()
+def test_an_invalid_address_is_not_retried(tmp_path, pauses, url):
     with pytest.raises(DataError, match="the address cannot be used"):
-        fetch_quickly(url, tmp_path / "set.npz", pauses=pauses)
+        fetch_quickly(url, tmp_path / "set.npz")
     assert pauses == []
 
 
@@ -434,7 +435,7 @@ def test_two_downloads_of_one_file_at_once_do_not_disturb_each_other(serve, tmp_
         handler.send_header("Content-Length", str(len(CONTENT)))
         handler.end_headers()
         handler.wfile.write(CONTENT[:500_000])
-        handler.server.together.wait(10)  # both are in the middle of the file
+        handler.server.together.wait(60)  # both are in the middle of the file
         handler.wfile.write(CONTENT[500_000:])
 
     server, path = serve(in_step), tmp_path / "set.npz"
@@ -450,7 +451,7 @@ def test_two_downloads_of_one_file_at_once_do_not_disturb_each_other(serve, tmp_
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(20)
+        thread.join(60)
 
     assert failures == []
     assert server.num_requests == 2
@@ -504,13 +505,13 @@ def half_then_wait(handler: Handler) -> None:
 
 def parts_in(folder: Path, *, at_least: int) -> list[str]:
     """The unfinished files in a folder, once there are so many."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         parts = [name for name in names_in(folder) if name.endswith(".part")]
         if len(parts) >= at_least:
             return parts
         time.sleep(0.02)
-    raise AssertionError(f"only {names_in(folder)} after 30 s")
+    raise AssertionError(f"only {names_in(folder)} after 60 s")
 
 
 def test_what_a_killed_download_left_is_removed_by_the_next_one(serve, processes, tmp_path):
@@ -536,7 +537,7 @@ def test_a_download_leaves_that_of_another_process_alone(serve, processes, tmp_p
         handler.end_headers()
         handler.wfile.write(CONTENT[:500_000])
         handler.wfile.flush()
-        go_on.wait(30)
+        go_on.wait(60)
         handler.wfile.write(CONTENT[500_000:])
 
     server, path = serve(slow, good), tmp_path / "set.npz"

@@ -30,7 +30,7 @@ elif role == "with_worker":
     worker = os.fork()
     if worker:
         print(worker, flush=True)
-    time.sleep(60)
+    time.sleep(600)
 elif role == "other_user":
     os.setuid(65534)
 elif role == "locked":
@@ -40,25 +40,26 @@ elif role == "locked":
         worker = os.fork()
         if worker:
             print(worker, flush=True)
-        time.sleep(60)
+        time.sleep(600)
 print("running", flush=True)
-time.sleep(60)
+time.sleep(600)
 """
 
 GUARD = """
 import subprocess, sys, time
 from pathlib import Path
 from scripts.core.log import screen_log
-from scripts.core.system.guard import terminate_ghosts
+from scripts.core.system import guard
 
 sleep = time.sleep
 def pause(seconds):
-    if seconds != GRACE_S:
+    if seconds != guard.GRACE_S:
         return sleep(seconds)
     print("pausing", flush=True)
     sys.stdin.readline()
 
-GRACE_S, (entry_point, terminate_wait_s, *command) = 1234, sys.argv[1:]
+entry_point, terminate_wait_s, *command = sys.argv[1:]
+guard.GRACE_S, guard.TERMINATE_WAIT_S, guard.KILL_WAIT_S = 1234, float(terminate_wait_s), 60
 time.sleep = pause
 print("ready", flush=True)
 sys.stdin.readline()
@@ -67,9 +68,7 @@ if command:
     child.stdout.readline()
 sys.stderr = sys.stdout
 with screen_log():
-    ended = terminate_ghosts(
-        Path(entry_point), grace_s=GRACE_S, terminate_wait_s=float(terminate_wait_s), kill_wait_s=30
-    )
+    ended = guard.terminate_ghosts(Path(entry_point))
 print("ended", ended, flush=True)
 if command:
     print("child", child.poll(), flush=True)
@@ -90,7 +89,7 @@ def start_guard(
     processes: Processes,
     entry_point: Path,
     *child: object,
-    terminate_wait_s: float = 30,
+    terminate_wait_s: float = 60,
     variables: dict[str, str] | None = None,
 ) -> subprocess.Popen[str]:
     """A guard that is older than what is started from now on, and waits for a line before it begins."""
@@ -132,13 +131,15 @@ def test_ghosts_are_ended_however_their_command_line_was_written(processes, entr
     ]
     lines = result_of(start_guard(processes, project.parent / "link.py"))
     assert lines[-1] == "ended 5"
-    assert [ghost.wait(timeout=30) for ghost in ghosts] == [-signal.SIGTERM] * 5
+    assert [ghost.wait(timeout=60) for ghost in ghosts] == [-signal.SIGTERM] * 5
 
 
 def test_each_action_is_logged_with_pid_age_and_command(processes, entry_point):
     ghost = start_main(processes, entry_point, "sleep", "a b")
     lines = result_of(start_guard(processes, entry_point))
-    name = rf"pid {ghost.pid} \(age 0:00:0\d, {re.escape(sys.executable)} {re.escape(str(entry_point))} sleep 'a b'\)"
+    name = (
+        rf"pid {ghost.pid} \(age \d:\d\d:\d\d, {re.escape(sys.executable)} {re.escape(str(entry_point))} sleep 'a b'\)"
+    )
     assert len(lines) == 3
     assert re.fullmatch(
         rf"warning: Process guard: terminating {name}: it runs this program without holding a lock\.", lines[0]
@@ -189,7 +190,7 @@ def ghost(processes, entry_point):
 def assert_spared(survivors: list[int], guard: subprocess.Popen[str], ghost: subprocess.Popen[str]) -> None:
     lines = result_of(guard)
     assert lines[-1] == "ended 1"
-    assert ghost.wait(timeout=30) == -signal.SIGTERM
+    assert ghost.wait(timeout=60) == -signal.SIGTERM
     assert [pid for pid in survivors if not is_alive(pid)] == []
     assert [pid for pid in survivors if f"pid {pid} " in "\n".join(lines)] == []
 
@@ -218,7 +219,7 @@ def test_a_program_read_from_standard_input_survives(processes, entry_point, gho
     reader = processes.python("-", "main.py", cwd=entry_point.parent)
     assert reader.stdin is not None
     assert reader.stdout is not None
-    reader.stdin.write("import time; print('running', flush=True); time.sleep(60)\n")
+    reader.stdin.write("import time; print('running', flush=True); time.sleep(600)\n")
     reader.stdin.close()
     assert line_of(reader) == "running"
     reader.stdin = None
@@ -233,20 +234,20 @@ def test_a_younger_twin_survives(processes, entry_point, ghost):
 
 def test_parent_and_grandparent_survive(processes, entry_point, ghost):
     me = [sys.executable, entry_point, "run"]
-    family = processes.start(*me, *me, sys.executable, "-c", GUARD, entry_point, 30)
+    family = processes.start(*me, *me, sys.executable, "-c", GUARD, entry_point, 60)
     assert line_of(family) == "ready"
     (parent,) = psutil.Process(family.pid).children()
     assert parent.cmdline()[:3] == [str(word) for word in me]
     lines = result_of(family)  # they end with the guard that they started, and so with its code
     assert lines[-1] == "ended 1"
     assert family.returncode == 0
-    assert ghost.wait(timeout=30) == -signal.SIGTERM
+    assert ghost.wait(timeout=60) == -signal.SIGTERM
 
 
 def test_a_child_survives(processes, entry_point, ghost):
     lines = result_of(start_guard(processes, entry_point, sys.executable, entry_point))
     assert lines[-2:] == ["ended 1", "child None"]  # the child still runs
-    assert ghost.wait(timeout=30) == -signal.SIGTERM
+    assert ghost.wait(timeout=60) == -signal.SIGTERM
 
 
 def start_locked(processes: Processes, entry_point: Path, lock_file: Path) -> list[int]:
@@ -278,7 +279,7 @@ def test_a_twin_that_takes_its_lock_during_the_pause_survives(processes, entry_p
     tell(guard)
     output, _ = guard.communicate(timeout=60)
     assert output.endswith("ended 1\n")
-    assert ghost.wait(timeout=30) == -signal.SIGTERM
+    assert ghost.wait(timeout=60) == -signal.SIGTERM
     assert is_alive(twin.pid)
     assert is_alive(worker)
 

@@ -11,12 +11,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from scripts.core.environment import PROJECT_ROOT
-from scripts.core.system.reproducibility import (
-    seed_everything,
-    use_deterministic_kernels,
-    use_fast_kernels,
-    worker_init_fn,
-)
+from scripts.core.system.reproducibility import seed_everything, use_kernels, worker_init_fn
 
 VARIABLES = ("PYTHONHASHSEED", "CUBLAS_WORKSPACE_CONFIG", "PYTHONUNBUFFERED")
 PROGRAM = """
@@ -75,7 +70,7 @@ def test_one_seed_gives_the_same_numbers_in_python_numpy_and_pytorch():
 
 
 class Draws(Dataset[tuple[float, float, float]]):
-    """What the three generators give where an item is asked for."""
+    """What the three generators give where an item is requested."""
 
     def __len__(self) -> int:
         return 4
@@ -123,17 +118,17 @@ def kernels_restored():
 
 
 @pytest.mark.usefixtures("kernels_restored")
-def test_the_kernels_are_those_that_were_asked_for_last():
-    use_fast_kernels()
+def test_the_kernels_are_those_that_were_selected_last():
+    use_kernels(deterministic=False)
     assert kernel_settings() == (False, False, True, True, True)
-    use_deterministic_kernels()
+    use_kernels(deterministic=True)
     assert kernel_settings() == (True, True, False, False, False)
-    use_fast_kernels()
+    use_kernels(deterministic=False)
     assert kernel_settings() == (False, False, True, True, True)
 
 
 @pytest.mark.usefixtures("kernels_restored")
 def test_an_operation_without_a_deterministic_kernel_is_refused_in_reproducibility_mode():
-    use_deterministic_kernels()
+    use_kernels(deterministic=True)
     with pytest.raises(RuntimeError, match="does not have a deterministic implementation"):
         torch.zeros(3).put_(torch.tensor([0, 0]), torch.tensor([1.0, 2.0]))

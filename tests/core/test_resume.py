@@ -89,7 +89,7 @@ def test_giving_the_same_again_is_no_problem(folder):
 
 
 def test_auto_is_no_conflict_with_what_the_run_chose_and_another_choice_is_one(folder):
-    resolved = [name for name, known in SETTINGS.items() if known.is_resolved]
+    resolved = [name for name, known in SETTINGS.items() if known.default == "auto"]
     assert sorted(resolved) == ["device", "feed", "monitor", "precision", "stem"]
     write_config(folder, replace(STARTED_WITH, monitor="auc", stem="stock"))
     assert resumed(folder, *(word for name in resolved for word in (f"--{name}", "auto"))) == resumed(folder)

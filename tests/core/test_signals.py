@@ -96,7 +96,7 @@ with stop_request() as stop, stop.deferred():
     process.send_signal(signal.SIGTERM)
     assert line_of(process) == "stopping"
     process.send_signal(second)
-    assert process.wait(10) == code
+    assert process.wait(60) == code
 
 
 def test_the_advice_is_the_one_that_is_true_when_the_signal_comes():

@@ -1,4 +1,4 @@
-"""Batched augmentation does to each picture what its parameters say."""
+"""Batched augmentation does to each image what its parameters say."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from scripts.data_handler.augmentation import MEAN, STD, augment, flip_and_rotat
 from scripts.data_handler.plan import AugmentationPlan
 
 
-def pictures(count: int = 4, height: int = 9, width: int = 9, channels: int = 3) -> torch.Tensor:
+def random_images(count: int = 4, height: int = 9, width: int = 9, channels: int = 3) -> torch.Tensor:
     generator = torch.Generator().manual_seed(0)
     return torch.rand(count, channels, height, width, generator=generator)
 
 
-def rotate_slowly(picture: np.ndarray, flip: bool, degrees: float) -> np.ndarray:
+def rotate_slowly(image: np.ndarray, flip: bool, degrees: float) -> np.ndarray:
     """One channel (H, W), pixel by pixel: mirror, rotate counter-clockwise, bilinear, reflect at the edges."""
-    height, width = picture.shape
-    source = picture[:, ::-1] if flip else picture
+    height, width = image.shape
+    source = image[:, ::-1] if flip else image
     cosine, sine = math.cos(math.radians(degrees)), math.sin(math.radians(degrees))
 
     def reflect(place: float, size: int) -> float:
@@ -29,7 +29,7 @@ def rotate_slowly(picture: np.ndarray, flip: bool, degrees: float) -> np.ndarray
             place = -1 - place if place < -0.5 else 2 * size - 1 - place
         return min(max(place, 0), size - 1)
 
-    turned = np.empty_like(picture)
+    rotated = np.empty_like(image)
     for row in range(height):
         for column in range(width):
             x, y = column - (width - 1) / 2, row - (height - 1) / 2
@@ -38,10 +38,10 @@ def rotate_slowly(picture: np.ndarray, flip: bool, degrees: float) -> np.ndarray
             left, top = math.floor(source_x), math.floor(source_y)
             right, bottom = min(left + 1, width - 1), min(top + 1, height - 1)
             across, down = source_x - left, source_y - top
-            turned[row, column] = (1 - down) * ((1 - across) * source[top, left] + across * source[top, right]) + (
+            rotated[row, column] = (1 - down) * ((1 - across) * source[top, left] + across * source[top, right]) + (
                 down * ((1 - across) * source[bottom, left] + across * source[bottom, right])
             )
-    return turned
+    return rotated
 
 
 def test_stored_bytes_become_fractions_in_channel_order():
@@ -53,22 +53,22 @@ def test_stored_bytes_become_fractions_in_channel_order():
 
 
 @pytest.mark.parametrize(("height", "width"), [(9, 9), (6, 11)])
-def test_flip_and_rotation_match_a_picture_by_picture_reference(height, width):
-    images = pictures(6, height, width)
+def test_flip_and_rotation_match_a_per_image_reference(height, width):
+    images = random_images(6, height, width)
     flip = torch.tensor([False, True, False, True, False, True])
     angle = torch.tensor([0.0, 0.0, 30.0, -45.0, 90.0, 7.5])
 
-    turned = flip_and_rotate(images, flip, angle)
+    rotated = flip_and_rotate(images, flip, angle)
 
     for number in range(6):
         for channel in range(3):
             expected = rotate_slowly(images[number, channel].numpy(), bool(flip[number]), float(angle[number]))
-            assert_close(turned[number, channel].numpy(), expected, atol=2e-5, rtol=0)
+            assert_close(rotated[number, channel].numpy(), expected, atol=2e-5, rtol=0)
 
 
-def jitter_slowly(picture: np.ndarray, brightness: float, contrast: float) -> np.ndarray:
-    """One picture (C, H, W): brightness, then contrast about its own mean luma, each kept in [0, 1]."""
-    bright = np.clip(picture * brightness, 0, 1)
+def jitter_slowly(image: np.ndarray, brightness: float, contrast: float) -> np.ndarray:
+    """Apply to one image (C, H, W): brightness, then contrast about its own mean luma, each kept in [0, 1]."""
+    bright = np.clip(image * brightness, 0, 1)
     weights = (0.299, 0.587, 0.114) if len(bright) == 3 else (1.0,)
     mean = sum(weight * channel.mean() for weight, channel in zip(weights, bright, strict=True))
     return np.clip(mean + contrast * (bright - mean), 0, 1)
@@ -76,8 +76,8 @@ def jitter_slowly(picture: np.ndarray, brightness: float, contrast: float) -> np
 
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize(("height", "width"), [(9, 9), (6, 11)])
-def test_the_whole_augmentation_matches_a_picture_by_picture_reference(height, width, channels):
-    images = pictures(5, height, width, channels)
+def test_the_whole_augmentation_matches_a_per_image_reference(height, width, channels):
+    images = random_images(5, height, width, channels)
     flip, angle = [True, False, True, False, True], [0.0, 10.0, -7.0, 33.0, 2.5]
     brightness, contrast = [0.8, 1.2, 1.1, 0.95, 1.6], [1.15, 0.85, 0.9, 1.2, 0.4]
     plan = AugmentationPlan(
@@ -90,20 +90,20 @@ def test_the_whole_augmentation_matches_a_picture_by_picture_reference(height, w
     found = augment(images, plan, rotates=True)
 
     for number, parameters in enumerate(zip(flip, angle, brightness, contrast, strict=True)):
-        turned = np.stack([rotate_slowly(channel.numpy(), *parameters[:2]) for channel in images[number]])
-        expected = jitter_slowly(turned, *parameters[2:])
+        rotated = np.stack([rotate_slowly(channel.numpy(), *parameters[:2]) for channel in images[number]])
+        expected = jitter_slowly(rotated, *parameters[2:])
         assert_close(found[number].numpy(), expected.astype(np.float32), atol=5e-5, rtol=0)
 
 
 def test_a_quarter_turn_is_counter_clockwise():
-    images = pictures()
-    turned = flip_and_rotate(images, torch.zeros(4, dtype=torch.bool), torch.full((4,), 90.0))
+    images = random_images()
+    rotated = flip_and_rotate(images, torch.zeros(4, dtype=torch.bool), torch.full((4,), 90.0))
 
-    assert_close(turned, torch.rot90(images, 1, (2, 3)), atol=1e-5, rtol=0)
+    assert_close(rotated, torch.rot90(images, 1, (2, 3)), atol=1e-5, rtol=0)
 
 
 def test_without_rotation_the_flip_moves_whole_pixels():
-    images = pictures()
+    images = random_images()
     unchanged = torch.ones(4)
     plan = AugmentationPlan(
         flip=torch.tensor([True, False, True, False]), angle=unchanged * 0, brightness=unchanged, contrast=unchanged
@@ -115,8 +115,8 @@ def test_without_rotation_the_flip_moves_whole_pixels():
     assert_close(augmented[1::2], images[1::2], atol=1e-6, rtol=0)
 
 
-def test_augment_turns_by_the_angles_of_the_plan():
-    images, unchanged = pictures(), torch.ones(4)
+def test_augment_rotates_by_the_angles_of_the_plan():
+    images, unchanged = random_images(), torch.ones(4)
     plan = AugmentationPlan(
         flip=torch.zeros(4, dtype=torch.bool), angle=unchanged * 180, brightness=unchanged, contrast=unchanged
     )
@@ -156,7 +156,7 @@ def test_luma_weighs_green_most():
 def test_jitter_agrees_with_torchvision():
     from torchvision.transforms.functional import adjust_brightness, adjust_contrast
 
-    images = pictures()
+    images = random_images()
     expected = [adjust_contrast(adjust_brightness(image, 1.15), 0.85) for image in images]
 
     # torchvision takes luma with three digits that sum to 0.9999

@@ -1,4 +1,4 @@
-"""Which feed is chosen, by figures that a reader can check in their head."""
+"""Which feed is chosen, by figures that are easy to check."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def test_sizes_are_counted_in_bytes_of_all_splits():
 
 
 @pytest.mark.parametrize(
-    ("asked", "host", "device", "feed", "reason"),
+    ("requested", "host", "device", "feed", "reason"),
     [
         ("auto", 20_000, None, "resident", "0.0 MB of images fit into half of the memory that is free"),
         ("auto", 19_999, None, "streamed", "0.0 MB of images do not fit into half of the 0.0 MB that are free here"),
@@ -58,8 +58,8 @@ def test_sizes_are_counted_in_bytes_of_all_splits():
         ("streamed", 0, 0, "streamed", "0.0 MB of images, as requested"),
     ],
 )
-def test_images_stay_resident_as_long_as_they_take_no_more_than_half(asked, host, device, feed, reason):
-    plan = choose_feed(asked, IMAGES, free(host, device))
+def test_images_stay_resident_as_long_as_they_take_no_more_than_half(requested, host, device, feed, reason):
+    plan = choose_feed(requested, IMAGES, free(host, device))
 
     assert plan.feed == feed
     assert plan.reason.startswith(reason)
@@ -85,7 +85,7 @@ def test_a_device_that_copies_within_the_hosts_memory_needs_twice_as_much_there(
         choose_feed("resident", IMAGES, free(19_999), shares_host_memory=True)
 
 
-def test_needed_and_free_memory_are_told_in_words():
+def test_needed_and_free_memory_are_described():
     sizes = ImageSizes(num_samples={"train": 8_000_000, "val": 0, "test": 0}, height=10, width=100, channels=1)
     plan = choose_feed("auto", sizes, FreeMemory(host=2_000_000_000, bound="on this machine", device=70_000_000_000))
     assert plan.figures == (
@@ -118,13 +118,13 @@ def group(folder: Path, version: int, limit: str, used: int, files: int = 0) -> 
 
 @pytest.fixture
 def free_of(tmp_path: Path) -> Any:
-    """Asks for a process whose ``/proc/self/cgroup`` holds these lines."""
+    """Measure for a process whose ``/proc/self/cgroup`` holds these lines."""
 
-    def ask(*lines: str) -> int | None:
+    def measure(*lines: str) -> int | None:
         (tmp_path / "membership").write_text("\n".join(lines) + "\n")
         return free_in_control_group(tmp_path / "membership", tmp_path / "mount")
 
-    return ask
+    return measure
 
 
 def test_a_containers_limit_counts_without_what_files_hold(tmp_path, free_of):
@@ -186,12 +186,12 @@ def test_the_smaller_of_machine_and_limit_is_what_the_host_has(monkeypatch):
     ("height", "width", "expected"),
     [(28, 28, 128), (64, 64, 128), (158, 158, 128), (180, 180, 99), (224, 224, 64), (5000, 5000, 1)],
 )
-def test_large_images_are_judged_in_smaller_batches(height, width, expected):
+def test_large_images_are_evaluated_in_smaller_batches(height, width, expected):
     assert eval_batch_size(height, width) == expected
 
 
 def test_batches_under_way_are_two_per_worker_and_three_more():
-    # 64 images of 224 × 224 × 3 are judged at once, more than the 16 of a step
+    # 64 images of 224 × 224 × 3 are evaluated at once, more than the 16 of a step
     large = ImageSizes(num_samples={"train": 100, "val": 100, "test": 9}, height=224, width=224, channels=3)
     assert large.in_flight_bytes(16, 1) == 5 * 64 * 150_528
     assert large.in_flight_bytes(80, 4) == 11 * 80 * 150_528

@@ -10,7 +10,7 @@ import pytest
 
 from scripts.core.errors import DataError
 from scripts.core.log import log
-from scripts.data_handler import opening
+from scripts.data_handler import npz, opening
 from scripts.data_handler.dataset import members
 from scripts.data_handler.opening import open_dataset
 from scripts.data_handler.registry import BINARY, DATASET_REGISTRY, MULTI_CLASS, MULTI_LABEL, DatasetInfo
@@ -225,18 +225,19 @@ def test_a_file_that_changed_during_the_run_is_refused(save, tmp_path, split):
 
 @pytest.fixture
 def replaced_while(monkeypatch) -> Callable[[str, Callable[[], object]], None]:
-    """Lets something happen right after a function of the module has done its work, once."""
+    """Call a function once, right after a function of the module, or of ``npz``, has returned."""
 
     def add(name: str, happen: Callable[[], object]) -> None:
-        real = getattr(opening, name)
+        module = opening if hasattr(opening, name) else npz
+        real = getattr(module, name)
 
         def and_then(*arguments: Any, **settings: Any) -> Any:
             result = real(*arguments, **settings)
-            monkeypatch.setattr(opening, name, real)
+            monkeypatch.setattr(module, name, real)
             happen()
             return result
 
-        monkeypatch.setattr(opening, name, and_then)
+        monkeypatch.setattr(module, name, and_then)
 
     return add
 
@@ -326,11 +327,11 @@ def register(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., D
     def add(resolution: int = 28, *, height: int = 0, width: int = 0, **changed: Any) -> DatasetInfo:
         path = tmp_path / ("toymnist.npz" if resolution == 28 else f"toymnist_{resolution}.npz")
         size = height or resolution, width or resolution
-        pictures: dict[str, Any] = {
+        images: dict[str, Any] = {
             f"{split}_images": np.full((count, *size, 3), 7, np.uint8) for split, count in NUM_SAMPLES.items()
         }
         rows = label_rows() if changed.get("task") == MULTI_LABEL else {}
-        np.savez_compressed(path, **toy_arrays(**pictures, **rows))
+        np.savez_compressed(path, **toy_arrays(**images, **rows))
         facts = {
             "key": "toymnist",
             "title": "ToyMNIST",

@@ -15,7 +15,7 @@ CHOICES = (
 
 
 SIZES = (28, 64, 128, 224)
-# typed out by hand: everything else shows a part of a body, whose left is not its right
+# listed explicitly: everything else shows a part of a body, whose left is not its right
 ORIENTATION_FREE = {"bloodmnist", "pathmnist", "dermamnist", "tissuemnist"}
 
 

@@ -1,4 +1,4 @@
-"""Whatever feeds the images, the same bytes arrive in the same order."""
+"""Every image source gives the same bytes in the same order."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_a_worker_seeds_every_generator_and_each_worker_differently():
     assert len({*drawn_by(0), *drawn_by(1)}) == 6
 
 
-def test_workers_outlive_the_signals_that_reach_the_whole_group_and_end_with_the_feed():
+def test_workers_outlive_the_signals_that_reach_the_process_group_and_end_with_the_source():
     images = np.arange(40, dtype=np.uint8).reshape(10, 2, 2)
     feed = StreamedSource(images, torch.device("cpu"), num_workers=2)
     batches = feed.batches(np.arange(10), 2)
@@ -124,7 +124,7 @@ raise SystemExit(7)
 """
 
 
-def test_a_feed_that_was_forgotten_in_a_circle_of_references_keeps_no_process_from_ending():
+def test_a_source_left_in_a_reference_cycle_keeps_no_process_from_ending():
     done = subprocess.run([sys.executable, "-c", CIRCLE], cwd=PROJECT_ROOT, capture_output=True, text=True, timeout=200)
     assert (done.returncode, done.stderr) == (7, "")
 
@@ -150,7 +150,7 @@ def test_targets_of_a_multi_label_set_are_its_rows_of_0_and_1():
 
 
 @pytest.mark.parametrize("feed", ["resident", "streamed"])
-def test_the_feed_that_is_asked_for_is_made(feed):
+def test_the_requested_source_is_made(feed):
     split = Split(IMAGES, np.zeros(10, dtype=np.int64))
     kind = type(make_device_split(split, 2, feed=feed, device=CPU, num_workers=0).source)
     assert kind is {"resident": ResidentSource, "streamed": StreamedSource}[feed]

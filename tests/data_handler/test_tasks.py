@@ -1,4 +1,4 @@
-"""What labels ask of a network, with logits small enough to check by hand."""
+"""What labels require of a network, with logits that are easy to check."""
 
 from __future__ import annotations
 

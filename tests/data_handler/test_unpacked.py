@@ -1,4 +1,4 @@
-"""Images on the disk: whole or not there, of the right file, and read in any order."""
+"""Images on the disk: complete or absent, of the right file, and read in any order."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def test_what_is_there_is_used_and_what_is_not_is_made(path, logged):
 
 
 @pytest.mark.parametrize("spoil", ["cut short", "too long", "other shape", "a folder"])
-def test_what_is_not_whole_is_made_again_or_refused(path, spoil):
+def test_an_incomplete_file_is_made_again_or_refused(path, spoil):
     file = unpack(path).load("train").file
     assert file is not None
     content = bytearray(file.path.read_bytes())
@@ -144,12 +144,12 @@ def test_another_file_of_the_same_name_gets_images_of_its_own(path):
     assert set(first) < set(names_in(folder_of(path)))
 
 
-def test_damage_leaves_nothing_that_is_taken_for_whole(tmp_path, monkeypatch):
+def test_damage_leaves_nothing_that_looks_complete(tmp_path, monkeypatch):
     images = np.random.default_rng(0).integers(0, 256, (4, 60, 60), dtype=np.uint8)
     path = tmp_path / "toy.npz"
     rest: dict[str, Any] = {f"{split}_images": images[:count] for split, count in NUM_SAMPLES.items()}
     np.savez(path, **toy_arrays(**rest))
-    monkeypatch.setattr(opening, "verify_checksums", lambda _: None)
+    monkeypatch.setattr(npz, "verify_checksums", lambda _: None)
     with zipfile.ZipFile(path) as archive:
         info = archive.getinfo("val_images.npy")
     content = bytearray(path.read_bytes())
@@ -163,7 +163,7 @@ def test_damage_leaves_nothing_that_is_taken_for_whole(tmp_path, monkeypatch):
 
 def test_damage_is_found_again_only_until_the_images_are_unpacked(path, monkeypatch):
     compared: list[object] = []
-    monkeypatch.setattr(opening, "verify_checksums", compared.append)
+    monkeypatch.setattr(npz, "verify_checksums", compared.append)
     unpack(path)
     assert len(compared) == 1
     unpack(path)
@@ -252,7 +252,7 @@ def child(program: str, *words: object) -> subprocess.Popen[str]:
     return subprocess.Popen(command, cwd=PROJECT_ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
-def test_a_kill_in_the_middle_leaves_nothing_that_is_taken_for_whole(path):
+def test_a_kill_in_the_middle_leaves_nothing_that_looks_complete(path):
     process = child(
         "real = unpacked.read_pieces\n"
         "def pieces(layout, key):\n"
@@ -292,14 +292,14 @@ def test_a_disk_that_is_full_in_the_middle_is_named_with_what_was_needed(path):
         "    print(type(error).__name__, error)\n",
         path,
     )
-    said, complaint = process.communicate(timeout=120)
-    assert complaint == ""
-    assert said.startswith("StorageError Cannot write the file at ")
-    assert f"_train_images.npy: it needs {HEADER_BYTES + 360} bytes." in said
+    stdout, stderr = process.communicate(timeout=120)
+    assert stderr == ""
+    assert stdout.startswith("StorageError Cannot write the file at ")
+    assert f"_train_images.npy: it needs {HEADER_BYTES + 360} bytes." in stdout
     assert names_in(folder_of(path)) == []
 
 
-def test_neither_unpacking_nor_reading_takes_the_memory_of_the_whole(tmp_path):
+def test_neither_unpacking_nor_reading_needs_the_memory_of_all_images(tmp_path):
     path = tmp_path / "wide.npz"
     images = np.zeros((3000, 200, 200), dtype=np.uint8)  # 120 MB
     images[:, 0, 0] = np.arange(3000) % 251
@@ -322,8 +322,8 @@ def test_neither_unpacking_nor_reading_takes_the_memory_of_the_whole(tmp_path):
         "print('read')\n",
         path,
     )
-    said, complaint = process.communicate(timeout=200)
-    assert (said, complaint) == ("read\n", "")
+    stdout, stderr = process.communicate(timeout=200)
+    assert (stdout, stderr) == ("read\n", "")
 
 
 @pytest.fixture
@@ -337,7 +337,7 @@ def file(tmp_path: Path) -> ImageFile:
 
 
 @pytest.mark.parametrize("order", [[9, 0, 3, 3, 7], [0, 1, 2], [5], []])
-def test_rows_come_in_the_order_that_was_asked_for(file, order):
+def test_rows_come_in_the_requested_order(file, order):
     indices = np.array(order, dtype=np.int64)
     rows = ImageReader(file)[indices]
     assert rows.shape == (len(order), 2, 3)
@@ -363,7 +363,7 @@ def test_an_open_file_outlives_its_name(file):
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
-def test_a_file_cut_short_during_a_run_is_one_sentence_whoever_reads_it(file, num_workers):
+def test_a_file_cut_short_during_a_run_is_reported_in_one_sentence_by_any_source(file, num_workers):
     def complaint_of_a_run() -> str:
         feed = StreamedSource(ImageReader(file), CPU, num_workers)
         assert len(list(feed.batches(np.arange(10), 4))) == 3
@@ -400,8 +400,8 @@ def test_free_space_is_that_of_the_nearest_folder_there_is(tmp_path):
 
 
 def test_an_outlook_knows_the_images_without_reading_them(path, monkeypatch):
-    for reading in ("read_array", "read_labels", "verify_checksums", "fetch"):
-        monkeypatch.setattr(opening, reading, None)
+    for module, reading in ((npz, "read_pieces"), (npz, "read_array"), (npz, "read_labels"), (opening, "fetch")):
+        monkeypatch.setattr(module, reading, None)
     outlook = preview_dataset(str(path), path.parent)
     assert outlook.images.num_samples == NUM_SAMPLES
     assert outlook.images.total_bytes == 9 * 90

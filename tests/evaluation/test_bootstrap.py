@@ -1,4 +1,4 @@
-"""The bootstrap: the same as resampling for real, one resample after the other."""
+"""The bootstrap: the same as computing each metric on the resampled images, one resample after the other."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from sklearn.metrics import (
 )
 
 from scripts.evaluation import bootstrap
-from scripts.evaluation.bootstrap import percentile_interval, resample_figures
+from scripts.evaluation.bootstrap import percentile_interval, resample_metrics
 
 
 def toy(num_images, num_classes, *, decimals=16):
@@ -30,9 +30,7 @@ def toy(num_images, num_classes, *, decimals=16):
 
 def figures_of(labels, predictions, scores, *, resamples=50, seed=3, auc_classes=None):
     auc_classes = range(scores.shape[1]) if auc_classes is None else auc_classes
-    return resample_figures(
-        labels, predictions, scores, auc_classes=auc_classes, resamples=resamples, generator=np.random.default_rng(seed)
-    )
+    return resample_metrics(labels, predictions, scores, auc_classes=auc_classes, resamples=resamples, seed=seed)
 
 
 def drawn_images(num_images, resamples, seed):
@@ -46,15 +44,17 @@ def test_the_figures_are_those_of_resampled_images(num_images, num_classes, deci
     labels, predictions, scores = toy(num_images, num_classes, decimals=decimals)
     figures = figures_of(labels, predictions, scores, resamples=12)
     for index, images in enumerate(drawn_images(num_images, 12, seed=3)):
-        truth, called, drawn = labels[images], predictions[images], scores[images]
+        truth, predicted, drawn = labels[images], predictions[images], scores[images]
         aucs = [roc_auc_score(truth == one, drawn[:, one]) for one in range(num_classes)]
-        assert figures["accuracy"][index] == pytest.approx(accuracy_score(truth, called), abs=1e-12)
+        assert figures["accuracy"][index] == pytest.approx(accuracy_score(truth, predicted), abs=1e-12)
         assert figures["auc"][index] == pytest.approx(np.mean(aucs), abs=1e-12)
-        assert figures["macro_f1"][index] == pytest.approx(f1_score(truth, called, average="macro"), abs=1e-12)
-        assert figures["balanced_accuracy"][index] == pytest.approx(balanced_accuracy_score(truth, called), abs=1e-12)
-        kappa = cohen_kappa_score(truth, called, weights="quadratic")
+        assert figures["macro_f1"][index] == pytest.approx(f1_score(truth, predicted, average="macro"), abs=1e-12)
+        assert figures["balanced_accuracy"][index] == pytest.approx(
+            balanced_accuracy_score(truth, predicted), abs=1e-12
+        )
+        kappa = cohen_kappa_score(truth, predicted, weights="quadratic")
         assert figures["quadratic_weighted_kappa"][index] == pytest.approx(kappa, abs=1e-12)
-        assert figures["mean_absolute_error"][index] == pytest.approx(mean_absolute_error(truth, called), abs=1e-12)
+        assert figures["mean_absolute_error"][index] == pytest.approx(mean_absolute_error(truth, predicted), abs=1e-12)
 
 
 @pytest.mark.parametrize("decimals", [16, 1], ids=["distinct scores", "many ties"])
@@ -66,11 +66,11 @@ def test_the_figures_of_several_labels_are_those_of_resampled_images(decimals):
     figures = figures_of(labels, predictions, scores, resamples=12)
     assert set(figures) == {"accuracy", "auc", "macro_f1", "balanced_accuracy"}
     for index, images in enumerate(drawn_images(120, 12, seed=3)):
-        truth, called, drawn = labels[images], predictions[images], scores[images]
-        balanced = [balanced_accuracy_score(truth[:, one], called[:, one]) for one in range(3)]
-        assert figures["accuracy"][index] == pytest.approx(np.mean(truth == called), abs=1e-12)
+        truth, predicted, drawn = labels[images], predictions[images], scores[images]
+        balanced = [balanced_accuracy_score(truth[:, one], predicted[:, one]) for one in range(3)]
+        assert figures["accuracy"][index] == pytest.approx(np.mean(truth == predicted), abs=1e-12)
         assert figures["auc"][index] == pytest.approx(roc_auc_score(truth, drawn, average="macro"), abs=1e-12)
-        assert figures["macro_f1"][index] == pytest.approx(f1_score(truth, called, average="macro"), abs=1e-12)
+        assert figures["macro_f1"][index] == pytest.approx(f1_score(truth, predicted, average="macro"), abs=1e-12)
         assert figures["balanced_accuracy"][index] == pytest.approx(np.mean(balanced), abs=1e-12)
 
 
@@ -81,7 +81,7 @@ def test_a_kappa_that_a_resample_leaves_undefined_is_nan_not_perfect():
     assert figures["mean_absolute_error"].tolist() == [0.0] * 50
 
 
-def test_only_the_classes_asked_for_enter_the_auc():
+def test_only_the_requested_classes_enter_the_auc():
     labels, predictions, scores = toy(90, 3)
     figures = figures_of(labels, predictions, scores, auc_classes=[2], resamples=5)
     for index, images in enumerate(drawn_images(90, 5, seed=3)):
@@ -95,7 +95,7 @@ def test_a_class_that_a_resample_misses_is_left_out_of_its_means():
     missing = [2 not in labels[images] for images in drawn_images(41, 60, seed=3)]
     assert any(missing)
     figures = figures_of(labels, labels, scores, resamples=60)
-    # predicted perfectly, each figure is 1 over whatever classes a resample has
+    # predicted perfectly, each figure is 1 over the classes that a resample has
     for values in (figures["accuracy"], figures["auc"], figures["macro_f1"], figures["balanced_accuracy"]):
         assert values.tolist() == [1.0] * 60
 
@@ -116,7 +116,7 @@ def test_dividing_the_work_changes_nothing(monkeypatch, pieces):
         assert np.array_equal(whole[name], divided[name])
 
 
-def test_other_scores_are_judged_on_the_same_resamples():
+def test_other_scores_are_evaluated_on_the_same_resamples():
     labels, predictions, scores = toy(80, 3)
     perfect = figures_of(labels, labels, np.eye(3)[labels])
     again = figures_of(labels, predictions, scores)

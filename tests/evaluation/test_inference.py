@@ -18,21 +18,21 @@ CPU = torch.device("cpu")
 
 
 class LeftBrightness(nn.Module):
-    """Logits (0, brightness of the left column): a mirrored picture scores differently."""
+    """Logits (0, brightness of the left column): a mirrored image scores differently."""
 
     def forward(self, images):
         left = images[:, :, :, 0].mean(dim=(1, 2))
         return torch.stack((torch.zeros_like(left), left), dim=1)
 
 
-def pictures(count: int = 600) -> tuple[Split, DeviceSplit]:
+def toy_splits(count: int = 600) -> tuple[Split, DeviceSplit]:
     images, labels = coloured_squares(count, side=4)
     split = Split(images, labels[:, 0].astype(np.int64))
     return split, make_device_split(split, 2, feed="resident", device=CPU, num_workers=0)
 
 
 def test_tta_is_the_mean_of_the_views_probabilities():
-    split, examples = pictures()
+    split, examples = toy_splits()
     mirrored = Split(split.images[:, :, ::-1].copy(), split.labels)
     other = make_device_split(mirrored, 2, feed="resident", device=CPU, num_workers=0)
 
@@ -65,8 +65,8 @@ def test_the_scores_of_several_labels_are_sigmoids_and_tta_averages_them():
     np.testing.assert_allclose(mean, (plain + of_mirrored) / 2, atol=1e-5)
 
 
-def test_scores_come_in_the_order_of_the_images_whatever_feeds_them():
-    split, resident = pictures()
+def test_scores_come_in_the_order_of_the_images_from_either_source():
+    split, resident = toy_splits()
     streamed = make_device_split(split, 2, feed="streamed", device=CPU, num_workers=1)
     views = tta_views(hflip=0.5, rotation_angle=10)
 
@@ -82,7 +82,7 @@ def test_scores_come_in_the_order_of_the_images_whatever_feeds_them():
 
 @pytest.mark.parametrize("with_tta", [True, False])
 def test_evaluation_carries_both_variants(with_tta):
-    split, examples = pictures(60)
+    split, examples = toy_splits(60)
     dataset = Dataset(
         key="squares",
         title="squares",

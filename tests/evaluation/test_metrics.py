@@ -1,4 +1,4 @@
-"""The figures of a split: the official ones to the last digit, the others by hand."""
+"""The figures of a split: the official ones to the last digit, the others computed explicitly."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sklearn.metrics import (
 )
 
 from scripts.data_handler.registry import BINARY, MULTI_CLASS, MULTI_LABEL, ORDINAL
-from scripts.evaluation.bootstrap import percentile_interval, resample_figures
+from scripts.evaluation.bootstrap import percentile_interval, resample_metrics
 from scripts.evaluation.metrics import TASKS, EvaluationResult, compute_metrics, predict_classes
 
 
@@ -42,7 +42,7 @@ def random_case(task, *, num_images, share_of_first=None):
 
 
 def random_label_rows(*, num_images, num_labels=4, share=0.3, seed=0):
-    """Labels that are there and are not, each, and scores that are better than chance."""
+    """Labels each of which some images have and others lack, and scores that are better than chance."""
     generator = np.random.default_rng(seed)
     rows = (generator.random((num_images, num_labels)) < share).astype(np.int64)
     rows[0], rows[1] = 0, 1
@@ -196,7 +196,7 @@ def test_a_tie_between_several_classes_goes_to_the_first():
     assert predict_classes(scores, task=MULTI_CLASS).tolist() == [1, 0]
 
 
-def test_four_images_by_hand():
+def test_four_images_computed_explicitly():
     # predicted 0, 1, 1, 2 for the true 0, 0, 1, 2
     scores = np.array([[0.8, 0.1, 0.1], [0.3, 0.5, 0.2], [0.1, 0.7, 0.2], [0.2, 0.2, 0.6]])
     metrics = metrics_of([0, 0, 1, 2], scores)
@@ -250,8 +250,8 @@ def test_an_absent_class_is_undefined_and_left_out_of_the_mean():
 
 def test_a_class_that_is_absent_but_predicted_has_an_f1_of_zero():
     scores = np.array([[0.8, 0.1, 0.1], [0.1, 0.1, 0.8], [0.1, 0.8, 0.1]])
-    wrongly_called = metrics_of([0, 1, 1], scores).per_class[2]
-    assert (wrongly_called.precision, wrongly_called.recall, wrongly_called.f1) == (0.0, None, 0.0)
+    wrongly_predicted = metrics_of([0, 1, 1], scores).per_class[2]
+    assert (wrongly_predicted.precision, wrongly_predicted.recall, wrongly_predicted.f1) == (0.0, None, 0.0)
 
 
 @pytest.mark.parametrize("task", [MULTI_CLASS, BINARY])
@@ -263,15 +263,15 @@ def test_a_split_of_one_class_has_an_accuracy_but_no_auc(task):
     assert metrics.notes == ("Every image of this split is of class 'class 1': AUC is undefined.",)
 
 
-# two labels of three images: the first is found once, missed once and raised falsely once, the second never called
+# two labels of three images: the first is found once, missed once and falsely predicted once, the second never
 ROWS = np.array([[1, 0], [1, 1], [0, 0]])
 ROW_SCORES = np.array([[0.9, 0.2], [0.4, 0.5], [0.6, 0.1]])
 
 
-def test_three_images_with_two_labels_by_hand():
+def test_three_images_with_two_labels_computed_explicitly():
     metrics = metrics_of(ROWS, ROW_SCORES, MULTI_LABEL)
 
-    assert metrics.predictions.tolist() == [[1, 0], [0, 0], [1, 0]]  # a half is no
+    assert metrics.predictions.tolist() == [[1, 0], [0, 0], [1, 0]]  # 0.5 is negative
     assert metrics.confusion.tolist() == [[[0, 1], [1, 1]], [[2, 0], [1, 0]]]
     assert metrics.confusion_by_row.tolist() == [[[0, 1], [0.5, 0.5]], [[1, 0], [1, 0]]]
     assert metrics.num_correct == 1  # in both labels
@@ -327,8 +327,8 @@ def test_where_no_label_varies_there_is_neither_an_auc_nor_a_balanced_accuracy()
     )
 
 
-def test_kappa_and_error_of_four_images_by_hand():
-    # true 0, 1, 2, 2 and called 0, 2, 2, 0
+def test_kappa_and_error_of_four_images_computed_explicitly():
+    # true 0, 1, 2, 2 and predicted 0, 2, 2, 0
     metrics = metrics_of([0, 1, 2, 2], np.eye(3)[[0, 2, 2, 0]], ORDINAL)
     assert metrics.mean_absolute_error is not None
     assert metrics.quadratic_weighted_kappa is not None
@@ -349,7 +349,7 @@ def test_kappa_and_error_are_those_of_scikit_learn(num_images):
     assert metrics.mean_absolute_error.value == pytest.approx(mean_absolute_error(labels, metrics.predictions))
 
 
-def test_kappa_is_undefined_where_everything_is_and_is_called_one_class():
+def test_kappa_is_undefined_where_everything_is_and_is_predicted_as_one_class():
     scores = np.array([[0.1, 0.8, 0.1], [0.2, 0.6, 0.2]])
     metrics = metrics_of([1, 1], scores, ORDINAL)
     assert metrics.quadratic_weighted_kappa is not None
@@ -359,10 +359,10 @@ def test_kappa_is_undefined_where_everything_is_and_is_called_one_class():
     assert metrics.notes[1:] == (
         "Every image is of class 'class 1' and predicted so: quadratic-weighted kappa is undefined.",
     )
-    # with one of them called otherwise chance alone has all there is to find
-    called_otherwise = metrics_of([1, 1], scores[:, [1, 0, 2]], ORDINAL)
-    assert called_otherwise.quadratic_weighted_kappa is not None
-    assert called_otherwise.quadratic_weighted_kappa.value == 0
+    # with one of them predicted otherwise, the kappa is that of chance
+    predicted_otherwise = metrics_of([1, 1], scores[:, [1, 0, 2]], ORDINAL)
+    assert predicted_otherwise.quadratic_weighted_kappa is not None
+    assert predicted_otherwise.quadratic_weighted_kappa.value == 0
 
 
 @pytest.mark.parametrize("task", [MULTI_CLASS, BINARY, MULTI_LABEL])
@@ -384,13 +384,13 @@ def test_the_interval_narrows_with_the_number_of_images():
 def test_each_figure_has_its_own_interval(task):
     labels, scores = any_case(task, num_images=200)
     metrics = metrics_of(labels, scores, task, seed=3, resamples=40)
-    resampled = resample_figures(
+    resampled = resample_metrics(
         labels,
         metrics.predictions,
         scores,
         auc_classes=range(scores.shape[1]),
         resamples=40,
-        generator=np.random.default_rng(3),
+        seed=3,
     )
     assert len(metrics.estimates) == (6 if task == ORDINAL else 4)
     for name, estimate in metrics.estimates.items():

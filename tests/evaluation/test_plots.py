@@ -8,6 +8,7 @@ import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pytest
+from matplotlib.backends import backend_agg
 from matplotlib.patches import Rectangle
 from matplotlib.text import Text
 from PIL import Image
@@ -279,6 +280,18 @@ def test_beyond_a_hundred_classes_the_largest_confusions_are_drawn():
     assert (first["true"], first["predicted"], first["images"], first["share"]) == (0, 1, 2, 1.0)
     without_errors = toy_evaluation(num_images=202, names=names, wrong=0)
     assert "no image is predicted wrong" in texts_of(matrix(without_errors))
+
+
+def test_a_large_matrix_is_not_rendered_for_each_of_its_tick_labels(monkeypatch):
+    def render(*_):
+        raise AssertionError("an image of the whole figure, which is 14 MB")
+
+    monkeypatch.setattr(backend_agg, "RendererAgg", render)
+    left, right = matrix(toy_evaluation(num_images=200, names=[f"class {index}" for index in range(100)])).axes
+    for axes in (left, right):
+        for axis in (axes.xaxis, axes.yaxis):
+            labels = [label.get_text() for label in axis.get_ticklabels()]
+            assert labels == [str(number) for number in range(0, 100, 10)]
 
 
 def test_names_that_shortening_makes_equal_are_numbered():

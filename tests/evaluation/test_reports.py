@@ -12,7 +12,7 @@ import pytest
 
 from scripts.core.config import Config
 from scripts.data_handler.registry import BINARY, MULTI_LABEL, ORDINAL
-from scripts.evaluation import figures, reports, style
+from scripts.evaluation import reports, style
 from scripts.evaluation.reports import write_reports
 from tests.evaluation.conftest import NAMES, toy_dataset, toy_evaluation, toy_label_evaluation, toy_report
 
@@ -195,7 +195,6 @@ def test_hostile_names_reach_every_report_unharmed(tmp_path, caplog):
 def test_names_that_no_font_has_are_named_in_one_warning_and_whole_in_the_workbook(tmp_path, caplog, monkeypatch):
     monkeypatch.setattr(style, "font_with", lambda character: style.FONT if character.isascii() else None)
     monkeypatch.setattr(style, "missing_characters", lambda text: {one for one in text if one in "日本"})
-    monkeypatch.setattr(figures, "missing_characters", style.missing_characters)
     with caplog.at_level("WARNING", logger="medmnist"):
         paths, _, _ = report(tmp_path, dataset=toy_dataset(names=("日本", "b", "c")))
     (warning,) = [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]

@@ -371,7 +371,7 @@ def test_weights_with_another_hash_are_refused_with_the_alternatives(tmp_path, m
         fetch_imagenet_weights(tmp_path, url=f"{address}/resnet18-00000000.pth")
 
     message = str(caught.value)
-    assert "SHA256 beginning with 00000000" in message
+    assert "SHA-256 beginning with 00000000" in message
     assert str(tmp_path / "weights") in message
     assert "--weights none" in message
     assert "--weights PATH" in message

@@ -50,7 +50,7 @@ def test_it_leaves_the_best_weights_their_card_the_state_and_the_history(tmp_pat
 
 
 def test_the_best_file_is_of_the_best_epoch_not_the_last(tmp_path):
-    paths, result = train(tmp_path, replace(CONFIG, epochs=6, lr=2.0, momentum=0.0))  # restless on purpose
+    paths, result = train(tmp_path, replace(CONFIG, epochs=6, lr=2.0, momentum=0.0))  # unstable on purpose
     assert result.best_epoch < 6
 
     model = small_network()
@@ -94,7 +94,7 @@ def test_patience_that_ends_with_the_last_epoch_stopped_nothing_early(tmp_path, 
     assert "stopped early" not in caplog.text
 
 
-def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_good_weights(tmp_path):
+def test_a_loss_that_is_not_finite_ends_the_run_and_keeps_the_last_good_weights(tmp_path):
     with pytest.raises(DivergedError) as caught:
         train(tmp_path, replace(CONFIG, lr=1e30))
 
@@ -102,7 +102,7 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_good_weights(t
     assert str(caught.value).endswith("Try a smaller --lr than 1e+30.")
 
     class Breaks(nn.Module):
-        """Sound in the first epoch (three steps), then NaN."""
+        """Valid in the first epoch (three steps), then NaN."""
 
         def __init__(self) -> None:
             super().__init__()
@@ -120,16 +120,16 @@ def test_a_loss_that_is_no_number_ends_the_run_and_keeps_the_last_good_weights(t
 
 
 @pytest.fixture(scope="module")
-def straight(tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> RunPaths:
     """A training that nothing interrupted."""
-    return train(tmp_path_factory.mktemp("straight"))[0]
+    return train(tmp_path_factory.mktemp("uninterrupted"))[0]
 
 
 # three epochs of three steps and a validation of one batch are twelve places to be stopped at
 @pytest.mark.parametrize("checkpoint_every", [0, NEVER])
 @pytest.mark.parametrize("tick", range(1, 13))
 def test_a_training_stopped_at_any_place_and_resumed_ends_with_the_same_bytes(
-    tmp_path, straight, tick, checkpoint_every
+    tmp_path, uninterrupted, tick, checkpoint_every
 ):
     with pytest.raises(Interrupted) as caught:
         train(tmp_path / "cut", replace(CONFIG, checkpoint_every=checkpoint_every), stop=StopAfter(tick))
@@ -138,11 +138,11 @@ def test_a_training_stopped_at_any_place_and_resumed_ends_with_the_same_bytes(
 
     resumed, result = train(tmp_path / "cut", resume=True, model=small_network(seed=99))
 
-    assert outcome(resumed) == outcome(straight)
+    assert outcome(resumed) == outcome(uninterrupted)
     assert len(result.history) == 3
 
 
-def test_a_training_stopped_again_and_again_ends_with_the_same_bytes(tmp_path, straight):
+def test_a_training_stopped_again_and_again_ends_with_the_same_bytes(tmp_path, uninterrupted):
     with pytest.raises(Interrupted):
         train(tmp_path / "cut", stop=StopAfter(1))
     for _ in range(9):
@@ -150,11 +150,11 @@ def test_a_training_stopped_again_and_again_ends_with_the_same_bytes(tmp_path, s
             train(tmp_path / "cut", stop=StopAfter(1), resume=True)
     resumed, _ = train(tmp_path / "cut", resume=True)
 
-    assert outcome(resumed) == outcome(straight)
+    assert outcome(resumed) == outcome(uninterrupted)
 
 
 @pytest.mark.parametrize("damage", ["truncated", "flipped", "empty"])
-def test_a_damaged_newest_checkpoint_gives_way_to_its_predecessor(tmp_path, straight, caplog, damage):
+def test_a_damaged_newest_checkpoint_is_replaced_by_the_previous_one(tmp_path, uninterrupted, caplog, damage):
     with pytest.raises(Interrupted):
         train(tmp_path / "cut", stop=StopAfter(10))
     (path,) = (tmp_path / "cut").rglob("last_checkpoint.pth")
@@ -166,10 +166,10 @@ def test_a_damaged_newest_checkpoint_gives_way_to_its_predecessor(tmp_path, stra
     resumed, _ = train(tmp_path / "cut", resume=True)
 
     assert f"the checkpoint {path} is damaged" in caplog.text
-    assert outcome(resumed) == outcome(straight)
+    assert outcome(resumed) == outcome(uninterrupted)
 
 
-def test_a_kill_after_resuming_from_the_predecessor_does_not_lose_both(tmp_path, straight, monkeypatch):
+def test_a_kill_after_resuming_from_the_previous_checkpoint_does_not_lose_both(tmp_path, uninterrupted, monkeypatch):
     with pytest.raises(Interrupted):
         train(tmp_path / "cut", stop=StopAfter(10))
     (path,) = (tmp_path / "cut").rglob("last_checkpoint.pth")
@@ -181,10 +181,10 @@ def test_a_kill_after_resuming_from_the_predecessor_does_not_lose_both(tmp_path,
 
     resumed, _ = train(tmp_path / "cut", resume=True)
 
-    assert outcome(resumed) == outcome(straight)
+    assert outcome(resumed) == outcome(uninterrupted)
 
 
-def test_a_kill_between_two_checkpoints_leaves_nothing_for_good(tmp_path, straight):
+def test_a_kill_between_two_checkpoints_leaves_no_permanent_files(tmp_path, uninterrupted):
     with pytest.raises(Interrupted):
         train(tmp_path / "cut", stop=StopAfter(12))
     (newest,) = (tmp_path / "cut").rglob("last_checkpoint.pth")
@@ -200,10 +200,10 @@ def test_a_kill_between_two_checkpoints_leaves_nothing_for_good(tmp_path, straig
         "last_checkpoint.pth",
         "previous_checkpoint.pth",
     ]
-    assert outcome(resumed) == outcome(straight)
+    assert outcome(resumed) == outcome(uninterrupted)
 
 
-def test_the_predecessor_of_a_finished_training_can_be_forgotten(tmp_path):
+def test_the_previous_checkpoint_of_a_finished_training_can_be_deleted(tmp_path):
     paths, _ = train(tmp_path)
     assert paths.previous_checkpoint.exists()
     for _ in range(2):
@@ -212,7 +212,7 @@ def test_the_predecessor_of_a_finished_training_can_be_forgotten(tmp_path):
     assert load_checkpoint(paths) is not None
 
 
-def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_earlier_ones(tmp_path, straight, monkeypatch):
+def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_earlier_ones(tmp_path, uninterrupted, monkeypatch):
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
@@ -227,21 +227,21 @@ def test_a_checkpoint_that_does_not_fit_on_the_disk_leaves_the_earlier_ones(tmp_
 
     resumed, _ = train(tmp_path / "cut", resume=True)
 
-    assert outcome(resumed) == outcome(straight)
+    assert outcome(resumed) == outcome(uninterrupted)
 
 
-def test_resuming_mends_best_weights_that_were_lost_or_are_ahead(tmp_path, straight):
+def test_resuming_restores_best_weights_that_are_not_those_of_the_checkpoint(tmp_path, uninterrupted):
     with pytest.raises(Interrupted):
         train(tmp_path / "cut", stop=StopAfter(10))
     (path,) = (tmp_path / "cut").rglob("best_model.pth")
-    path.write_bytes(b"of an epoch that never was")
+    path.write_bytes(b"of another epoch")
 
     resumed, _ = train(tmp_path / "cut", resume=True)
 
-    assert outcome(resumed) == outcome(straight)
+    assert outcome(resumed) == outcome(uninterrupted)
 
 
-def test_a_training_killed_in_its_first_step_begins_again_with_the_weights_it_began_with(tmp_path, straight):
+def test_a_training_killed_in_its_first_step_starts_again_with_its_first_weights(tmp_path, uninterrupted):
     class Killed(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -258,7 +258,7 @@ def test_a_training_killed_in_its_first_step_begins_again_with_the_weights_it_be
 
     resumed, _ = train(tmp_path / "cut", resume=True, model=small_network(seed=99))
 
-    assert outcome(resumed) == outcome(straight)
+    assert outcome(resumed) == outcome(uninterrupted)
 
 
 class Ticks:
@@ -347,13 +347,13 @@ def test_an_accuracy_that_stays_at_its_maximum_ends_the_patience_while_the_loss_
 
 
 def test_a_finished_training_is_not_trained_again(tmp_path):
-    straight, first = train(tmp_path / "straight")
-    before = outcome(straight)
+    uninterrupted, first = train(tmp_path / "uninterrupted")
+    before = outcome(uninterrupted)
 
-    _, second = train(tmp_path / "straight", resume=True)
+    _, second = train(tmp_path / "uninterrupted", resume=True)
 
     assert second == first
-    assert outcome(straight) == before
+    assert outcome(uninterrupted) == before
 
 
 def test_a_sealed_archive_shows_every_flipped_bit_and_is_still_read():
@@ -370,7 +370,7 @@ def test_a_sealed_archive_shows_every_flipped_bit_and_is_still_read():
     assert not any(is_sealed(sealed[:length]) for length in range(len(sealed)))
 
 
-def test_a_checkpoint_of_another_version_is_refused_rather_than_thrown_away(tmp_path, monkeypatch):
+def test_a_checkpoint_of_another_version_is_refused_rather_than_discarded(tmp_path, monkeypatch):
     paths, _ = train(tmp_path)
     monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 3)
 
@@ -378,7 +378,7 @@ def test_a_checkpoint_of_another_version_is_refused_rather_than_thrown_away(tmp_
         load_checkpoint(paths)
 
 
-def test_the_predecessor_stays_until_the_new_checkpoint_is_on_the_disk(tmp_path, monkeypatch):
+def test_the_previous_checkpoint_stays_until_the_new_checkpoint_is_on_the_disk(tmp_path, monkeypatch):
     paths, _ = train(tmp_path)
     kept = paths.previous_checkpoint.read_bytes()
 
@@ -402,7 +402,7 @@ def test_too_little_space_is_found_before_training(tmp_path):
     require_space(tmp_path, 0)
 
 
-def test_what_a_resumed_run_holds_already_is_not_asked_for_again(tmp_path, monkeypatch):
+def test_space_that_a_resumed_run_already_uses_is_not_required_again(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=120_000_000))
     with pytest.raises(
         StorageError, match="The run needs 220 MB for checkpoints and reports, but only 120 MB are free"

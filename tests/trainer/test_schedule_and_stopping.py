@@ -1,11 +1,11 @@
-"""The learning rate and the choice of the best epoch, by hand-computed tables."""
+"""The learning rate and the choice of the best epoch, by tables that were computed explicitly."""
 
 from __future__ import annotations
 
 import pytest
 
-from scripts.trainer.early_stopping import EarlyStopping
-from scripts.trainer.schedule import cosine_lr
+from scripts.trainer.fit import cosine_lr
+from scripts.trainer.state import EarlyStopping
 
 
 @pytest.mark.parametrize(

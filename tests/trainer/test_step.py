@@ -1,4 +1,4 @@
-"""One step, one epoch and one validation, with models small enough to check by hand."""
+"""One step, one epoch and one validation, with models small enough to check explicitly."""
 
 from __future__ import annotations
 
@@ -19,10 +19,8 @@ from scripts.data_handler.sources import DeviceSplit, make_device_split
 from scripts.data_handler.tasks import MULTI_LABEL_TASK
 from scripts.models.resnet import adapted_resnet18
 from scripts.trainer import step
-from scripts.trainer.early_stopping import EarlyStopping
-from scripts.trainer.mixup import mix
-from scripts.trainer.state import TrainingState
-from scripts.trainer.step import train_epoch, training_step, validate
+from scripts.trainer.state import EarlyStopping, TrainingState
+from scripts.trainer.step import mix, train_epoch, training_step, validate
 from tests.conftest import coloured_squares
 
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -157,7 +155,7 @@ def test_an_epoch_sets_the_rate_of_every_step_and_reports_the_mean_loss_of_the_i
 
 
 def test_validation_counts_right_answers_and_averages_over_images():
-    class Says(nn.Module):
+    class ConstantModel(nn.Module):
         def forward(self, images):
             return torch.tensor([[math.log(3.0), 0.0]]).expand(len(images), 2)
 
@@ -165,10 +163,10 @@ def test_validation_counts_right_answers_and_averages_over_images():
     split = Split(images, (np.arange(300) >= 225).astype(np.int64))  # three quarters are class 0
     examples = make_device_split(split, 2, feed="resident", device=CPU, num_workers=0)
 
-    loss, accuracy, _ = validate(Says(), examples, precision="fp32")
+    loss, accuracy, _ = validate(ConstantModel(), examples, precision="fp32")
 
     assert accuracy == 0.75
-    # it says 3/4 for class 0 and 1/4 for class 1
+    # its probabilities are 3/4 for class 0 and 1/4 for class 1
     assert loss == pytest.approx(-(0.75 * math.log(3 / 4) + 0.25 * math.log(1 / 4)), rel=1e-5)
 
 
@@ -213,7 +211,7 @@ def test_validation_without_an_auc_has_none():
 
 
 def label_rows(count: int = 20) -> DeviceSplit:
-    """Bright pictures have the first label, all have the second, none the third."""
+    """Bright images have the first label, all have the second, none the third."""
     images, labels = coloured_squares(count, side=4)
     rows = np.concatenate([labels, np.ones_like(labels), np.zeros_like(labels)], axis=1).astype(np.int64)
     return make_device_split(Split(images, rows), 3, feed="resident", device=CPU, num_workers=0)
@@ -260,7 +258,7 @@ def test_training_learns_several_labels_at_once(alpha):
 
 
 def test_the_validation_accuracy_of_several_labels_is_the_mean_of_theirs():
-    class Says(nn.Module):
+    class ConstantModel(nn.Module):
         def forward(self, images):
             return torch.tensor([[math.log(3.0), 1e-9, -1.0]]).expand(len(images), 3)
 
@@ -269,9 +267,9 @@ def test_the_validation_accuracy_of_several_labels_is_the_mean_of_theirs():
     rows[:225, 0] = rows[:60, 1] = rows[:30, 2] = 1
     examples = make_device_split(Split(images, rows), 3, feed="resident", device=CPU, num_workers=0)
 
-    loss, accuracy, _ = validate(Says(), examples, precision="fp32")
+    loss, accuracy, _ = validate(ConstantModel(), examples, precision="fp32")
 
-    # it says yes, no (a half is no) and no: right for 225, 240 and 270 images
+    # it predicts yes, no \(a half is no\) and no: right for 225, 240 and 270 images
     assert accuracy == (225 + 240 + 270) / 900
     first = -(0.75 * math.log(3 / 4) + 0.25 * math.log(1 / 4))
     third = -(0.1 * math.log(1 / (1 + math.e)) + 0.9 * math.log(math.e / (1 + math.e)))

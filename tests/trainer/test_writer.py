@@ -154,7 +154,7 @@ def raise_full(*_: object) -> None:
 
 
 @pytest.mark.parametrize("epochs", [1, 3])
-def test_no_training_ends_well_whose_last_write_failed(tmp_path, monkeypatch, epochs):
+def test_a_training_whose_last_write_failed_ends_with_its_error(tmp_path, monkeypatch, epochs):
     monkeypatch.setattr("scripts.trainer.writer.write_history", raise_full)
     with pytest.raises(StorageError, match="full"):
         train(tmp_path, replace(CONFIG, epochs=epochs))
@@ -267,7 +267,7 @@ def test_a_signal_waits_for_the_write_in_flight(tmp_path, monkeypatch, tick):
 
 
 class FirstBatch:
-    """A source that tells whether a write was in flight when its workers would start."""
+    """A source that records whether a write was in flight when its workers would start."""
 
     def __init__(self, split: DeviceSplit, busy: list[bool]) -> None:
         self._source, self._busy, self._is_first = split.source, busy, True
@@ -326,7 +326,7 @@ def test_files_that_are_ahead_of_the_first_checkpoint_are_removed_on_resuming(tm
     assert not any(path.exists() for path in (paths.history, paths.best_model, paths.best_model_card))
 
 
-def test_best_weights_later_than_the_checkpoint_are_taken_back(tmp_path, uninterrupted):
+def test_best_weights_later_than_the_checkpoint_are_replaced(tmp_path, uninterrupted):
     with pytest.raises(Interrupted):
         train(tmp_path, stop=StopAfter(6))
     (root,) = tmp_path.iterdir()

@@ -80,7 +80,7 @@ def train(
 
 
 class StopAfter(StopRequest):
-    """A signal that comes while a certain step, or batch of a validation, is being computed."""
+    """A signal that arrives during a certain step or validation batch."""
 
     def __init__(self, ticks: int) -> None:
         super().__init__()
@@ -94,17 +94,17 @@ class StopAfter(StopRequest):
         return super().__getattribute__(name)
 
 
-def times_aside(history: Path) -> list[dict[str, object]]:
+def without_times(history: Path) -> list[dict[str, object]]:
     lines = [json.loads(line) for line in history.read_text().splitlines()]
     return [{name: value for name, value in line.items() if name not in TIMES} for line in lines]
 
 
 def outcome(paths: RunPaths) -> tuple[bytes, list[dict[str, object]]]:
-    return paths.best_model.read_bytes(), times_aside(paths.history)
+    return paths.best_model.read_bytes(), without_times(paths.history)
 
 
 class KilledError(BaseException):
-    """A kill, as far as the disk shows it: nothing is written from here on."""
+    """A simulated kill: nothing is written afterwards."""
 
 
 class Disk:

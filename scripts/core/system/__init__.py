@@ -4,13 +4,7 @@ from scripts.core.system.device import device_problems, memory_advice, select_de
 from scripts.core.system.guard import terminate_ghosts
 from scripts.core.system.lock import ensure_single_instance
 from scripts.core.system.machine import prepare_machine
-from scripts.core.system.reproducibility import (
-    restart_with_fixed_hashing,
-    seed_everything,
-    use_deterministic_kernels,
-    use_fast_kernels,
-    worker_init_fn,
-)
+from scripts.core.system.reproducibility import restart_with_fixed_hashing, worker_init_fn
 from scripts.core.system.signals import StopRequest, stop_request
 
 __all__ = [
@@ -20,12 +14,9 @@ __all__ = [
     "memory_advice",
     "prepare_machine",
     "restart_with_fixed_hashing",
-    "seed_everything",
     "select_device",
     "select_precision",
     "stop_request",
     "terminate_ghosts",
-    "use_deterministic_kernels",
-    "use_fast_kernels",
     "worker_init_fn",
 ]

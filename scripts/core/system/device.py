@@ -45,16 +45,7 @@ def select_device(requested: str) -> torch.device:
 
 
 def select_precision(requested: str, device: torch.device, *, reproducible: bool) -> tuple[str, str]:
-    """Choose the precision of the network's arithmetic.
-
-    Args:
-        requested: ``"auto"``, ``"fp32"`` or ``"bf16"``.
-        device: Where the network runs.
-        reproducible: Whether reproducibility mode is on.
-
-    Returns:
-        ``"fp32"`` or ``"bf16"``, and the reason in words.
-    """
+    """The precision of the network's arithmetic, ``"fp32"`` or ``"bf16"``, and the reason for it in words."""
     if requested != "auto":
         return requested, "as requested"
     if reproducible:
@@ -92,11 +83,7 @@ def to_device(array: NDArray[Any], device: torch.device) -> torch.Tensor:
 
 @contextmanager
 def memory_advice(config: Config) -> Iterator[None]:
-    """Turn an out-of-memory error raised inside into one that says what to do.
-
-    Raises:
-        ResourceError: The memory of the device is used up.
-    """
+    """Turn an out-of-memory error raised inside into a ``ResourceError`` that says what to do."""
     import torch
 
     try:

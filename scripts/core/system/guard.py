@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import getopt
 import os
-import re
 import shlex
 import time
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,66 +18,38 @@ from scripts.core.system.lock import holds_lock
 if TYPE_CHECKING:
     import psutil
 
-GRACE_S, TERMINATE_WAIT_S, KILL_WAIT_S, POLL_S = 2.0, 10.0, 5.0, 0.02
+GRACE_S = 2.0  # a run that has just started may not have its lock yet
+TERMINATE_WAIT_S, KILL_WAIT_S, POLL_S = 10.0, 5.0, 0.02
 LAUNCHER_VARIABLES = ("TORCHELASTIC_RUN_ID", "SLURM_JOB_ID", "PBS_JOBID", "LSB_JOBID", "LOCAL_RANK")
-LONG_OPTION_WITH_VALUE = "--check-hash-based-pycs"
+PYTHON_OPTIONS = "bBc:dEhiIm:OPqRsStuvVW:xX:"  # for getopt: a colon follows those with a value
 
 
-def terminate_ghosts(
-    entry_point: Path,
-    *,
-    grace_s: float = GRACE_S,
-    terminate_wait_s: float = TERMINATE_WAIT_S,
-    kill_wait_s: float = KILL_WAIT_S,
-) -> int:
+def terminate_ghosts(entry_point: Path) -> int:
     """End the ghosts: older processes of this user that run ``entry_point`` without a lock. Hold the lock when calling.
 
-    Args:
-        entry_point: The script that runs are started with.
-        grace_s: Seconds before a suspect is checked again, since a run that has just started may not have its lock yet.
-            Without suspects there is no pause.
-        terminate_wait_s: Seconds that a ghost has to end after SIGTERM before it is killed.
-        kill_wait_s: Seconds to wait for the killed ones.
-
-    Returns:
-        The number of processes that were ended.
+    Suspects are checked again after a pause. Ghosts get SIGTERM, and SIGKILL if they do not end. Return how many ended.
     """
     if (variable := launcher_variable(os.environ)) is not None:
         log.info("Process guard: off, because a job launcher started this run (%s is set).", variable)
         return 0
-    suspects = find_ghosts(entry_point)
+    suspects = _find_ghosts(entry_point)
     if not suspects:
         return 0
-    time.sleep(grace_s)
-    ghosts = [process for process in find_ghosts(entry_point) if process in suspects]
-    return _end(ghosts, terminate_wait_s, kill_wait_s)
+    time.sleep(GRACE_S)
+    return _end([process for process in _find_ghosts(entry_point) if process in suspects])
 
 
 def script_argument(command: Sequence[str]) -> str | None:
-    """The script in the command line of a Python interpreter.
+    """The script, as it was typed, in the command line of a Python interpreter, which is the first of ``command``.
 
-    Args:
-        command: A command line, the interpreter first.
-
-    Returns:
-        The script as it was typed; None for ``-c``, ``-m``, standard input and an interactive interpreter.
+    None for ``-c``, ``-m``, standard input, an interactive interpreter and an unknown option.
     """
-    words = iter(command[1:])
-    for word in words:
-        if word == "--":
-            return next(words, None)
-        if word == LONG_OPTION_WITH_VALUE:
-            next(words, None)
-        elif word == "-" or word.startswith("--"):
-            return None
-        elif not word.startswith("-"):
-            return word
-        elif option := re.fullmatch("-[^cmWX]*([cmWX])(.*)", word, re.DOTALL):
-            if option[1] in "cm":
-                return None
-            if not option[2]:  # else the rest of the word is the value of -W or -X
-                next(words, None)
-    return None
+    try:
+        options, words = getopt.getopt(list(command[1:]), PYTHON_OPTIONS, ["check-hash-based-pycs="])
+    except getopt.GetoptError:
+        return None
+    is_script = bool(words) and words[0] != "-" and not {"-c", "-m"} & dict(options).keys()
+    return words[0] if is_script else None
 
 
 def launcher_variable(environment: Mapping[str, str]) -> str | None:
@@ -86,7 +58,7 @@ def launcher_variable(environment: Mapping[str, str]) -> str | None:
     return next((name for name in LAUNCHER_VARIABLES if name in environment), "RANK" if is_rank else None)
 
 
-def find_ghosts(entry_point: Path) -> list[psutil.Process]:
+def _find_ghosts(entry_point: Path) -> list[psutil.Process]:
     """The present ghosts of ``entry_point``, without processes that end during the check or deny access."""
     import psutil
 
@@ -108,24 +80,20 @@ def _is_older_twin(process: psutil.Process, own: psutil.Process, script: str) ->
         process.uids().real == own.uids().real
         and process.create_time() < own.create_time()
         and Path(process.exe()).name.lower().startswith(("python", "pypy"))  # not an editor
-        and _script_of(process) == script
+        and (argument := script_argument(process.cmdline())) is not None
+        and os.path.realpath(Path(process.cwd()) / argument) == script
     )
-
-
-def _script_of(process: psutil.Process) -> str | None:
-    argument = script_argument(process.cmdline())
-    return None if argument is None else os.path.realpath(Path(process.cwd()) / argument)
 
 
 def _is_protected(process: psutil.Process) -> bool:
     """Whether ``process`` or an ancestor holds a lock, or it belongs to a job launcher or another container."""
     import psutil
 
-    if not _shares_namespaces(process.pid) or launcher_variable(process.environ()) is not None or holds_lock(process):
+    if not _shares_namespaces(process.pid) or launcher_variable(process.environ()) or holds_lock(process.pid):
         return True
     for ancestor in process.parents():
         with suppress(psutil.AccessDenied):  # another user's process or a login service, so not a run
-            if holds_lock(ancestor):
+            if holds_lock(ancestor.pid):
                 return True
     return False
 
@@ -141,34 +109,30 @@ def _shares_namespaces(pid: int) -> bool:
         return False
 
 
-def _end(ghosts: list[psutil.Process], terminate_wait_s: float, kill_wait_s: float) -> int:
+def _end(ghosts: list[psutil.Process]) -> int:
     """Terminate, wait, kill, wait; return the number of ghosts that have ended."""
     import psutil
 
     names: dict[psutil.Process, str] = {}
     for ghost in ghosts:
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            name = _describe(ghost)
+            age = timedelta(seconds=round(time.time() - ghost.create_time()))
+            name = f"pid {ghost.pid} (age {age}, {shlex.join(ghost.cmdline())})"
             ghost.terminate()
             names[ghost] = name
             log.warning("Process guard: terminating %s: it runs this program without holding a lock.", name)
-    survivors = _wait_for(names, terminate_wait_s)
+    survivors = _wait_for(names, TERMINATE_WAIT_S)
     for ghost in survivors:
         with suppress(psutil.NoSuchProcess, psutil.AccessDenied):
             ghost.kill()
-            log.warning("Process guard: killed %s: it did not end within %g s.", names[ghost], terminate_wait_s)
-    unkillable = _wait_for(survivors, kill_wait_s)
+            log.warning("Process guard: killed %s: it did not end within %g s.", names[ghost], TERMINATE_WAIT_S)
+    unkillable = _wait_for(survivors, KILL_WAIT_S)
     for ghost, name in names.items():
         if ghost in unkillable:
             log.warning("Process guard: %s cannot be ended; it may still use memory and the GPU.", name)
         else:
             log.info("Process guard: %s has ended.", name)
     return len(names) - len(unkillable)
-
-
-def _describe(process: psutil.Process) -> str:
-    age = timedelta(seconds=round(time.time() - process.create_time()))
-    return f"pid {process.pid} (age {age}, {shlex.join(process.cmdline())})"
 
 
 def _wait_for(processes: Iterable[psutil.Process], wait_s: float) -> list[psutil.Process]:

@@ -9,21 +9,18 @@ import stat
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
+from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from scripts.core.errors import LockHeldError, StorageError, storage_errors
 
-if TYPE_CHECKING:
-    import psutil
-
-LOCK_FILE_MODE = 0o600
 RECORD_START = b'{"pid"'
 MAX_RECORD_BYTES = 1 << 15  # a path of 4096 bytes, each of them escaped, and some more
 RECORD_ATTEMPTS, RECORD_PAUSE_S = 5, 0.02
+_open_locks: set[InstanceLock] = set()
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,17 +52,25 @@ class InstanceLock:
     def __init__(self, path: Path) -> None:
         self.path = path
         self._record = LockRecord(os.getpid(), datetime.now().astimezone().isoformat(timespec="seconds"))
-        self._descriptor: int | None = _open(path)
+        with storage_errors(path, "open the lock file (--lock_file)"):
+            if os.path.lexists(path):
+                _refuse_unsafe(path, path.lstat())  # open's own error would not say what is wrong
+            # O_CLOEXEC: programs that are started from here do not inherit the descriptor
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
+            self._file = FileIO(os.open(path, flags, 0o600), "r+")
         _open_locks.add(self)
 
     def acquire(self) -> None:
         """Take the lock and write the record; see ``ensure_single_instance`` for the errors."""
+        _refuse_unsafe(self.path, os.fstat(self.descriptor))
         with storage_errors(self.path, "lock the file"):
             try:
                 fcntl.flock(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                raise LockHeldError(_refusal(self.path, _read_record(self.descriptor))) from None
-        if not _may_be_overwritten(os.pread(self.descriptor, MAX_RECORD_BYTES, 0)):
+                raise LockHeldError(_refusal(self.path, self.descriptor)) from None
+        content = os.pread(self.descriptor, MAX_RECORD_BYTES, 0).strip(b"\0 \r\n")  # a power cut can leave zeros
+        # a record, even an incomplete one, a bare pid, or nothing
+        if not (content.isdigit() or content.startswith(RECORD_START) or RECORD_START.startswith(content)):
             raise StorageError(
                 f"The lock file {self.path} has content that no run wrote, which would be lost. "
                 "Move it away, or choose another --lock_file."
@@ -74,39 +79,32 @@ class InstanceLock:
 
     def note(self, run_folder: Path) -> None:
         """Add the run's folder to the record; ``StorageError`` if the file cannot be written."""
-        self._record = replace(self._record, run_folder=str(run_folder.absolute()))
-        self._write(self._record.as_bytes())
+        self._write(replace(self._record, run_folder=str(run_folder.absolute())).as_bytes())
 
     def release(self) -> None:
         """Empty the record and free the lock; do nothing in a forked child, since they are its parent's."""
-        if self._descriptor is not None:
+        if not self._file.closed:
             self._write(b"")
             # closing is not enough: a child between fork and exec still has a copy of the descriptor
-            fcntl.flock(self._descriptor, fcntl.LOCK_UN)
+            fcntl.flock(self._file, fcntl.LOCK_UN)
 
     def close(self) -> None:
         """Close the file, which frees the lock unless another process has a copy of the descriptor."""
         _open_locks.discard(self)
-        if self._descriptor is not None:
-            os.close(self._descriptor)
-            self._descriptor = None
+        self._file.close()
 
     @property
     def descriptor(self) -> int:
         """Of the open file; ``ValueError`` in a forked child."""
-        if self._descriptor is None:
+        if self._file.closed:
             raise ValueError(f"The lock {self.path} is closed here: only the process that opened it can use it.")
-        return self._descriptor
+        return self._file.fileno()
 
     def _write(self, content: bytes) -> None:
-        descriptor = self.descriptor
         # in place, never by renaming: the lock belongs to this inode, and a new one would be free
         with storage_errors(self.path, "write the lock file", needed_bytes=len(content)):
-            os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, content, 0)
-
-
-_open_locks: set[InstanceLock] = set()
+            os.ftruncate(self.descriptor, 0)
+            os.pwrite(self.descriptor, content, 0)
 
 
 def _close_in_child() -> None:
@@ -122,9 +120,7 @@ os.register_at_fork(after_in_child=_close_in_child)  # once for all locks, since
 def ensure_single_instance(lock_file: Path) -> Iterator[InstanceLock]:
     """Hold the lock while inside; it ends with this process, however that ends.
 
-    Args:
-        lock_file: A file of this user. It is made with its folder if missing, and never removed: two processes could
-            lock a removed one at once.
+    The file is made with its folder if missing, and never removed: two processes could lock a removed one at once.
 
     Raises:
         LockHeldError: Another process has the lock; the message says which.
@@ -140,32 +136,19 @@ def ensure_single_instance(lock_file: Path) -> Iterator[InstanceLock]:
             lock.release()
 
 
-def holds_lock(process: psutil.Process) -> bool:
-    """Whether one of the open files of ``process`` is a lock file with its own pid.
+def holds_lock(pid: int) -> bool:
+    """Whether process ``pid`` has its own lock file open; raises psutil's ``NoSuchProcess`` and ``AccessDenied``."""
+    import psutil
 
-    Raises:
-        psutil.NoSuchProcess: It has ended.
-        psutil.AccessDenied: Its open files may not be read.
-    """
-    records = map(_record_of_file, _open_files(process))
-    return any(record is not None and record.pid == process.pid for record in records)
-
-
-def _open(path: Path) -> int:
-    """A descriptor of the lock file, which programs started from here do not inherit."""
-    with storage_errors(path, "open the lock file (--lock_file)"):
-        try:
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC, LOCK_FILE_MODE)
-        except OSError:
-            if os.path.lexists(path):
-                _refuse_unsafe(path, path.lstat())
-            raise
+    if sys.platform != "linux":
+        return any(_has_record(Path(entry.path), pid) for entry in psutil.Process(pid).open_files())
+    # psutil's list lacks removed files, but a lock still holds after its file was removed from the temp folder
     try:
-        _refuse_unsafe(path, os.fstat(descriptor))
-    except StorageError:
-        os.close(descriptor)
-        raise
-    return descriptor
+        return any(_has_record(path, pid) for path in Path(f"/proc/{pid}/fd").iterdir())
+    except PermissionError as error:
+        raise psutil.AccessDenied(pid) from error
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise psutil.NoSuchProcess(pid) from error
 
 
 def _refuse_unsafe(path: Path, found: os.stat_result) -> None:
@@ -181,50 +164,22 @@ def _refuse_unsafe(path: Path, found: os.stat_result) -> None:
     raise StorageError(f"The lock file {path} {problem}. Remove it, or choose another --lock_file.")
 
 
-def _may_be_overwritten(content: bytes) -> bool:
-    """Whether ``content`` is a record, even an incomplete one, a bare pid, or nothing."""
-    content = content.strip(b"\0 \r\n")  # a power cut can leave zeros
-    return content.isdigit() or content.startswith(RECORD_START) or RECORD_START.startswith(content)
-
-
-def _refusal(path: Path, record: LockRecord | None) -> str:
-    if record is None:
-        holder, stop = f"Another process holds the lock {path} and has not recorded its pid", ""
-    else:
-        run_folder = record.run_folder or "not made yet"
-        details = f"pid {record.pid}, started {record.started}, run folder {run_folder}"
-        holder, stop = f"Another training holds the lock {path}: {details}", f", stop it (kill {record.pid})"
-    return f"{holder}. Wait for it to end{stop}, or give this run another --lock_file."
-
-
-def _read_record(descriptor: int) -> LockRecord | None:
-    """The holder's record; a holder that has just taken the lock may still be writing it."""
+def _refusal(path: Path, descriptor: int) -> str:
+    """The message that the lock is held, and by which process."""
     for _ in range(RECORD_ATTEMPTS):
         if record := LockRecord.parse(os.pread(descriptor, MAX_RECORD_BYTES, 0)):
-            return record
-        time.sleep(RECORD_PAUSE_S)
-    return None
+            details = f"pid {record.pid}, started {record.started}, run folder {record.run_folder or 'not made yet'}"
+            remedy = f"Wait for it to end, stop it (kill {record.pid}), or give this run another --lock_file."
+            return f"Another training holds the lock {path}: {details}. {remedy}"
+        time.sleep(RECORD_PAUSE_S)  # a holder that has just taken the lock may still be writing its record
+    problem = f"Another process holds the lock {path} and has not recorded its pid"
+    return f"{problem}. Wait for it to end, or give this run another --lock_file."
 
 
-def _open_files(process: psutil.Process) -> list[Path]:
-    import psutil
-
-    if sys.platform != "linux":
-        return [Path(entry.path) for entry in process.open_files()]
-    # psutil's list lacks removed files, but a lock still holds after its file was removed from the temp folder
-    try:
-        return list(Path(f"/proc/{process.pid}/fd").iterdir())
-    except PermissionError as error:
-        raise psutil.AccessDenied(process.pid) from error
-    except (FileNotFoundError, ProcessLookupError) as error:
-        raise psutil.NoSuchProcess(process.pid) from error
-
-
-def _record_of_file(path: Path) -> LockRecord | None:
-    try:
+def _has_record(path: Path, pid: int) -> bool:
+    with suppress(OSError):  # closed in the meantime, or not readable and so not a lock of this user
         found = path.stat()
-        if not stat.S_ISREG(found.st_mode) or not 0 < found.st_size <= MAX_RECORD_BYTES:
-            return None
-        return LockRecord.parse(path.read_bytes())
-    except OSError:  # closed in the meantime, or not readable and so not a lock of this user
-        return None
+        if stat.S_ISREG(found.st_mode) and 0 < found.st_size <= MAX_RECORD_BYTES:
+            record = LockRecord.parse(path.read_bytes())
+            return record is not None and record.pid == pid
+    return False

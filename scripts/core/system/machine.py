@@ -10,7 +10,7 @@ from scripts.core.config import Config
 from scripts.core.environment import processor_name
 from scripts.core.log import log
 from scripts.core.system.device import select_device, select_precision
-from scripts.core.system.reproducibility import seed_everything, use_deterministic_kernels, use_fast_kernels
+from scripts.core.system.reproducibility import seed_everything, use_kernels
 
 if TYPE_CHECKING:
     import torch
@@ -21,11 +21,7 @@ NEVER_TRIM, MAX_HEAP_BLOCK = 2**31 - 1, 2**25  # bytes
 
 
 def prepare_machine(config: Config) -> tuple[Config, torch.device]:
-    """Choose the device, its precision and its kernels, and seed the global generators.
-
-    Returns:
-        The settings with device and precision as applied, and the device.
-    """
+    """Choose device, precision and kernels, and seed the global generators; returns the applied settings too."""
     import torch
 
     keep_freed_memory()
@@ -33,10 +29,7 @@ def prepare_machine(config: Config) -> tuple[Config, torch.device]:
     precision, reason = select_precision(config.precision, device, reproducible=config.reproducible)
     if config.resume:
         reason = "as the run began"
-    if config.reproducible:
-        use_deterministic_kernels()
-    else:
-        use_fast_kernels()
+    use_kernels(deterministic=config.reproducible)
     seed_everything(config.seed)
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else processor_name()
     log.info("device %s: %s, %d CPU threads", device, name, torch.get_num_threads())
@@ -51,9 +44,7 @@ def keep_freed_memory() -> bool:
 
     By default it returns the pages of every large tensor to the system, which fills them with zeros before it hands
     them out again: half of the augmentation's time on a CPU. The peak memory of a process hardly changes.
-
-    Returns:
-        Whether the C library has such a setting; only glibc has.
+    Returns whether the C library has such a setting; only glibc has.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

@@ -13,8 +13,7 @@ CUBLAS_WORKSPACE = ":4096:8"
 def restart_with_fixed_hashing(seed: int) -> None:
     """Restart this program with string hashes that follow from ``seed``; return if it has them already.
 
-    Python reads ``PYTHONHASHSEED`` only at its start, and cuBLAS its variable when CUDA starts. Setting them in a
-    running program is too late, so the process replaces itself with one that has both set.
+    Python reads ``PYTHONHASHSEED`` only at its start, and cuBLAS its variable when CUDA starts.
     """
     wanted = {"PYTHONHASHSEED": str(seed), "CUBLAS_WORKSPACE_CONFIG": CUBLAS_WORKSPACE}
     if all(os.environ.get(name) == value for name, value in wanted.items()):
@@ -25,10 +24,7 @@ def restart_with_fixed_hashing(seed: int) -> None:
 
 
 def seed_everything(seed: int) -> None:
-    """Seed the global generators of Python, NumPy and PyTorch.
-
-    The pipeline uses generators of its own; this covers what libraries draw.
-    """
+    """Seed the global generators of Python, NumPy and PyTorch, from which libraries draw (the pipeline has its own)."""
     import numpy as np
     import torch
 
@@ -38,37 +34,23 @@ def seed_everything(seed: int) -> None:
 
 
 def worker_init_fn(worker_id: int) -> None:
-    """Seed Python, NumPy and PyTorch in a DataLoader worker, each worker differently.
-
-    Args:
-        worker_id: The worker's number; the DataLoader's base seed and this number make PyTorch's initial seed.
-    """
+    """Seed Python, NumPy and PyTorch in a DataLoader worker, each worker differently."""
     import torch
 
-    del worker_id  # already part of torch.initial_seed() when a DataLoader calls this
+    del worker_id  # PyTorch's initial seed is the DataLoader's seed plus this number
     seed_everything(torch.initial_seed() % 2**32)
 
 
-def use_deterministic_kernels() -> None:
-    """Let PyTorch use only kernels whose result is the same every time, in fp32 without TF32.
+def use_kernels(*, deterministic: bool) -> None:
+    """Select PyTorch's kernels: those whose result is the same every time, or the fastest.
 
-    An operation that has no deterministic kernel raises ``RuntimeError``.
+    Deterministic ones compute fp32 without TF32; an operation that has none raises ``RuntimeError`` from then on.
+    Otherwise cuDNN measures its algorithms and takes the fastest for each shape, and TF32 is allowed.
     """
     import torch
 
-    torch.use_deterministic_algorithms(True)
-    torch.backends.cudnn.deterministic = True
-    torch.backends.cudnn.benchmark = False
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
-
-
-def use_fast_kernels() -> None:
-    """Let cuDNN measure its algorithms and take the fastest for each shape; allow TF32 for fp32."""
-    import torch
-
-    torch.use_deterministic_algorithms(False)
-    torch.backends.cudnn.deterministic = False
-    torch.backends.cudnn.benchmark = True
-    torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cuda.matmul.allow_tf32 = True
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.allow_tf32 = not deterministic
+    torch.backends.cuda.matmul.allow_tf32 = not deterministic

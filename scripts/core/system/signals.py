@@ -1,4 +1,4 @@
-"""Signals as a request to stop, followed where no work is lost."""
+"""Turn SIGHUP, SIGINT and SIGTERM into a request to stop, which the training follows after the current step."""
 
 from __future__ import annotations
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import errno
 import hashlib
+import io
 import json
 import os
 import random
@@ -13,7 +14,9 @@ import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
+import weakref
 import zipfile
 from collections import Counter
 from collections.abc import Iterator
@@ -31,7 +34,8 @@ from tests.conftest import PROJECT_ROOT
 from tests.tools.conftest import Draw, Run, noise
 from tools import make_dataset
 from tools.dataset_builder import build as build_module
-from tools.dataset_builder.archive import RowStore
+from tools.dataset_builder.archive import Member, RowStore, write_npz
+from tools.dataset_builder.decode import DecodedImage, Recipe, decode
 
 PROGRAM = PROJECT_ROOT / "tools" / "make_dataset.py"
 
@@ -164,14 +168,15 @@ def test_patients_are_never_split(run: Run, draw: Draw, tmp_path: Path):
 def test_sub_folders_are_patients_when_asked(run: Run, draw: Draw, tmp_path: Path):
     for number in range(24):
         draw(f"set/{number % 2}/p{number // 4}/{number}.png", number)
+    draw("set/1/single.png", 24)
     code, out, _ = run("set", "set.npz", "--group_by_folder", "--size", "12", "--index", "rows.csv")
 
     assert code == 0
-    assert "6 groups, none of them divided" in out
+    assert "6 groups, none of them divided; 1 image without a group" in out
     with (tmp_path / "rows.csv").open(newline="") as stream:
         rows = list(csv.DictReader(stream))
-    assert len({row["group"] for row in rows}) == 6
-    assert len({(row["group"], row["split"]) for row in rows}) == 6
+    assert {row["group"] for row in rows} == {"", *(f"p{number}" for number in range(6))}
+    assert len({(row["group"], row["split"]) for row in rows}) == 7
 
 
 def test_equal_images_stay_in_one_split_whatever_their_files(run: Run, draw: Draw, tmp_path: Path):
@@ -543,6 +548,7 @@ def test_a_full_disk_ends_with_6_and_leaves_nothing(run: Run, cells: Path, tmp_p
 
 def test_reading_stays_only_a_little_ahead_of_writing():
     begun: list[int] = []
+    num_threads = threading.active_count()
 
     def make(number: int) -> int:
         begun.append(number)
@@ -552,6 +558,7 @@ def test_reading_stays_only_a_little_ahead_of_writing():
 
     assert [next(made) for _ in range(3)] == [0, -1, -2]
     made.close()
+    assert threading.active_count() == num_threads
     assert len(begun) <= 3 + 2 * build_module.AHEAD_PER_WORKER < 12
     assert list(build_module._in_order(abs, range(-50, 0), num_workers=3)) == list(range(50, 0, -1))
 
@@ -582,25 +589,26 @@ def test_a_bar_is_for_terminals_only(run: Run, cells: Path):
     assert "img/s" not in "".join(map(str, run("cells", "set.npz")))
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_it_and_leaves_nothing(draw: Draw, tmp_path: Path, number, code):
-    for index in range(40):
-        draw(f"set/{index % 2}/{index}.png", noise(index, side=700))
-    process = subprocess.Popen(
-        [sys.executable, str(PROGRAM), "set", "set.npz", "--size", "1024", "--num_workers", "1"],
-        cwd=tmp_path,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    assert process.stdout is not None
-    assert "40 images of 2 classes" in process.stdout.readline()  # it is about to read them
-    process.send_signal(number)
-    _, err = process.communicate(timeout=120)
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_it_and_leaves_nothing(run: Run, cells: Path, tmp_path: Path, monkeypatch, number):
+    decoded = []
 
-    assert process.returncode == code
-    assert err == f"error: Stopped by {signal.Signals(number).name}. Nothing was written.\n"
-    assert left_in(tmp_path) == {"set"}
+    def stop_at_the_third(content: bytes, recipe: Recipe) -> DecodedImage:
+        decoded.append(content)
+        if len(decoded) == 3:
+            os.kill(os.getpid(), number)
+        return decode(content, recipe)
+
+    monkeypatch.setattr(build_module, "decode", stop_at_the_third)
+    earlier = signal.signal(number, signal.SIG_DFL)  # SIGHUP stays ignored where it is ignored before
+    try:
+        code, _, err = run("cells", "set.npz", "--index", "rows.csv", "--num_workers", "1")
+    finally:
+        signal.signal(number, earlier)
+
+    assert code == 128 + number
+    assert err == f"error: Stopped by {number.name}. Nothing was written.\n"
+    assert left_in(tmp_path) == {"cells"}
 
 
 def test_it_runs_from_any_folder_and_help_imports_nothing_slow(tmp_path: Path):
@@ -619,36 +627,54 @@ def test_it_runs_from_any_folder_and_help_imports_nothing_slow(tmp_path: Path):
     assert found.stdout.splitlines()[-1] == "[]"
 
 
-PEAK = """
-import resource, sys
-from tools import make_dataset
-code = make_dataset.main(["set", "set.npz", "--size", "512", "--num_workers", "2", "--overwrite"])
-print(code, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
+class Tracked(bytearray):
+    """Bytes that can be weakly referenced."""
 
 
-def test_memory_does_not_grow_with_the_number_of_images(draw: Draw, tmp_path: Path):
-    peaks = []
-    for number in (20, 160):  # 16 and 126 MB of pixels
-        for index in range(number):
-            draw(f"set/{index % 2}/{index}.png", index)
-        done = subprocess.run(
-            [sys.executable, "-c", PEAK],
-            cwd=tmp_path,
-            env=os.environ | {"PYTHONPATH": str(PROJECT_ROOT)},
-            capture_output=True,
-            text=True,
-            check=True,
-            timeout=250,
-        )
-        code, peak = map(int, done.stdout.splitlines()[-1].split())
-        assert code == 0
-        peaks.append(peak * (1 if sys.platform == "darwin" else 1024))
+def test_memory_does_not_grow_with_the_number_of_images(run: Run, draw: Draw, monkeypatch):
+    read_row = RowStore.read
+    references: list[weakref.ref[object]] = []
+    peaks = {"decoded": 0, "written": 0}
 
-    assert (tmp_path / "set.npz").stat().st_size > 125_000_000
-    assert peaks[1] - peaks[0] < 30_000_000
+    def track(kind: str, value: object) -> None:
+        references.append(weakref.ref(value))
+        peaks[kind] = max(peaks[kind], sum(reference() is not None for reference in references))
+
+    def decode_tracked(content: bytes, recipe: Recipe) -> DecodedImage:
+        image = decode(content, recipe)
+        track("decoded", image.pixels)
+        return image
+
+    def read_tracked(store: RowStore, row: int) -> Tracked:
+        content = Tracked(read_row(store, row))
+        track("written", content)
+        return content
+
+    monkeypatch.setattr(build_module, "decode", decode_tracked)
+    monkeypatch.setattr(RowStore, "read", read_tracked)
+    for index in range(90):
+        draw(f"set/{index % 2}/{index}.png", index)
+    assert run("set", "set.npz", "--num_workers", "2")[0] == 0
+
+    assert len(references) == 180
+    # those ahead of the consumer, the one that it has, and those that the threads are about to hand over
+    assert 1 <= peaks["decoded"] <= 2 * build_module.AHEAD_PER_WORKER + 4
+    assert 1 <= peaks["written"] <= 3
 
 
+def test_an_array_is_written_piece_by_piece():
+    stream, positions = io.BytesIO(), list[int]()
+
+    def pieces() -> Iterator[bytes]:
+        for _ in range(4):
+            positions.append(stream.tell())
+            yield bytes(100)
+
+    write_npz(stream, [Member("a", (400,), np.dtype(np.uint8), pieces)])
+    assert np.diff(positions).tolist() == [100, 100, 100]
+
+
+@pytest.mark.usefixtures("tiny_network", "no_reports")
 def test_a_training_takes_the_file(run: Run, draw: Draw, tmp_path: Path):
     for number in range(30):
         shade = 60 if number % 2 else 190

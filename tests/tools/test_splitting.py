@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from tools.dataset_builder.duplicates import Sample, make_units
 from tools.dataset_builder.listing import Entry
-from tools.dataset_builder.splitting import Unit, assign, shortages
+from tools.dataset_builder.splitting import Unit, _Assignment, assign, shortages
 
 USUAL = (0.7, 0.1, 0.2)
 
@@ -108,6 +108,23 @@ def test_where_there_is_a_way_to_bring_every_class_to_every_split_it_is_found():
             assert not misses(together, assign(together, USUAL, seed=number)), number
 
     assert possible > 40
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_no_move_of_a_unit_makes_the_shares_worse(seed):
+    drawn = random.Random(seed)
+    units = [Unit(f"{n}", {label: drawn.randint(1, 9) for label in drawn.sample(range(3), 2)}) for n in range(30)]
+    order = range(len(units))
+    assignment = _Assignment(units, USUAL)
+    for index in order:
+        assignment.put(index, drawn.randrange(3))
+    errors = [assignment.error()]
+    for index in order:
+        assignment._move_if_better(index)
+        errors.append(assignment.error())
+
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < errors[0]
 
 
 def test_a_class_too_small_for_three_splits_is_named():

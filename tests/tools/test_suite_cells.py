@@ -253,11 +253,12 @@ def test_a_run_with_a_damaged_config_is_named_and_treated_as_not_there(tmp_path,
 def test_a_damaged_run_hides_no_other_of_its_cell(tmp_path):
     cell = tmp_path / BLOOD.name
     whole = run_folder(cell, "20260131_000000_a_resnet18", "config.json")
-    (run_folder(cell, "20260131_000001_a_resnet18", "config.json") / "config.json").write_text("{")
+    for name in ("20260130_000000_a_resnet18", "20260131_000001_a_resnet18"):
+        (run_folder(cell, name, "config.json") / "config.json").write_text("{")
 
     state = read_state(cell)
     assert (state.stage, state.paths and state.paths.root) == (INTERRUPTED, whole)
-    assert len(state.warnings) == 1
+    assert len(state.warnings) == 2
 
 
 def test_a_setting_that_is_younger_than_the_run_had_its_default(tmp_path):

@@ -394,6 +394,8 @@ def test_the_legend_has_only_what_is_drawn():
     entries, heading = legend_of(single)
     assert entries == ["mean without TTA"]
     assert "standard deviation" not in heading
+    assert not any(axes.collections for axes in draw_results(single, "").axes)  # no bars
+    assert all(axes.collections for axes in draw_results(make_tables(of_seeds(0.9, 0.95), {}), "").axes)
 
 
 def test_equal_official_values_hide_neither_mark():

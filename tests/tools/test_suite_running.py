@@ -39,11 +39,21 @@ def test_a_long_output_comes_whole():
     assert lines == [str(number) for number in range(50_000)]
 
 
-def test_lines_are_shown_as_they_come_and_not_at_the_end():
-    times: list[float] = []
-    program = "import time; print('a', flush=True); time.sleep(0.6); print('b')"
-    run_process([sys.executable, "-c", program], StopRequest(), lambda line: times.append(time.monotonic()))
-    assert times[1] - times[0] > 0.3
+def test_each_line_is_shown_before_the_process_ends(tmp_path: Path):
+    shown, lines = tmp_path / "shown", list[str]()
+    program = (
+        "import pathlib, sys, time; print('a', flush=True)\n"
+        "for _ in range(12_000):\n"
+        f"    if pathlib.Path({str(shown)!r}).exists(): sys.exit(print('b'))\n"
+        "    time.sleep(0.01)\n"
+    )
+
+    def show(line: str) -> None:
+        lines.append(line)
+        shown.touch()
+
+    run_process([sys.executable, "-c", program], StopRequest(), show)
+    assert lines == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -62,14 +72,15 @@ def test_the_reason_of_an_end_is_named(program, reason):
 
 
 def test_a_worker_that_outlives_the_process_is_not_waited_for():
-    started = time.monotonic()
     ending, lines = run(
-        "import subprocess, sys, os; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)']);"
+        "import subprocess, sys, os; p = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)']);"
         "print(p.pid, flush=True); os.kill(os.getpid(), 9)"
     )
-    os.kill(int(lines[0]), signal.SIGKILL)
+    worker = psutil.Process(int(lines[0]))
+    is_running = worker.status() != psutil.STATUS_ZOMBIE
+    worker.kill()
+    assert is_running
     assert ending.code == -9
-    assert time.monotonic() - started < 50
 
 
 def test_a_process_that_closes_its_output_is_waited_for():
@@ -81,7 +92,7 @@ PATIENT = (
     "import signal, sys, time\n"
     "def end(number, _): print('got', number, flush=True); time.sleep(0.2); sys.exit(128 + number)\n"
     "for number in (2, 15): signal.signal(number, end)\n"
-    "print('ready', flush=True); time.sleep(60)\n"
+    "print('ready', flush=True); time.sleep(600)\n"
 )
 
 
@@ -118,7 +129,7 @@ def test_a_failure_to_show_ends_the_process():
 
     with pytest.raises(OSError, match="the disk is full"):
         run_process(
-            [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(60)"],
+            [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(600)"],
             StopRequest(),
             fail,
         )
@@ -137,9 +148,7 @@ def test_it_gets_sigterm_when_the_suite_is_killed(tmp_path: Path):
         assert suite.stdout is not None
         assert suite.stdout.readline() == "ready\n"
         suite.kill()
-    deadline = time.monotonic() + 60
-    while not (note.exists() and note.read_text()):
-        assert time.monotonic() < deadline
+    while not (note.exists() and note.read_text()):  # a hang is ended by pytest's timeout
         time.sleep(0.05)
     assert note.read_text() == "15"
 

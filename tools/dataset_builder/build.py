@@ -71,15 +71,16 @@ def build(listing: Listing, request: Request) -> Built:
         tempfile.TemporaryFile(dir=out.parent) as stream,
     ):
         store = RowStore(stream, row_bytes)
-        found = _read_samples(listing.entries, store, recipe, request)
-        rows = _assign_rows(_resolve_duplicates(found, listing, request), found, listing, request)
+        samples = _read_samples(listing.entries, store, recipe, request)
+        rows = _assign_rows(_resolve_duplicates(samples, listing, request), samples, listing, request)
         _check_counts(rows, listing)
-        labels = _labels(rows, listing)
+        numbers = {name: number for number, name in enumerate(listing.class_names)}
+        dtype = np.uint8 if len(numbers) <= 256 else np.uint16
+        labels = {split: np.array([numbers[s.entry.label] for s in kept], dtype) for split, kept in rows.items()}
         # the index appears after the file that it describes, or not at all
         with _index(request.index, rows, listing.source):
             num_bytes, md5 = _write(out, rows, labels, listing, store, recipe)
-    num_classes = len(listing.class_names)
-    counts = {split: np.bincount(numbers, minlength=num_classes).tolist() for split, numbers in labels.items()}
+    counts = {split: np.bincount(found, minlength=len(numbers)).tolist() for split, found in labels.items()}
     return Built(num_bytes, md5, listing.class_names, counts)
 
 
@@ -278,13 +279,6 @@ def _check_counts(rows: Mapping[str, Sequence[Sample]], listing: Listing) -> Non
         for split, labels in found.items():
             if missing := [name for name in listing.class_names if name not in labels]:
                 log.warning(f"{split} has no image of the class {join_names(missing)}")
-
-
-def _labels(rows: Mapping[str, Sequence[Sample]], listing: Listing) -> dict[str, NDArray[np.integer[Any]]]:
-    """The class index of each image, by split."""
-    number = {name: index for index, name in enumerate(listing.class_names)}
-    dtype = np.uint8 if len(number) <= 256 else np.uint16
-    return {split: np.array([number[s.entry.label] for s in of_split], dtype) for split, of_split in rows.items()}
 
 
 @contextmanager

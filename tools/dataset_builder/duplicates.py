@@ -55,11 +55,8 @@ def make_units(
 ) -> tuple[list[Unit], list[int]]:
     """Join what belongs together: images of one group, equal images, and so groups that share an image.
 
-    Args:
-        samples: Those that are kept, without contradictions.
-        labels: The class index of each.
-        dropped: Others, which are in no unit but join groups: patients who share an image may be one patient, whether
-            or not the image is kept.
+    The dropped samples are in no unit, but join groups: patients who share an image may be one patient, whether or not
+    the image is kept. ``labels`` has the class index of each of the other samples.
 
     Returns:
         The units, each with the name of its first sample, and the index of its unit for each sample.

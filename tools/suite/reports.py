@@ -159,7 +159,8 @@ def draw_results(tables: Tables, settings: str) -> Figure:
 
 def _draw_panel(axes: Axes, tables: Tables, metric: str) -> None:
     rows, cells = tables.rows, tables.cells
-    places = pd.Series(np.arange(len(rows)), index=rows.index)
+    centre = 0 if rows[OFFICIAL_COLUMNS].notna().any(axis=None) else 0.1
+    places = pd.Series(np.arange(len(rows)) + centre, index=rows.index)
     for variant, label, offset, look in MEANS:
         means, deviations = rows[f"{metric}_{variant}_mean"], rows[f"{metric}_{variant}_sd"]
         if deviations.notna().any():
@@ -167,7 +168,9 @@ def _draw_panel(axes: Axes, tables: Tables, metric: str) -> None:
             heights = seeds["row"].map(places) + offset + SEED_DISTANCE
             axes.plot(seeds[f"{metric}_{variant}"], heights, "|", color=MUTED, markersize=4, label=SEED)
         if means.notna().any():
-            bars: dict[str, Any] = {"xerr": deviations.fillna(0), "capsize": 3, "elinewidth": 1.2}
+            bars: dict[str, Any] = {"capsize": 3, "elinewidth": 1.2}
+            if deviations.notna().any():
+                bars["xerr"] = deviations.fillna(0)
             axes.errorbar(means, places + offset, fmt="o", markersize=6, label=label, **bars, **look)
     for side, label, offset, look in OFFICIAL_MARKS:
         values = rows[f"official_{metric}_{side}"].astype(float)

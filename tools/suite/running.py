@@ -39,12 +39,8 @@ class Ending:
 def run_process(command: Sequence[str], stop: StopRequest, show: Callable[[str], None]) -> Ending:
     """Run a command to its end; each line of its standard output and error is passed to ``show``.
 
-    A signal that stops the suite is forwarded once; then the process is waited for.
-
-    Args:
-        command: The program's absolute path and its arguments.
-        stop: The stop request that the signal handlers set.
-        show: Called with each line.
+    A signal that stops the suite is forwarded once; then the process is waited for. The command begins with the
+    program's absolute path.
 
     Raises:
         Interrupted: The suite was stopped; the process has ended.

@@ -171,7 +171,7 @@ def test_what_does_not_fit_into_half_of_the_memory_is_streamed(run_in_process, m
 
 def test_resident_images_that_cannot_fit_end_with_3_before_they_are_read(run_in_process, make_npz: Npz, monkeypatch):
     monkeypatch.setattr("scripts.data_handler.memory.free_on_host", lambda: (38_015, "on this machine"))
-    monkeypatch.setattr("scripts.data_handler.npz.read_array", None)
+    monkeypatch.setattr("scripts.data_handler.opening.Split", None)  # what images are read into
     code, complaint = run_in_process("--dataset", str(make_npz()), *QUICK, "--feed", "resident")
 
     assert code == 3

@@ -44,7 +44,7 @@ def main(argv: list[str]) -> int:
     if argv:
         torch.set_num_threads(1)
         if argv[0] == "keep" and not keep_freed_memory():
-            raise SystemExit("This C library cannot be told to keep freed memory; glibc can.")
+            raise SystemExit("This C library has no setting to keep freed memory; glibc has one.")
         allocate_batches(1)  # warm-up
         print(count_page_faults(allocate_batches))
         return 0

@@ -79,7 +79,7 @@ def test_an_operating_system_error_becomes_a_remedy(number, message):
     assert isinstance(caught.value.__cause__, OSError)
 
 
-def test_a_lack_of_space_is_told_with_what_is_needed_and_what_is_there(tmp_path, monkeypatch):
+def test_a_lack_of_space_is_reported_with_the_needed_and_the_free_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda folder: SimpleNamespace(free=1234 if folder == tmp_path else 0))
 
     def message(number: int) -> str:

@@ -1,4 +1,4 @@
-"""The CSV files, judged by MedMNIST's own code."""
+"""The CSV files, scored by MedMNIST's own code."""
 
 from __future__ import annotations
 

@@ -110,7 +110,7 @@ def test_workbook_and_summary_have_the_same_figures(finished_run):
         assert [cell.value for cell in sheet[row]][1:7] == figures
 
 
-def test_the_workbook_holds_the_four_pictures(finished_run):
+def test_the_workbook_holds_the_four_figures(finished_run):
     paths, _, _ = finished_run
     with zipfile.ZipFile(paths.workbook) as parts:
         embedded = {parts.read(name) for name in parts.namelist() if name.startswith("xl/media/")}

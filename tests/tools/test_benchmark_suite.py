@@ -166,7 +166,7 @@ class Toy:
         return main([*words, "--", "--lock_file", str(self.folder / "lock"), *further])
 
     def calls(self) -> list[str]:
-        """What was started since this was last asked for: data set and seed, or "resume" and data set."""
+        """What was started since the last call: data set and seed, or "resume" and data set."""
         path = self.folder / "calls"
         lines = path.read_text().splitlines() if path.exists() else []
         path.unlink(missing_ok=True)
@@ -349,7 +349,7 @@ def test_two_suites_in_one_folder_are_refused(toy: Toy, capsys):
     assert f"pid {os.getpid()}" in said
 
 
-def test_a_folder_that_cannot_be_made_is_said_to_be(toy: Toy, capsys):
+def test_a_folder_that_cannot_be_made_is_named(toy: Toy, capsys):
     (toy.folder / "suite").touch()
     assert toy.run([toy.order("ants", "fine")]) == 6
     assert f"Cannot make the suite's folder at {toy.suite}" in capsys.readouterr().err

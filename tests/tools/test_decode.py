@@ -82,7 +82,7 @@ def test_every_size_has_its_shape(side):
     assert decoded(noise(1), recipe=Recipe(size=side, grey=True)).pixels.shape == (side, side)
 
 
-def test_a_small_picture_is_enlarged_and_remarked():
+def test_a_small_image_is_enlarged_with_a_remark():
     assert decoded(plain(RED, size=(4, 4))).remarks == {ENLARGED}
 
 

@@ -95,7 +95,7 @@ def test_a_folder_becomes_a_file_in_medmnists_schema(run: Run, cells: Path, tmp_
     assert (dataset.class_names, dataset.md5, dataset.key) == (("long", "round"), md5, "cells")
 
 
-def test_one_channel_when_asked(run: Run, cells: Path, tmp_path: Path):
+def test_one_channel_on_request(run: Run, cells: Path, tmp_path: Path):
     code, out, _ = run("cells", "grey.npz", "--grey")
 
     assert code == 0
@@ -165,7 +165,7 @@ def test_patients_are_never_split(run: Run, draw: Draw, tmp_path: Path):
     assert len(splits) == 15
 
 
-def test_sub_folders_are_patients_when_asked(run: Run, draw: Draw, tmp_path: Path):
+def test_sub_folders_are_patients_on_request(run: Run, draw: Draw, tmp_path: Path):
     for number in range(24):
         draw(f"set/{number % 2}/p{number // 4}/{number}.png", number)
     draw("set/1/single.png", 24)
@@ -181,7 +181,7 @@ def test_sub_folders_are_patients_when_asked(run: Run, draw: Draw, tmp_path: Pat
 
 def test_equal_images_stay_in_one_split_whatever_their_files(run: Run, draw: Draw, tmp_path: Path):
     for number in range(8):
-        for copy in range(3):  # a file, its copy, and the same picture in another kind of file
+        for copy in range(3):  # a file, its copy, and the same image in another kind of file
             draw(f"set/a/{number}_{copy}.{'bmp' if copy == 2 else 'png'}", number)
             draw(f"set/b/{number}_{copy}.png", 50 + 10 * number + copy)
     code, out, _ = run("set", "set.npz", "--size", "12")
@@ -223,7 +223,7 @@ def test_one_image_in_two_classes_is_refused_or_left_out(run: Run, cells: Path, 
 def test_patients_who_share_an_image_stay_together_when_it_is_left_out(
     run: Run, draw: Draw, tmp_path: Path, other_class: bool
 ):
-    # 20 pairs of patients: each has two pictures of its own, and both have a copy of a third
+    # 20 pairs of patients: each has two images of its own, and both have a copy of a third
     rows: list[tuple[object, ...]] = [("path", "label", "group")]
     for patient in range(40):
         for number in range(2):
@@ -420,7 +420,7 @@ def test_a_class_too_small_for_every_split_is_logged(run: Run, cells: Path, draw
     assert err == "warning: class flat has no image in val: it has only 2 different images\n"
 
 
-def test_an_existing_file_is_replaced_only_when_asked(run: Run, cells: Path, tmp_path: Path):
+def test_an_existing_file_is_replaced_only_on_request(run: Run, cells: Path, tmp_path: Path):
     (tmp_path / "set.npz").write_text("precious")
     (tmp_path / "rows.csv").write_text("precious")
     code, _, err = run("cells", "set.npz", "--index", "rows.csv")

@@ -95,7 +95,7 @@ def test_a_folder_becomes_a_file_in_medmnists_schema(run: Run, cells: Path, tmp_
     assert (dataset.class_names, dataset.md5, dataset.key) == (("long", "round"), md5, "cells")
 
 
-def test_one_channel_when_asked(run: Run, cells: Path, tmp_path: Path):
+def test_one_channel_on_request(run: Run, cells: Path, tmp_path: Path):
     code, out, _ = run("cells", "grey.npz", "--grey")
 
     assert code == 0
@@ -165,7 +165,7 @@ def test_patients_are_never_split(run: Run, draw: Draw, tmp_path: Path):
     assert len(splits) == 15
 
 
-def test_sub_folders_are_patients_when_asked(run: Run, draw: Draw, tmp_path: Path):
+def test_sub_folders_are_patients_on_request(run: Run, draw: Draw, tmp_path: Path):
     for number in range(24):
         draw(f"set/{number % 2}/p{number // 4}/{number}.png", number)
     draw("set/1/single.png", 24)
@@ -181,7 +181,7 @@ def test_sub_folders_are_patients_when_asked(run: Run, draw: Draw, tmp_path: Pat
 
 def test_equal_images_stay_in_one_split_whatever_their_files(run: Run, draw: Draw, tmp_path: Path):
     for number in range(8):
-        for copy in range(3):  # a file, its copy, and the same picture in another kind of file
+        for copy in range(3):  # a file, its copy, and the same image in another file format
             draw(f"set/a/{number}_{copy}.{'bmp' if copy == 2 else 'png'}", number)
             draw(f"set/b/{number}_{copy}.png", 50 + 10 * number + copy)
     code, out, _ = run("set", "set.npz", "--size", "12")
@@ -223,7 +223,7 @@ def test_one_image_in_two_classes_is_refused_or_left_out(run: Run, cells: Path, 
 def test_patients_who_share_an_image_stay_together_when_it_is_left_out(
     run: Run, draw: Draw, tmp_path: Path, other_class: bool
 ):
-    # 20 pairs of patients: each has two pictures of its own, and both have a copy of a third
+    # 20 pairs of patients: each has two images of its own, and both have a copy of a third
     rows: list[tuple[object, ...]] = [("path", "label", "group")]
     for patient in range(40):
         for number in range(2):
@@ -324,7 +324,7 @@ def test_the_index_says_which_image_is_which_row_and_makes_the_same_file_again(
         ("linked/set.csv", "linked/rows.csv"),
     ],
 )
-def test_the_index_names_files_that_are_there_also_from_behind_links(
+def test_the_index_names_existing_files_also_through_links(
     run: Run, cells: Path, tmp_path: Path, source: str, index: str
 ):
     (tmp_path / "far" / "lists").mkdir(parents=True)
@@ -357,7 +357,7 @@ def test_an_image_that_is_a_link_keeps_its_name_in_the_index(run: Run, cells: Pa
 def spoil(folder: Path, number: int) -> None:
     """Files that are no images, of several kinds."""
     good = (folder / "0.png").read_bytes()
-    contents = (b"", b"a letter", good[: len(good) // 2])
+    contents = (b"", b"a text", good[: len(good) // 2])
     for index in range(number):
         (folder / f"bad{index:02}.jpg").write_bytes(contents[index % 3])
 
@@ -420,7 +420,7 @@ def test_a_class_too_small_for_every_split_is_logged(run: Run, cells: Path, draw
     assert err == "warning: class flat has no image in val: it has only 2 different images\n"
 
 
-def test_an_existing_file_is_replaced_only_when_asked(run: Run, cells: Path, tmp_path: Path):
+def test_an_existing_file_is_replaced_only_on_request(run: Run, cells: Path, tmp_path: Path):
     (tmp_path / "set.npz").write_text("precious")
     (tmp_path / "rows.csv").write_text("precious")
     code, _, err = run("cells", "set.npz", "--index", "rows.csv")
@@ -491,7 +491,7 @@ def test_no_input_is_replaced_by_the_result(run: Run, draw: Draw, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("argv", "message"),
     [
         ((), "The following arguments are required: FOLDER_OR_CSV, OUT.npz."),
         (("cells", "x.npz", "--siz", "28"), "Unknown flag '--siz'. Did you mean --size?"),
@@ -511,9 +511,9 @@ def test_no_input_is_replaced_by_the_result(run: Run, draw: Draw, tmp_path: Path
         (("cells", "x.npz", "--split", "a", "0.2", "0.8"), "--split must be three shares above 0 whose sum is 1"),
     ],
 )
-def test_a_wrong_command_line_ends_with_2_and_its_message(run: Run, cells: Path, tmp_path: Path, words, message):
+def test_a_wrong_command_line_ends_with_2_and_its_message(run: Run, cells: Path, tmp_path: Path, argv, message):
     (tmp_path / "a.csv").write_text("path,label\n")
-    code, _, err = run(*words)
+    code, _, err = run(*argv)
     assert code == 2
     assert err.startswith(f"error: {message}")
     assert err.count("\n") == 1
@@ -680,8 +680,8 @@ def test_a_training_takes_the_file(run: Run, draw: Draw, tmp_path: Path):
         shade = 60 if number % 2 else 190
         draw(f"cells/{'dark' if number % 2 else 'light'}/{number}.png", Image.new("RGB", (12, 12), (shade, number, 9)))
     assert run("cells", "cells.npz", "--size", "12")[0] == 0
-    words = ("--dataset", "cells.npz", "--weights", "none", "--epochs", "1", "--batch_size", "7", "--device", "cpu")
-    assert main.main([*words, "--lock_file", str(tmp_path / "lock"), "--no_process_guard"]) == 0
+    argv = ("--dataset", "cells.npz", "--weights", "none", "--epochs", "1", "--batch_size", "7", "--device", "cpu")
+    assert main.main([*argv, "--lock_file", str(tmp_path / "lock"), "--no_process_guard"]) == 0
 
     (folder,) = (tmp_path / "outputs").iterdir()
     assert folder.name.endswith("_cells_resnet18")

@@ -31,7 +31,7 @@ from scripts.core.errors import ConfigError
 from scripts.data_handler.npz import SPLITS, validate_npz_keys
 from scripts.data_handler.opening import open_dataset
 from tests.conftest import PROJECT_ROOT
-from tests.tools.conftest import Draw, Run, noise
+from tests.tools.conftest import Draw, Run, default_signal, noise
 from tools import make_dataset
 from tools.dataset_builder import build as build_module
 from tools.dataset_builder.archive import Member, RowStore, write_npz
@@ -600,11 +600,8 @@ def test_a_signal_ends_it_and_leaves_nothing(run: Run, cells: Path, tmp_path: Pa
         return decode(content, recipe)
 
     monkeypatch.setattr(build_module, "decode", stop_at_the_third)
-    earlier = signal.signal(number, signal.SIG_DFL)  # SIGHUP stays ignored where it is ignored before
-    try:
+    with default_signal(number):
         code, _, err = run("cells", "set.npz", "--index", "rows.csv", "--num_workers", "1")
-    finally:
-        signal.signal(number, earlier)
 
     assert code == 128 + number
     assert err == f"error: Stopped by {number.name}. Nothing was written.\n"

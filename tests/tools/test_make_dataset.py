@@ -311,7 +311,9 @@ def test_the_index_says_which_image_is_which_row_and_makes_the_same_file_again(
             stored = content[f"{row['split']}_images"][int(row["row"])]
             with Image.open(tmp_path / "lists" / row["path"]) as image:
                 assert np.array_equal(stored, np.asarray(image))
-    assert run("lists/rows.csv", "b.npz", "--size", "12")[0] == 0
+    code, out, _ = run("lists/rows.csv", "b.npz", "--size", "12")
+    assert code == 0
+    assert "ignored columns of rows.csv: row" in out
     assert sha256(tmp_path / "a.npz") == sha256(tmp_path / "b.npz")
 
 
@@ -384,12 +386,15 @@ def test_unusable_files_are_left_out_on_request_and_logged(run: Run, cells: Path
     (cells / "round" / "gone.png").symlink_to("nowhere.png")
     (cells / "round" / "loop.png").symlink_to("loop.png")
     os.mkfifo(cells / "round" / "pipe.png")
+    with (cells / "round" / "huge.png").open("wb") as stream:
+        stream.truncate(build_module.MAX_FILE_BYTES + 1)
     code, _, err = run("cells", "set.npz", "--skip_unreadable")
 
     assert code == 0
     assert err.count("\n") == 1
-    assert err.startswith("warning: 5 of 25 images cannot be used: round/bad00.jpg (it is empty), ")
+    assert err.startswith("warning: 6 of 26 images cannot be used: round/bad00.jpg (it is empty), ")
     assert "round/gone.png (it cannot be read: No such file or directory)" in err
+    assert "round/huge.png (it has 1,073,741,825 bytes; at most 1,073,741,824 are read)" in err
     assert "round/loop.png (it cannot be read: Too many levels of symbolic links)" in err
     assert "round/pipe.png (it is not a regular file)" in err
     assert err.endswith("; they are left out.\n")
@@ -669,6 +674,8 @@ def test_an_array_is_written_piece_by_piece():
 
     write_npz(stream, [Member("a", (400,), np.dtype(np.uint8), pieces)])
     assert np.diff(positions).tolist() == [100, 100, 100]
+    with pytest.raises(ValueError, match="a must have 500 bytes, but got 400"):
+        write_npz(io.BytesIO(), [Member("a", (500,), np.dtype(np.uint8), pieces)])
 
 
 @pytest.mark.usefixtures("tiny_network", "no_reports")

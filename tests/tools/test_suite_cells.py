@@ -12,6 +12,7 @@ import torch
 
 from scripts.core import parse_command_line
 from scripts.core.config import Config
+from scripts.core.errors import DataError
 from scripts.core.system.device import select_device, select_precision
 from scripts.data_handler.dataset import Dataset
 from scripts.provenance import describe_run
@@ -230,6 +231,19 @@ def test_an_own_file_is_compared_by_its_content_wherever_it_is(tmp_path):
     data.write_bytes(b"abd")
     (conflict,) = conflicts(tmp_path, config, cell)
     assert "was trained on data with the MD5 900150983cd24fb0d6963f7d28e17f72, but" in conflict
+
+
+def test_an_own_file_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "cells.npz").mkdir()
+    config = Config(dataset=str(tmp_path / "cells.npz"))
+    cell = Cell(config.dataset, None, 1)
+    stored_run(tmp_path, cell, dataclasses.replace(config, dataset="here/before.npz"))
+
+    with pytest.raises(DataError, match=r"Cannot read .*cells\.npz: Is a directory\."):
+        conflicts(tmp_path, config, cell)
+    for path in (config.dataset, "~nobody-here/cells.npz"):
+        (problem,) = file_problems([Cell(path, None, 1)])
+        assert problem.startswith(f"--datasets {path}: there is no such file.")
 
 
 DAMAGED = ["", "{", "[]", '{"settings": {}}', '{"settings": 1, "command": [], "dataset": {}}', "[" * 100_000, "\xff"]

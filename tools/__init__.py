@@ -1,1 +1,1 @@
-"""Programs beside the training itself; each runs from any folder as ``python tools/NAME.py``."""
+"""Programs beside the training; each runs from any folder as ``python tools/NAME.py``."""

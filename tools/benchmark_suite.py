@@ -157,23 +157,23 @@ def parse_suite(argv: Sequence[str]) -> Suite:
     return Suite(folder, configs, extra, references)
 
 
-def _unexpected_problem(word: str) -> str:
-    name = word.partition("=")[0].removeprefix("--")
+def _unexpected_problem(argument: str) -> str:
+    name = argument.partition("=")[0].removeprefix("--")
     if name in SETTINGS and name not in OWN_FLAGS:
-        return f"{word} is a flag of the trainings: give it, and its value, after a --."
-    return f"Unexpected argument {word!r}. See --help."
+        return f"{argument} is a flag of the trainings: give it, and its value, after a --."
+    return f"Unexpected argument {argument!r}. See --help."
 
 
 def _split_reserved(extra: Sequence[str]) -> tuple[list[str], list[str]]:
     """The arguments without the reserved flags and their values, and one problem for each of these flags."""
     others, problems, before = [], [], ""
-    for word in extra:
-        flag, _, _ = word.partition("=")
+    for argument in extra:
+        flag, _, _ = argument.partition("=")
         if flag.startswith("--") and flag.removeprefix("--") in OWN_FLAGS:
             problems.append(f"{flag} belongs to the suite, which passes it to each training: not after the --.")
-        elif word.startswith("--") or before.removeprefix("--") not in OWN_FLAGS:
-            others.append(word)
-        before = word
+        elif argument.startswith("--") or before.removeprefix("--") not in OWN_FLAGS:
+            others.append(argument)
+        before = argument
     return others, problems
 
 

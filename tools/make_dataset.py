@@ -141,10 +141,10 @@ def parse(argv: Sequence[str]) -> Request:
     """
     parser = build_parser()
     given, unexpected = parser.parse_known_args(argv)
-    unknown = [word.partition("=")[0] for word in unexpected if word.startswith("-")]
+    unknown = [argument.partition("=")[0] for argument in unexpected if argument.startswith("-")]
     if unknown:  # the value of one may have been taken for a path, so checking the rest is of no use
         raise ConfigError(*(_unknown_flag(flag, parser) for flag in unknown))
-    problems = [f"Unexpected argument {word!r}: give one FOLDER_OR_CSV and one OUT.npz." for word in unexpected]
+    problems = [f"Unexpected argument {argument!r}: give one FOLDER_OR_CSV and one OUT.npz." for argument in unexpected]
 
     values = vars(given)
     for name, convert, *arguments in (
@@ -234,7 +234,7 @@ def _image_problems(request: Request, listing: Listing) -> Iterator[str]:
 
 
 def _is_same(one: Path, other: Path) -> bool:
-    """Whether two paths lead to the same file, by whatever spelling and links."""
+    """Whether two paths lead to the same file, also through links."""
     try:
         return os.path.samefile(one, other)  # noqa: PTH121 (a path of a user may be of any kind)
     except OSError:  # one does not exist, or cannot be accessed

@@ -1,8 +1,10 @@
-"""Shared by the tests of the tools: small image files with known content."""
+"""Shared by the tests of the tools: small image files with known content, and signals."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,16 @@ def noise(number: int, side: int = 12) -> Image.Image:
     """An image that differs from that of every other number."""
     values = np.random.default_rng(number).integers(0, 256, (side, side, 3), dtype=np.uint8)
     return Image.fromarray(values)
+
+
+@contextmanager
+def default_signal(number: int) -> Iterator[None]:
+    """Inside, a signal is not ignored, as SIGHUP is under ``nohup``."""
+    earlier = signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        signal.signal(number, earlier)
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
-"""Takes the place of ``main.py``: trains nothing, and ends as the file ``NAME.order`` next to its data says.
+"""Replace ``main.py`` in tests: train nothing, and end as the file ``NAME.order`` beside the data file orders.
 
-``fine``, ``exit N`` with a last line of its own, ``killed``, ``patient`` (waits for SIGTERM and ends with 143), or
-``locked`` for as long as there is a file ``holder`` next to it. Each call is noted in ``calls`` next to the data file.
+The orders are ``fine``, ``exit N`` with a last line of its own, ``killed``, ``patient`` (wait for SIGTERM and end with
+143), and ``locked`` for as long as the file ``holder`` exists beside it. Each call adds a line to the file ``calls``.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ def train(argv: Sequence[str], show: Callable[[str], None]) -> int:
 
 
 def run_in_process(command: Sequence[str], stop: StopRequest, show: Callable[[str], None]) -> Ending:
-    """Take the place of ``run_process``: the same, without the time that a process takes to start."""
+    """Replace ``run_process``, without the time that a process takes to start."""
     lines = [""]
 
     def keep(line: str) -> None:

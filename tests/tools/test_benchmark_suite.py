@@ -27,13 +27,13 @@ PROGRAM = PROJECT_ROOT / "tools" / "benchmark_suite.py"
 FAKE_TRAINING = Path(fake_training.__file__)
 
 
-def problems(*words: str) -> list[str]:
+def problems(*argv: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        parse_suite(words)
+        parse_suite(argv)
     return list(caught.value.problems)
 
 
-def test_without_words_it_is_every_set_at_28_pixels_with_three_seeds():
+def test_without_arguments_it_is_every_set_at_28_pixels_with_three_seeds():
     given = benchmark_suite.build_parser().parse_args([])
 
     assert given.datasets == list(DATASET_REGISTRY)
@@ -41,7 +41,7 @@ def test_without_words_it_is_every_set_at_28_pixels_with_three_seeds():
     assert (given.resolutions, given.seeds, given.suite_dir) == (["28"], ["1", "2", "3"], "outputs/suite")
 
 
-def test_what_follows_the_dashes_is_given_to_every_training(tmp_path):
+def test_arguments_after_the_dashes_go_to_every_training(tmp_path):
     suite = parse_suite(
         [
             *("--datasets", "bloodmnist", "synthblood", "--seeds", "4", "5", "--suite_dir", str(tmp_path / "s")),
@@ -61,7 +61,7 @@ def test_what_follows_the_dashes_is_given_to_every_training(tmp_path):
     assert not (tmp_path / "s").exists()
 
 
-def test_all_problems_are_reported_at_once_and_nothing_is_begun(tmp_path):
+def test_all_problems_are_reported_at_once_before_anything_starts(tmp_path):
     found = problems(
         *("--datasets", "bloodmnits", "pathmnist", "pathmnist", str(tmp_path / "no.npz")),
         *("--resolutions", "28", "30", "--seeds", "1", "one", "-3", "--suite_dir", str(tmp_path / "s")),
@@ -89,7 +89,7 @@ def test_all_problems_are_reported_at_once_and_nothing_is_begun(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("words", "problem"),
+    ("argv", "problem"),
     [
         (("--seeds",), "--seeds needs at least one value."),
         (("--datasets",), "--datasets needs at least one value."),
@@ -105,8 +105,8 @@ def test_all_problems_are_reported_at_once_and_nothing_is_begun(tmp_path):
         (("--", "--"), "Unexpected argument '--'"),
     ],
 )
-def test_each_mistake_has_its_sentence(words, problem, tmp_path):
-    found = problems("--datasets", "bloodmnist", *words) if "--datasets" not in words else problems(*words)
+def test_each_mistake_has_its_sentence(argv, problem, tmp_path):
+    found = problems("--datasets", "bloodmnist", *argv) if "--datasets" not in argv else problems(*argv)
     assert any(one.startswith(problem) for one in found), found
 
 
@@ -118,7 +118,7 @@ def test_each_mistake_has_its_sentence(words, problem, tmp_path):
         ("cell=bloodmnist", "--beside cell=bloodmnist: cell is none of the own files here (cells)."),
     ],
 )
-def test_what_own_data_stand_beside_is_checked(tmp_path, text, problem):
+def test_the_values_of_beside_are_checked(tmp_path, text, problem):
     data = tmp_path / "cells.npz"
     data.touch()
     (found,) = problems("--datasets", str(data), "--beside", text)
@@ -162,8 +162,8 @@ class Toy:
         return str(path)
 
     def run(self, datasets: list[str], *further: str, seeds: tuple[str, ...] = ("1", "2")) -> int:
-        words = ["--datasets", *datasets, "--seeds", *seeds, "--suite_dir", str(self.suite)]
-        return main([*words, "--", "--lock_file", str(self.folder / "lock"), *further])
+        argv = ["--datasets", *datasets, "--seeds", *seeds, "--suite_dir", str(self.suite)]
+        return main([*argv, "--", "--lock_file", str(self.folder / "lock"), *further])
 
     def calls(self) -> list[str]:
         """What was started since the last call: data set and seed, or "resume" and data set."""
@@ -171,9 +171,9 @@ class Toy:
         lines = path.read_text().splitlines() if path.exists() else []
         path.unlink(missing_ok=True)
         found = []
-        for words in map(str.split, lines):
-            data = Path(words[words.index("--dataset") + 1]).stem
-            found.append(f"resume {data}" if "--resume" in words else f"{data} {words[words.index('--seed') + 1]}")
+        for argv in map(str.split, lines):
+            data = Path(argv[argv.index("--dataset") + 1]).stem
+            found.append(f"resume {data}" if "--resume" in argv else f"{data} {argv[argv.index('--seed') + 1]}")
         return found
 
     def states(self) -> dict[str, str]:
@@ -203,7 +203,7 @@ def test_a_cell_runs_in_a_process_of_its_own(toy: Toy, capsys, monkeypatch):
     assert "ants_seed2 failed, killed by SIGKILL" in capsys.readouterr().err
 
 
-def test_every_cell_is_run_once_and_what_is_finished_stays(toy: Toy, capsys):
+def test_every_cell_is_run_once_and_finished_cells_are_kept(toy: Toy, capsys):
     sets = [toy.order("ants", "fine"), toy.order("bees", "fine")]
 
     assert toy.run(sets) == 0
@@ -223,7 +223,7 @@ def test_every_cell_is_run_once_and_what_is_finished_stays(toy: Toy, capsys):
     assert "4 cells, 4 finished, 0 interrupted, 0 not started" in capsys.readouterr().out
 
 
-def test_another_seed_is_added_to_what_is_there(toy: Toy):
+def test_another_seed_is_added_to_the_finished_ones(toy: Toy):
     sets = [toy.order("ants", "fine")]
     assert toy.run(sets, seeds=("1",)) == 0
     assert toy.run(sets, seeds=("1", "2", "3")) == 0
@@ -237,7 +237,7 @@ def test_another_seed_is_added_to_what_is_there(toy: Toy):
         ("killed", "killed by SIGKILL (the system may have run out of memory): epoch 1/1  val_acc 0.9"),
     ],
 )
-def test_a_cell_that_fails_takes_no_other_along_and_is_tried_again(toy: Toy, capsys, order, reason):
+def test_a_cell_that_fails_does_not_affect_the_others_and_is_tried_again(toy: Toy, capsys, order, reason):
     sets = [toy.order("ants", "fine"), toy.order("bees", order), toy.order("cats", "fine")]
 
     assert toy.run(sets, seeds=("1",)) == 1
@@ -256,7 +256,7 @@ def test_a_cell_that_fails_takes_no_other_along_and_is_tried_again(toy: Toy, cap
 
 
 @pytest.mark.parametrize("content", ["{", "{}", '{"test": []}'])
-def test_a_damaged_result_takes_no_other_along_and_says_which_folder_to_remove(toy: Toy, capsys, content):
+def test_a_damaged_result_does_not_affect_the_others_and_names_the_folder_to_remove(toy: Toy, capsys, content):
     sets = [toy.order(name, "fine") for name in ("ants", "bees", "cats")]
     assert toy.run(sets[:2], seeds=("1",)) == 0
     (damaged,) = toy.suite.glob("ants_seed1/*/summary.json")
@@ -282,9 +282,9 @@ def test_a_full_disk_ends_the_suite(toy: Toy, capsys):
 
     assert toy.run(sets) == 6
     assert toy.calls() == ["ants 1"]
-    said = capsys.readouterr().err
-    assert "The suite stops at ants_seed1, which ended with exit code 6: error: This is why it ends with 6." in said
-    assert "Continue with: " in said
+    printed = capsys.readouterr().err
+    assert "The suite stops at ants_seed1, which ended with exit code 6: error: This is why it ends with 6." in printed
+    assert "Continue with: " in printed
 
 
 def test_the_lock_of_another_training_is_waited_for(toy: Toy, capsys, monkeypatch):
@@ -344,12 +344,12 @@ def test_two_suites_in_one_folder_are_refused(toy: Toy, capsys):
     with ensure_single_instance(toy.suite / ".lock"):
         assert toy.run([toy.order("ants", "fine")]) == 4
     assert toy.calls() == []
-    said = capsys.readouterr().err
-    assert said.startswith(f"error: Another suite uses the folder {toy.suite}.")
-    assert f"pid {os.getpid()}" in said
+    printed = capsys.readouterr().err
+    assert printed.startswith(f"error: Another suite uses the folder {toy.suite}.")
+    assert f"pid {os.getpid()}" in printed
 
 
-def test_a_folder_that_cannot_be_made_is_named(toy: Toy, capsys):
+def test_a_folder_that_cannot_be_made_is_reported(toy: Toy, capsys):
     (toy.folder / "suite").touch()
     assert toy.run([toy.order("ants", "fine")]) == 6
     assert f"Cannot make the suite's folder at {toy.suite}" in capsys.readouterr().err

@@ -259,6 +259,15 @@ def test_another_encoding_is_refused(tmp_path):
         list_csv(write_csv(tmp_path, "path,label\na,bé\n", "latin-1"))
 
 
+def test_a_csv_that_cannot_be_read_or_is_too_large_is_refused(tmp_path, monkeypatch):
+    with pytest.raises(DataError, match=r"Cannot read .*none\.csv: No such file or directory\."):
+        list_csv(tmp_path / "none.csv")
+    monkeypatch.setattr("tools.dataset_builder.listing.MAX_LISTING_BYTES", 20)
+    assert len(list_csv(write_csv(tmp_path, "path,label\na,x\nb,y\n")).entries) == 2
+    with pytest.raises(DataError, match="it has more than 20 bytes, which no list of images needs"):
+        list_csv(write_csv(tmp_path, "path,label\na,x\nb,y\nc,y\n"))
+
+
 def test_of_many_problems_ten_are_named_and_the_rest_counted(tmp_path):
     text = "path,label\n" + "".join(f"{number}.png,\n" for number in range(13))
     with pytest.raises(DataError) as caught:

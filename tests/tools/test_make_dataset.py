@@ -31,7 +31,7 @@ from scripts.core.errors import ConfigError
 from scripts.data_handler.npz import SPLITS, validate_npz_keys
 from scripts.data_handler.opening import open_dataset
 from tests.conftest import PROJECT_ROOT
-from tests.tools.conftest import Draw, Run, noise
+from tests.tools.conftest import Draw, Run, default_signal, noise
 from tools import make_dataset
 from tools.dataset_builder import build as build_module
 from tools.dataset_builder.archive import Member, RowStore, write_npz
@@ -181,7 +181,7 @@ def test_sub_folders_are_patients_on_request(run: Run, draw: Draw, tmp_path: Pat
 
 def test_equal_images_stay_in_one_split_whatever_their_files(run: Run, draw: Draw, tmp_path: Path):
     for number in range(8):
-        for copy in range(3):  # a file, its copy, and the same image in another kind of file
+        for copy in range(3):  # a file, its copy, and the same image in another file format
             draw(f"set/a/{number}_{copy}.{'bmp' if copy == 2 else 'png'}", number)
             draw(f"set/b/{number}_{copy}.png", 50 + 10 * number + copy)
     code, out, _ = run("set", "set.npz", "--size", "12")
@@ -311,7 +311,9 @@ def test_the_index_says_which_image_is_which_row_and_makes_the_same_file_again(
             stored = content[f"{row['split']}_images"][int(row["row"])]
             with Image.open(tmp_path / "lists" / row["path"]) as image:
                 assert np.array_equal(stored, np.asarray(image))
-    assert run("lists/rows.csv", "b.npz", "--size", "12")[0] == 0
+    code, out, _ = run("lists/rows.csv", "b.npz", "--size", "12")
+    assert code == 0
+    assert "ignored columns of rows.csv: row" in out
     assert sha256(tmp_path / "a.npz") == sha256(tmp_path / "b.npz")
 
 
@@ -324,7 +326,7 @@ def test_the_index_says_which_image_is_which_row_and_makes_the_same_file_again(
         ("linked/set.csv", "linked/rows.csv"),
     ],
 )
-def test_the_index_names_files_that_are_there_also_from_behind_links(
+def test_the_index_names_existing_files_also_through_links(
     run: Run, cells: Path, tmp_path: Path, source: str, index: str
 ):
     (tmp_path / "far" / "lists").mkdir(parents=True)
@@ -357,7 +359,7 @@ def test_an_image_that_is_a_link_keeps_its_name_in_the_index(run: Run, cells: Pa
 def spoil(folder: Path, number: int) -> None:
     """Files that are no images, of several kinds."""
     good = (folder / "0.png").read_bytes()
-    contents = (b"", b"a letter", good[: len(good) // 2])
+    contents = (b"", b"a text", good[: len(good) // 2])
     for index in range(number):
         (folder / f"bad{index:02}.jpg").write_bytes(contents[index % 3])
 
@@ -384,12 +386,15 @@ def test_unusable_files_are_left_out_on_request_and_logged(run: Run, cells: Path
     (cells / "round" / "gone.png").symlink_to("nowhere.png")
     (cells / "round" / "loop.png").symlink_to("loop.png")
     os.mkfifo(cells / "round" / "pipe.png")
+    with (cells / "round" / "huge.png").open("wb") as stream:
+        stream.truncate(build_module.MAX_FILE_BYTES + 1)
     code, _, err = run("cells", "set.npz", "--skip_unreadable")
 
     assert code == 0
     assert err.count("\n") == 1
-    assert err.startswith("warning: 5 of 25 images cannot be used: round/bad00.jpg (it is empty), ")
+    assert err.startswith("warning: 6 of 26 images cannot be used: round/bad00.jpg (it is empty), ")
     assert "round/gone.png (it cannot be read: No such file or directory)" in err
+    assert "round/huge.png (it has 1,073,741,825 bytes; at most 1,073,741,824 are read)" in err
     assert "round/loop.png (it cannot be read: Too many levels of symbolic links)" in err
     assert "round/pipe.png (it is not a regular file)" in err
     assert err.endswith("; they are left out.\n")
@@ -491,7 +496,7 @@ def test_no_input_is_replaced_by_the_result(run: Run, draw: Draw, tmp_path: Path
 
 
 @pytest.mark.parametrize(
-    ("words", "message"),
+    ("argv", "message"),
     [
         ((), "The following arguments are required: FOLDER_OR_CSV, OUT.npz."),
         (("cells", "x.npz", "--siz", "28"), "Unknown flag '--siz'. Did you mean --size?"),
@@ -511,9 +516,9 @@ def test_no_input_is_replaced_by_the_result(run: Run, draw: Draw, tmp_path: Path
         (("cells", "x.npz", "--split", "a", "0.2", "0.8"), "--split must be three shares above 0 whose sum is 1"),
     ],
 )
-def test_a_wrong_command_line_ends_with_2_and_its_message(run: Run, cells: Path, tmp_path: Path, words, message):
+def test_a_wrong_command_line_ends_with_2_and_its_message(run: Run, cells: Path, tmp_path: Path, argv, message):
     (tmp_path / "a.csv").write_text("path,label\n")
-    code, _, err = run(*words)
+    code, _, err = run(*argv)
     assert code == 2
     assert err.startswith(f"error: {message}")
     assert err.count("\n") == 1
@@ -600,11 +605,8 @@ def test_a_signal_ends_it_and_leaves_nothing(run: Run, cells: Path, tmp_path: Pa
         return decode(content, recipe)
 
     monkeypatch.setattr(build_module, "decode", stop_at_the_third)
-    earlier = signal.signal(number, signal.SIG_DFL)  # SIGHUP stays ignored where it is ignored before
-    try:
+    with default_signal(number):
         code, _, err = run("cells", "set.npz", "--index", "rows.csv", "--num_workers", "1")
-    finally:
-        signal.signal(number, earlier)
 
     assert code == 128 + number
     assert err == f"error: Stopped by {number.name}. Nothing was written.\n"
@@ -672,6 +674,8 @@ def test_an_array_is_written_piece_by_piece():
 
     write_npz(stream, [Member("a", (400,), np.dtype(np.uint8), pieces)])
     assert np.diff(positions).tolist() == [100, 100, 100]
+    with pytest.raises(ValueError, match="a must have 500 bytes, but got 400"):
+        write_npz(io.BytesIO(), [Member("a", (500,), np.dtype(np.uint8), pieces)])
 
 
 @pytest.mark.usefixtures("tiny_network", "no_reports")
@@ -680,8 +684,8 @@ def test_a_training_takes_the_file(run: Run, draw: Draw, tmp_path: Path):
         shade = 60 if number % 2 else 190
         draw(f"cells/{'dark' if number % 2 else 'light'}/{number}.png", Image.new("RGB", (12, 12), (shade, number, 9)))
     assert run("cells", "cells.npz", "--size", "12")[0] == 0
-    words = ("--dataset", "cells.npz", "--weights", "none", "--epochs", "1", "--batch_size", "7", "--device", "cpu")
-    assert main.main([*words, "--lock_file", str(tmp_path / "lock"), "--no_process_guard"]) == 0
+    argv = ("--dataset", "cells.npz", "--weights", "none", "--epochs", "1", "--batch_size", "7", "--device", "cpu")
+    assert main.main([*argv, "--lock_file", str(tmp_path / "lock"), "--no_process_guard"]) == 0
 
     (folder,) = (tmp_path / "outputs").iterdir()
     assert folder.name.endswith("_cells_resnet18")

@@ -1,4 +1,4 @@
-"""The promises of the split: all go somewhere, none is parted, classes keep their shares, and the seed decides."""
+"""The promises of the split: every unit is in one split, classes keep their shares, and the seed decides."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_the_seed_decides_and_the_order_of_the_units_does_not():
     assert list(by_name.values()) != assign(together, USUAL, seed=2)
 
 
-def test_patients_of_unlike_size_still_give_the_shares():
+def test_patients_of_different_sizes_still_give_the_shares():
     # 100 patients with 1 to 10 images each of one of two classes
     together = [Unit(f"p{n}", {n % 2: n % 10 + 1}) for n in range(100)]
     split_of = assign(together, USUAL, seed=0)
@@ -81,7 +81,7 @@ def test_three_patients_with_everything_go_one_to_each_split():
     assert sorted(assign(together, USUAL, seed=0)) == [0, 1, 2]
 
 
-def test_a_class_reaches_every_split_although_its_patients_carry_rarer_ones():
+def test_a_class_reaches_every_split_although_its_patients_have_rarer_classes():
     # each of the classes 0, 1 and 2 is in a patient of class 3, and all four have three patients
     together = [Unit(f"{label}/0", {label: 1, 3: 1}) for label in range(3)]
     together += [Unit(f"{label}/{n}", {label: 1}) for label in range(3) for n in (1, 2)]
@@ -167,7 +167,7 @@ sets_of_samples = st.lists(
 @settings(max_examples=60, deadline=None)
 @given(drawn=sets_of_samples, seed=st.integers(0, 9))
 def test_no_group_and_no_image_is_ever_in_two_splits(drawn, seed):
-    # group 0 stands for none; the label of a image is its own, as contradictions are refused before
+    # group 0 stands for none; the label of an image is its own, as contradictions are refused before
     samples = [
         Sample(Entry(f"{n}", Path(f"{n}"), "", group=str(group or "")), n, bytes([image]), bytes([image]))
         for n, (_, group, image) in enumerate(drawn)
@@ -185,7 +185,7 @@ def test_no_group_and_no_image_is_ever_in_two_splits(drawn, seed):
         assert all(len(found) == 1 for found in splits.values())
 
 
-def test_groups_that_share_a_image_become_one_unit_and_others_do_not():
+def test_groups_that_share_an_image_become_one_unit_and_others_do_not():
     facts = [("a", 1), ("a", 2), ("b", 2), ("c", 3), ("", 4), ("", 5)]
     samples = [
         Sample(Entry(f"{n}.png", Path(f"{n}.png"), "x", group=group), n, bytes([image]), b"")

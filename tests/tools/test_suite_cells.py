@@ -12,11 +12,12 @@ import torch
 
 from scripts.core import parse_command_line
 from scripts.core.config import Config
+from scripts.core.errors import DataError
 from scripts.core.system.device import select_device, select_precision
 from scripts.data_handler.dataset import Dataset
 from scripts.provenance import describe_run
 from scripts.resolve import resolve_settings
-from tests.test_resolve import images_of as pictures_of
+from tests.test_resolve import images_of
 from tools.suite.cells import (
     FINISHED,
     INTERRUPTED,
@@ -46,7 +47,7 @@ def test_every_set_is_trained_once_before_any_gets_its_second_seed():
     ]
 
 
-def test_what_has_a_size_of_its_own_is_trained_in_that_one():
+def test_own_files_and_synthblood_are_trained_at_their_own_size():
     cells = make_cells(["synthblood", "some/where/My Cells.npz", "bloodmnist"], [28, 64], [7])
 
     assert [cell.name for cell in cells] == [
@@ -58,7 +59,7 @@ def test_what_has_a_size_of_its_own_is_trained_in_that_one():
     assert [cell.is_own for cell in cells] == [False, True, False, False]
 
 
-def test_the_words_of_a_cell_name_the_resolution_only_where_it_is_not_the_usual_one():
+def test_the_arguments_of_a_cell_name_the_resolution_only_where_it_is_not_the_usual_one():
     own = ["--dataset", "bloodmnist", "--seed", "3", "--output_dir"]
 
     assert Cell("bloodmnist", 28, 3).arguments(Path("s")) == [*own, "s/bloodmnist_28_seed3"]
@@ -103,11 +104,11 @@ def test_a_new_cell_is_started_and_an_interrupted_one_resumed(tmp_path):
     assert resumed == ["--resume", str(root), *own, "--no_process_guard"]
 
 
-def stored_run(folder: Path, cell: Cell, config: Config, *words: str, md5: str = "m", **changed: Any) -> None:
+def stored_run(folder: Path, cell: Cell, config: Config, *argv: str, md5: str = "m", **changed: Any) -> None:
     """A cell's run with a ``config.json`` as ``main.py`` writes it: settings as applied."""
     root = run_folder(folder / cell.name, "20260131_000000_a_resnet18")
     applied = config.as_dict() | {"device": "cpu", "precision": "bf16", "feed": "resident", "num_workers": 0} | changed
-    stored = {"command": ["main.py", *words], "settings": applied, "dataset": {"md5": md5}}
+    stored = {"command": ["main.py", *argv], "settings": applied, "dataset": {"md5": md5}}
     (root / "config.json").write_text(json.dumps(stored))
 
 
@@ -134,12 +135,12 @@ def test_a_choice_that_was_left_to_the_run_is_no_difference_but_one_that_was_mad
     assert len(conflicts(tmp_path, dataclasses.replace(REQUESTED, no_tta=True))) == 0
 
 
-def resolved_run(folder: Path, cell: Cell, config: Config, dataset: Dataset, *words: str) -> Config:
+def resolved_run(folder: Path, cell: Cell, config: Config, dataset: Dataset, *argv: str) -> Config:
     """A cell's run with the settings that ``main.py`` applies to a data set, which are given back."""
     device = select_device(config.device)
     precision, _ = select_precision(config.precision, device, reproducible=config.reproducible)
     applied = resolve_settings(dataclasses.replace(config, device=str(device), precision=precision), dataset, device)
-    description = describe_run(applied, dataset) | {"command": ["main.py", *cell.arguments(folder), *words]}
+    description = describe_run(applied, dataset) | {"command": ["main.py", *cell.arguments(folder), *argv]}
     (run_folder(folder / cell.name, "20260131_000000_a_resnet18") / "config.json").write_text(json.dumps(description))
     return applied
 
@@ -148,23 +149,23 @@ ORGANS, LARGE = Cell("organamnist", 28, 1), Cell("bloodmnist", 224, 1)
 
 
 @pytest.mark.parametrize(
-    ("cell", "dataset", "words", "resolved"),
+    ("cell", "dataset", "argv", "resolved"),
     [
-        (BLOOD, pictures_of(28), (), {"device", "precision", "feed", "num_workers", "stem"}),
-        (ORGANS, pictures_of(28, orientation_free=False), (), {"hflip", "stem"}),
-        (ORGANS, pictures_of(28, orientation_free=False), ("--hflip", "0.25"), {"hflip"}),
-        (ORGANS, pictures_of(28, orientation_free=False), ("--rotation_angle", "0"), {"hflip", "no_tta"}),
-        (LARGE, pictures_of(224), (), {"stem", "model_name"}),
-        (LARGE, pictures_of(224), ("--stem", "stock"), {"model_name"}),
-        (BLOOD, pictures_of(28), ("--reproducible", "--device", "cpu", "--hflip", "0"), {"precision", "num_workers"}),
-        (BLOOD, pictures_of(28), ("--hflip", "0", "--rotation_angle", "0"), {"no_tta"}),
+        (BLOOD, images_of(28), (), {"device", "precision", "feed", "num_workers", "stem"}),
+        (ORGANS, images_of(28, orientation_free=False), (), {"hflip", "stem"}),
+        (ORGANS, images_of(28, orientation_free=False), ("--hflip", "0.25"), {"hflip"}),
+        (ORGANS, images_of(28, orientation_free=False), ("--rotation_angle", "0"), {"hflip", "no_tta"}),
+        (LARGE, images_of(224), (), {"stem", "model_name"}),
+        (LARGE, images_of(224), ("--stem", "stock"), {"model_name"}),
+        (BLOOD, images_of(28), ("--reproducible", "--device", "cpu", "--hflip", "0"), {"precision", "num_workers"}),
+        (BLOOD, images_of(28), ("--hflip", "0", "--rotation_angle", "0"), {"no_tta"}),
     ],
 )
-def test_the_same_command_typed_again_finds_its_cell_whatever_the_run_resolved(
-    tmp_path, cell, dataset, words, resolved
+def test_the_same_command_typed_again_finds_its_cell_although_the_run_resolved_settings(
+    tmp_path, cell, dataset, argv, resolved
 ):
-    requested = parse_command_line([*cell.arguments(tmp_path), *words])
-    applied = resolved_run(tmp_path, cell, requested, dataset, *words)
+    requested = parse_command_line([*cell.arguments(tmp_path), *argv])
+    applied = resolved_run(tmp_path, cell, requested, dataset, *argv)
 
     assert resolved <= {name for name, value in applied.as_dict().items() if value != requested.as_dict()[name]}
     assert conflicts(tmp_path, requested, cell) == []
@@ -172,7 +173,7 @@ def test_the_same_command_typed_again_finds_its_cell_whatever_the_run_resolved(
 
 def test_flips_are_a_difference_only_where_they_are_applied(tmp_path):
     requested = Config(dataset="bloodmnist", seed=1, hflip=0.0)
-    resolved_run(tmp_path, BLOOD, requested, pictures_of(28), "--hflip", "0")
+    resolved_run(tmp_path, BLOOD, requested, images_of(28), "--hflip", "0")
 
     (conflict,) = conflicts(tmp_path, dataclasses.replace(requested, hflip=0.5))
     assert "was trained with --hflip 0.0, but --hflip 0.5 is requested" in conflict
@@ -185,9 +186,9 @@ def test_the_first_gpu_is_the_one_that_has_no_number(tmp_path):
     assert len(conflicts(tmp_path, dataclasses.replace(REQUESTED, device="cuda:1"))) == 1
 
 
-@pytest.mark.parametrize("words", [("--precision", "bf16"), ("--precision=bf16",), ("--no_tta",)])
-def test_a_choice_that_was_made_then_and_is_left_open_now_is_a_difference(tmp_path, words):
-    stored_run(tmp_path, BLOOD, REQUESTED, *words, no_tta="--no_tta" in words)
+@pytest.mark.parametrize("argv", [("--precision", "bf16"), ("--precision=bf16",), ("--no_tta",)])
+def test_a_choice_that_was_made_then_and_is_left_open_now_is_a_difference(tmp_path, argv):
+    stored_run(tmp_path, BLOOD, REQUESTED, *argv, no_tta="--no_tta" in argv)
     assert len(conflicts(tmp_path)) == 1
 
 
@@ -204,7 +205,7 @@ def test_other_settings_are_one_sentence_with_what_to_do(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("change", "said"),
+    ("change", "problem"),
     [
         ({"seed": 2}, "with --seed 1, but --seed 2 is requested"),
         ({"weights": "none"}, "with --weights imagenet, but --weights none is requested"),
@@ -212,10 +213,10 @@ def test_other_settings_are_one_sentence_with_what_to_do(tmp_path):
         ({"dataset": "pathmnist"}, "with --dataset bloodmnist, but --dataset pathmnist is requested"),
     ],
 )
-def test_each_setting_that_changes_the_result_is_compared(tmp_path, change, said):
+def test_each_setting_that_changes_the_result_is_compared(tmp_path, change, problem):
     stored_run(tmp_path, BLOOD, REQUESTED)
     (conflict,) = conflicts(tmp_path, dataclasses.replace(REQUESTED, **change))
-    assert said in conflict
+    assert problem in conflict
 
 
 def test_an_own_file_is_compared_by_its_content_wherever_it_is(tmp_path):
@@ -230,6 +231,19 @@ def test_an_own_file_is_compared_by_its_content_wherever_it_is(tmp_path):
     data.write_bytes(b"abd")
     (conflict,) = conflicts(tmp_path, config, cell)
     assert "was trained on data with the MD5 900150983cd24fb0d6963f7d28e17f72, but" in conflict
+
+
+def test_an_own_file_that_cannot_be_read_is_named(tmp_path):
+    (tmp_path / "cells.npz").mkdir()
+    config = Config(dataset=str(tmp_path / "cells.npz"))
+    cell = Cell(config.dataset, None, 1)
+    stored_run(tmp_path, cell, dataclasses.replace(config, dataset="here/before.npz"))
+
+    with pytest.raises(DataError, match=r"Cannot read .*cells\.npz: Is a directory\."):
+        conflicts(tmp_path, config, cell)
+    for path in (config.dataset, "~nobody-here/cells.npz"):
+        (problem,) = file_problems([Cell(path, None, 1)])
+        assert problem.startswith(f"--datasets {path}: there is no such file.")
 
 
 DAMAGED = ["", "{", "[]", '{"settings": {}}', '{"settings": 1, "command": [], "dataset": {}}', "[" * 100_000, "\xff"]
@@ -250,7 +264,7 @@ def test_a_run_with_a_damaged_config_is_named_and_treated_as_not_there(tmp_path,
     assert warning.endswith("), so its run is ignored.")
 
 
-def test_a_damaged_run_hides_no_other_of_its_cell(tmp_path):
+def test_a_damaged_run_does_not_hide_the_others_of_its_cell(tmp_path):
     cell = tmp_path / BLOOD.name
     whole = run_folder(cell, "20260131_000000_a_resnet18", "config.json")
     for name in ("20260130_000000_a_resnet18", "20260131_000001_a_resnet18"):

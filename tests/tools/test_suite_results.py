@@ -103,7 +103,7 @@ def test_the_difference_is_to_the_official_value_at_the_same_number_of_pixels():
     assert np.isnan(at[128])
 
 
-def test_a_row_knows_its_seeds_and_what_is_missing():
+def test_a_row_lists_its_seeds_and_what_is_missing():
     tables = make_tables(of_seeds(0.95, None) | {Cell("bloodmnist", 28, 3): None}, {})
     row = tables.rows.loc["bloodmnist_28"]
 
@@ -141,7 +141,7 @@ def notes(cell: Cell, found: CellResult, references: dict[str, str] | None = Non
 
 
 @pytest.mark.parametrize(
-    ("cell", "changes", "said"),
+    ("cell", "changes", "note"),
     [
         (Cell("bloodmnist", 28, 1), {}, "A single seed"),
         (Cell("bloodmnist", 28, 1), {"weights": "imagenet"}, "Started from ImageNet weights; the official"),
@@ -159,8 +159,8 @@ def notes(cell: Cell, found: CellResult, references: dict[str, str] | None = Non
         ),
     ],
 )
-def test_what_makes_a_row_unequal_is_named(cell, changes, said):
-    assert said in notes(cell, result(**changes))
+def test_what_makes_a_row_unequal_is_named(cell, changes, note):
+    assert note in notes(cell, result(**changes))
 
 
 def test_what_is_equal_is_not_called_unequal():
@@ -212,7 +212,7 @@ def test_own_data_can_be_compared_with_the_official_values_of_a_set():
     assert "blank samples" not in notes(cell, result(), {"pbc28": "organamnist"})
 
 
-def test_an_own_file_with_the_name_of_a_set_is_not_taken_for_it():
+def test_an_own_file_with_the_name_of_a_set_is_not_compared_with_it():
     assert row_of({Cell("mine/bloodmnist.npz", None, 1): result()}).official_accuracy_28 is None
 
 
@@ -323,7 +323,7 @@ def test_the_markdown_table_has_a_cell_for_every_column_and_names_what_is_missin
     assert "test-time augmentation" in text
 
 
-def test_a_pipe_in_a_name_breaks_no_table():
+def test_a_pipe_in_a_name_does_not_break_the_table():
     tables = make_tables({Cell("a|b.npz", None, 1): result(title="a|b")}, {})
     (_, _, line) = [line for line in results_markdown(tables, "").splitlines() if "|" in line]
     assert line.startswith("| a\\|b |")
@@ -362,7 +362,7 @@ def test_every_file_is_written_and_opens(written):
         assert figure.height > 4 * 84
 
 
-def test_a_name_that_begins_like_a_formula_stays_text_in_the_workbook(tmp_path):
+def test_a_name_that_starts_like_a_formula_stays_text_in_the_workbook(tmp_path):
     tables = make_tables({Cell("x.npz", None, 1): result(title="=1+1")}, {})
     write_suite_reports(tmp_path, tables, "=2+2")
     book = load_workbook(tmp_path / "results.xlsx")
@@ -378,7 +378,7 @@ def legend_of(tables: Tables) -> tuple[list[str], str]:
     return entries, " ".join(text.get_text() for text in figure.texts)
 
 
-def test_the_figure_speaks_of_official_values_only_where_there_are_some(matrix):
+def test_the_figure_names_official_values_only_where_there_are_some(matrix):
     own = make_tables({Cell("cells.npz", None, seed): result(0.9 + seed / 100) for seed in (1, 2)}, {})
     entries, heading = legend_of(own)
     assert entries == ["mean without TTA", "mean with TTA", "one seed"]

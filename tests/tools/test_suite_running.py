@@ -16,6 +16,7 @@ import pytest
 from scripts.core.errors import Interrupted
 from scripts.core.system import StopRequest, stop_request
 from tests.conftest import PROJECT_ROOT
+from tests.tools.conftest import default_signal
 from tools.suite.running import PARENT_DEATH_SIGNAL, Ending, run_process
 
 ON_LINUX = pytest.mark.skipif(sys.platform != "linux", reason="only Linux has a parent death signal")
@@ -91,12 +92,12 @@ def test_a_process_that_closes_its_output_is_waited_for():
 PATIENT = (
     "import signal, sys, time\n"
     "def end(number, _): print('got', number, flush=True); time.sleep(0.2); sys.exit(128 + number)\n"
-    "for number in (2, 15): signal.signal(number, end)\n"
+    "for number in (1, 2, 15): signal.signal(number, end)\n"
     "print('ready', flush=True); time.sleep(600)\n"
 )
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGINT, signal.SIGTERM])
 def test_a_signal_is_passed_on_once_and_the_end_waited_for(number):
     lines: list[str] = []
 
@@ -105,14 +106,14 @@ def test_a_signal_is_passed_on_once_and_the_end_waited_for(number):
         if line == "ready":
             os.kill(os.getpid(), number)
 
-    with stop_request() as stop:
-        stop.advice = "Go on with: this"
+    with default_signal(number), stop_request() as stop:
+        stop.advice = "Continue with: this"
         with pytest.raises(Interrupted) as caught:
             run_process([sys.executable, "-c", PATIENT], stop, show)
 
     assert lines == ["ready", f"got {number.value}"]
     assert caught.value.exit_code == 128 + number
-    assert str(caught.value) == f"Stopped by {number.name}. Go on with: this"
+    assert str(caught.value) == f"Stopped by {number.name}. Continue with: this"
 
 
 def test_it_is_in_a_session_of_its_own_so_that_a_terminal_does_not_signal_it_too():

@@ -1,5 +1,5 @@
-"""From a folder or a table of images to an ``.npz`` in MedMNIST's schema.
+"""Make an ``.npz`` in MedMNIST's schema from a folder or a table of images.
 
-``listing`` says which files there are, ``decode`` decodes them to equal sizes, ``duplicates`` and ``splitting`` decide
-which go together and where, ``archive`` writes, and ``build`` is the order of these steps.
+``request`` holds the settings, ``listing`` lists the files, ``decode`` makes images of equal size, ``duplicates`` and
+``splitting`` decide which belong together and in which split, ``archive`` writes, and ``build`` runs these steps.
 """

@@ -21,7 +21,7 @@ IMAGE_SUFFIXES = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".bmp", ".tif", ".tiff", ".gif", ".webp"}
     | {".ppm", ".pgm", ".pbm", ".pnm", ".jp2"}
 )
-# folders with these names only, and none of a class, are splits that somebody has made already
+# folders with these names only, and none of a class, are splits, not classes
 SPLIT_FOLDERS = frozenset({"train", "training", "val", "valid", "validation", "test", "testing"})
 COLUMNS = ("path", "label", "split", "group")
 DELIMITERS = (",", ";", "\t")  # spreadsheets write ; in countries with a decimal comma

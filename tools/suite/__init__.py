@@ -1,1 +1,1 @@
-"""The parts of ``tools/benchmark_suite.py``: its cells, their processes, and the table that comes of them."""
+"""The parts of ``tools/benchmark_suite.py``: its cells, their processes, and the tables of their results."""

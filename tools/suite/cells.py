@@ -67,7 +67,7 @@ class Cell:
 def make_cells(datasets: Iterable[str], resolutions: Sequence[int], seeds: Sequence[int]) -> list[Cell]:
     """Make the matrix in the order in which it is run: every set once before any gets its second seed.
 
-    Own files and ``synthblood`` have one size, whatever the resolutions are.
+    Own files and ``synthblood`` have a size of their own and are trained only at that size.
     """
     rows = [
         (name, size)

@@ -78,8 +78,8 @@ def write_suite_reports(folder: Path, tables: Tables, settings: str) -> None:
 def results_markdown(tables: Tables, settings: str) -> str:
     """The table and the notes that are needed to read it."""
     table = readable(tables)
-    about = f"Settings other than the defaults: `{settings}`." if settings else "All settings are the defaults."
-    lines = [f"# {TITLE}", "", about, ""]
+    intro = f"Settings other than the defaults: `{settings}`." if settings else "All settings are the defaults."
+    lines = [f"# {TITLE}", "", intro, ""]
     lines += [_markdown_line([*table.columns]), _markdown_line(["---", *["---:"] * (table.shape[1] - 1)])]
     lines += map(_markdown_line, table.to_numpy().tolist())
     missing = tables.cells["name"][tables.cells["state"] == "unfinished"]

@@ -162,7 +162,7 @@ def test_what_does_not_fit_into_half_of_the_memory_is_streamed(run_in_process, m
     )
     (folder,) = tmp_path.glob("outputs/*")
     log = (folder / "logs/run.log").read_text()
-    assert "memory: the images need 0.0 MB, free are 0.1 MB on this machine" in log
+    assert "memory: the images need 0.0 MB, 0.1 MB are free on this machine" in log
     assert "feed streamed: 0.0 MB of images do not fit into half of the 0.1 MB that are free on this machine; 1" in log
     assert f"unpacking 0.0 MB of images into {tmp_path}/dataset/uncompressed" in log
     recorded = json.loads((folder / "config.json").read_text())["settings"]
@@ -585,7 +585,7 @@ def test_a_run_whose_worker_was_killed_is_resumed_by_the_command_it_prints(run_i
     # PyTorch checks every 5 s whether its workers live
     monkeypatch.setattr(_MultiProcessingDataLoaderIter._try_get_data, "__defaults__", (0.1,))
     monkeypatch.setattr("scripts.trainer.fit.epoch_line", kill_workers)
-    streamed = ("--feed", "streamed", "--num_workers", "1", "--epochs", "2", "--checkpoint_every", "0")
+    streamed = ("--feed", "streamed", "--num_workers", "1", "--epochs", "2", "--checkpoint_every", "1000")
     code, complaint = run_in_process("--dataset", str(make_npz()), *QUICK, *streamed)
 
     assert code == 1
@@ -595,6 +595,7 @@ def test_a_run_whose_worker_was_killed_is_resumed_by_the_command_it_prints(run_i
     history = Path(resume[3]) / "history.jsonl"
     assert len(history.read_text(encoding="utf-8").splitlines()) == 1
     assert run_in_process(*resume[2:4], "--num_workers", "0") == (0, "")
+    assert "resumed at epoch 2" in (Path(resume[3]) / "logs/run.log").read_text(encoding="utf-8")
     assert len(history.read_text(encoding="utf-8").splitlines()) == 2
 
 

@@ -212,6 +212,6 @@ def test_a_file_of_volumes_ends_with_3_and_one_sentence(in_process: InProcess, m
 
     assert done.returncode == 3
     assert done.stderr == (
-        f"error: Cannot use {path}: train_images has shape (4, 28, 28, 28); needed is (N, H, W) for grey images or "
+        f"error: Cannot use {path}: train_images has shape (4, 28, 28, 28); expected (N, H, W) for grey images or "
         "(N, H, W, 3) for RGB.\n"
     )

@@ -79,9 +79,9 @@ class MemoryPlan:
     @property
     def figures(self) -> str:
         """Needed and free memory in words."""
-        text = f"the images need {megabytes(self.host_needed)}, free are {megabytes(self.free.host)} {self.free.bound}"
+        text = f"the images need {megabytes(self.host_needed)}, {megabytes(self.free.host)} are free {self.free.bound}"
         if self.free.device is not None:
-            text += f"; on the GPU they need {megabytes(self.device_needed)}, free are {megabytes(self.free.device)}"
+            text += f"; on the GPU they need {megabytes(self.device_needed)}, {megabytes(self.free.device)} are free"
         return text
 
 

@@ -76,7 +76,7 @@ def validate_npz_keys(path: Path) -> NpzLayout:
     with _archive(path) as archive:
         found = [name.removesuffix(".npy") for name in archive.namelist()]
         if missing := [key for key in KEYS if key not in found]:
-            refuse(path, f"it has no array {_listed(missing)}; needed are {_listed(KEYS)}, found {_listed(found)}")
+            refuse(path, f"it has no array {_listed(missing)}; expected {_listed(KEYS)}, found {_listed(found)}")
         headers = {key: _read_header(path, archive, key) for key in (*KEYS, CLASS_NAMES) if key in found}
     shapes = {key: header.shape for key, header in headers.items()}
     _check_consistency(path, shapes)
@@ -152,10 +152,10 @@ def read_labels(layout: NpzLayout, split: str, num_classes: int = MAX_CLASSES) -
     key, labels = f"{split}_labels", read_array(layout, f"{split}_labels")
     if layout.label_columns == 1:
         labels, highest, problem = labels[:, 0], num_classes - 1, "out of range"
-        needed = f"needed are class indices from 0 to {highest}"
+        needed = f"expected class indices from 0 to {highest}"
     else:
         highest, problem = 1, "that are neither 0 nor 1"
-        needed = f"needed is 1 in each of the {labels.shape[1]} columns whose label the image has, else 0"
+        needed = f"expected 1 in each of the {labels.shape[1]} columns whose label the image has, else 0"
     wrong = labels[(labels < 0) | (labels > highest)]
     if wrong.size:
         values = ", ".join(str(value) for value in np.unique(wrong)[:MAX_SHOWN])
@@ -176,9 +176,9 @@ def read_class_names(layout: NpzLayout) -> tuple[str, ...] | None:
         names = tuple(map(str, array.tolist()))
     for index, name in enumerate(names):
         if not name.strip() or not name.isprintable():
-            refuse(layout.path, f"{CLASS_NAMES}[{index}] is {name!r}; needed is a printable name")
+            refuse(layout.path, f"{CLASS_NAMES}[{index}] is {name!r}; expected a printable name")
         if name in names[:index]:
-            refuse(layout.path, f"{CLASS_NAMES} has {name!r} twice; needed are different names")
+            refuse(layout.path, f"{CLASS_NAMES} has {name!r} twice; expected different names")
     return names
 
 
@@ -240,10 +240,10 @@ def _read_header(path: Path, archive: zipfile.ZipFile, key: str) -> ArrayHeader:
     """Read the header of one array; check its kind, and its size against the zip directory's."""
     name = f"{key}.npy"
     if (count := archive.namelist().count(name)) != 1:
-        refuse(path, f"it has {count} arrays {name}; needed is one")
+        refuse(path, f"it has {count} arrays {name}; expected one")
     info = archive.getinfo(name)
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others need unbounded memory
-        refuse(path, f"{key} is packed by method {info.compress_type}; needed is stored (0) or deflated (8)")
+        refuse(path, f"{key} is packed by method {info.compress_type}; expected stored (0) or deflated (8)")
     with _damage(path, key), archive.open(name) as stream:
         beginning = io.BytesIO(stream.read(MAX_HEADER_BYTES + 16))  # the header may claim to be 4 GiB long
         header = _parse_header(beginning)
@@ -274,22 +274,22 @@ def _check_kind(path: Path, key: str, header: ArrayHeader) -> None:
     its_shape, its_dtype = f"{key} has {_brief(f'shape {shape}')}", f"{key} has {_brief(f'dtype {dtype}')}"
     if key == CLASS_NAMES:
         if dtype.kind != "U" or len(shape) != 1:
-            refuse(path, f"{key} is {header}; needed is a vector of text, such as shape (8,), dtype <U20")
+            refuse(path, f"{key} is {header}; expected a vector of text, such as shape (8,), dtype <U20")
         if not 2 <= shape[0] <= MAX_CLASSES:
-            refuse(path, f"{key} has {_brief(f'{shape[0]:,}')} names; needed are 2 to {MAX_CLASSES}")
+            refuse(path, f"{key} has {_brief(f'{shape[0]:,}')} names; expected 2 to {MAX_CLASSES}")
         if dtype.itemsize > 4 * MAX_CLASS_NAME_LENGTH:  # NumPy stores four bytes per character
-            refuse(path, f"{its_dtype}; needed are at most {MAX_CLASS_NAME_LENGTH} characters each")
+            refuse(path, f"{its_dtype}; expected at most {MAX_CLASS_NAME_LENGTH} characters each")
     elif key.endswith("images"):
         if dtype != np.uint8:
-            refuse(path, f"{its_dtype}; needed is uint8 (0 to 255)")
+            refuse(path, f"{its_dtype}; expected uint8 (0 to 255)")
         if len(shape) not in (3, 4) or shape[3:] not in ((), (3,)):
-            refuse(path, f"{its_shape}; needed is (N, H, W) for grey images or (N, H, W, 3) for RGB")
+            refuse(path, f"{its_shape}; expected (N, H, W) for grey images or (N, H, W, 3) for RGB")
         if min(shape) < 1:
-            refuse(path, f"{its_shape}; needed is at least one image of at least one pixel")
+            refuse(path, f"{its_shape}; expected at least one image of at least one pixel")
     elif dtype.kind not in "iu":
-        refuse(path, f"{its_dtype}; needed are integers")
+        refuse(path, f"{its_dtype}; expected integers")
     elif len(shape) != 2 or min(shape) < 1:
-        refuse(path, f"{its_shape}; needed is (N, L), such as (100, 1)")
+        refuse(path, f"{its_shape}; expected (N, L), such as (100, 1)")
 
 
 def _check_consistency(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
@@ -299,12 +299,12 @@ def _check_consistency(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> Non
         (num_images, *one), (rows, width) = shapes[f"{split}_images"], shapes[f"{split}_labels"]
         if tuple(one) != image_shape:
             found = f"{split}_images has images of shape {tuple(one)}, train_images {image_shape}"
-            refuse(path, f"{found}; needed is the same in all")
+            refuse(path, f"{found}; expected the same in all")
         if rows != num_images:
             found = f"{split}_labels has {rows:,} rows, {split}_images {num_images:,} images"
-            refuse(path, f"{found}; needed is a row for each")
+            refuse(path, f"{found}; expected a row for each")
         if width != columns:
-            refuse(path, f"{split}_labels has {width} columns, train_labels {columns}; needed is the same in all")
+            refuse(path, f"{split}_labels has {width} columns, train_labels {columns}; expected the same in all")
 
 
 def _listed(names: Sequence[str]) -> str:

@@ -128,7 +128,7 @@ def _own_classes(layout: NpzLayout) -> tuple[str, tuple[str, ...], Labels]:
     train = npz.read_labels(layout, "train", len(names or range(MAX_CLASSES)))
     names = names or tuple(f"class {index}" for index in range(int(train.max()) + 1))
     if len(names) < 2:
-        refuse(layout.path, "all of train_labels are 0; needed are at least two classes")
+        refuse(layout.path, "all of train_labels are 0; expected at least two classes")
     others = {split: npz.read_labels(layout, split, len(names)) for split in ("val", "test")}
     return BINARY if len(names) == 2 else MULTI_CLASS, names, {"train": train, **others}
 
@@ -137,11 +137,11 @@ def _own_label_rows(layout: NpzLayout) -> tuple[str, tuple[str, ...], Labels]:
     """Task, label names and labels of an own file with several labels per image."""
     count = layout.label_columns
     if count > MAX_CLASSES:
-        refuse(layout.path, f"train_labels has {count:,} columns; needed are at most {MAX_CLASSES} labels")
+        refuse(layout.path, f"train_labels has {count:,} columns; expected at most {MAX_CLASSES} labels")
     names = npz.read_class_names(layout) or tuple(f"label {index}" for index in range(count))
     if len(names) != count:
         found = f"class_names has {len(names)} names, train_labels {count} columns"
-        refuse(layout.path, f"{found}; needed is a name for each label")
+        refuse(layout.path, f"{found}; expected a name for each label")
     return MULTI_LABEL, names, {split: npz.read_labels(layout, split) for split in SPLITS}
 
 
@@ -186,9 +186,9 @@ def _existing_file(given: Path) -> Path:
         if path.is_dir():
             inside = sorted(entry.name for entry in path.glob("*.npz"))
             hint = f" Did you mean {path / inside[0]}?" if inside else ""
-            raise DataError(f"--dataset {given} is a folder; needed is the path of an .npz file.{hint}")
+            raise DataError(f"--dataset {given} is a folder; expected the path of an .npz file.{hint}")
         if path.exists():
-            raise DataError(f"--dataset {given} is not a regular file; needed is the path of an .npz file.")
+            raise DataError(f"--dataset {given} is not a regular file; expected the path of an .npz file.")
         beside = [entry.name for entry in path.parent.glob("*.npz")] if path.parent.is_dir() else []
     except OSError as error:
         raise DataError(f"--dataset {given} cannot be read: {error.strerror or error}.") from error

@@ -5,9 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from scripts.core.records import TrainingResult
 from scripts.evaluation.metrics import Metrics
 
 MAX_MATRIX_CLASSES = 100  # with more, the largest confusions are listed instead of a matrix
+
+
+def history_frame(training: TrainingResult) -> pd.DataFrame:
+    """One row per epoch, with the fields of ``EpochRecord`` as columns, as the lines of ``history.jsonl``."""
+    return pd.DataFrame([*training.history])
 
 
 def class_frame(metrics: Metrics) -> pd.DataFrame:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, PowerNorm
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 
 from scripts.core.records import TrainingResult
 from scripts.evaluation import style
-from scripts.evaluation.frames import MAX_MATRIX_CLASSES, largest_confusions
+from scripts.evaluation.frames import MAX_MATRIX_CLASSES, history_frame, largest_confusions
 from scripts.evaluation.metrics import Metrics, Variant
 
 MAX_WRITTEN_CLASSES, MAX_NAMED_CLASSES, MAX_BARS = 20, 60, 30
@@ -35,7 +34,7 @@ MONITORED = {
 @style.with_style
 def draw_training_curves(training: TrainingResult, caption: style.Caption) -> Figure:
     """Loss, the monitored validation figure with the best epoch, and learning rate over the epochs."""
-    history = pd.DataFrame([*training.history])
+    history = history_frame(training)
     detail = f"{len(history)} epoch{'s' * (len(history) > 1)}, {'not ' * (not training.stopped_early)}stopped early"
     figure = style.new_figure("Training", detail, caption, width=11.2, height=3.4)
     losses, monitored, rate = figure.subplots(1, 3)

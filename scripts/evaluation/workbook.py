@@ -21,7 +21,7 @@ from scripts.core.config import SETTINGS
 from scripts.data_handler.registry import MULTI_LABEL
 from scripts.evaluation import sheets
 from scripts.evaluation.figures import figure_files
-from scripts.evaluation.frames import MAX_MATRIX_CLASSES, class_frame, largest_confusions
+from scripts.evaluation.frames import MAX_MATRIX_CLASSES, class_frame, history_frame, largest_confusions
 from scripts.evaluation.metrics import Metrics
 from scripts.evaluation.run_report import RunReport
 from scripts.evaluation.sheets import COUNT, FIGURE, RATE, SECONDS, SHARE, put, style_cell, write_frame
@@ -124,7 +124,7 @@ def _facts(report: RunReport) -> Iterator[tuple[str, Any, str | None]]:
 
 def _write_history(writer: pd.ExcelWriter, report: RunReport) -> None:
     titles, formats = zip(*HISTORY.values(), strict=True)
-    history = pd.DataFrame([*report.training.history])[list(HISTORY)].set_axis(titles, axis=1)
+    history = history_frame(report.training)[list(HISTORY)].set_axis(titles, axis=1)
     widths = (10, *[19] * (len(titles) - 1))
     sheet = write_frame(writer, history, "History", report.caption, formats=formats, widths=widths)
     for cell in sheet[3 + report.training.best_epoch]:

@@ -14,7 +14,7 @@ from torch.optim import SGD
 from tqdm import tqdm
 
 from scripts.core.config import Config
-from scripts.core.errors import DivergedError
+from scripts.core.errors import DivergedError, ResourceError
 from scripts.core.log import log
 from scripts.core.paths import RunPaths
 from scripts.core.records import EpochRecord, TrainingResult
@@ -61,7 +61,11 @@ def fit(
 
         writer.begin()
         while not state.is_finished(config.epochs):
-            record = _run_epoch(state, train, val, config, auc, check)
+            try:
+                record = _run_epoch(state, train, val, config, auc, check)
+            except ResourceError:  # a worker was killed: the state is that of the last step
+                writer.save()
+                raise
             if not all(map(math.isfinite, (record.train_loss, record.val_loss))):
                 writer.join()
                 kept = f" The best weights before it are kept: {paths.best_model}." if state.history else ""

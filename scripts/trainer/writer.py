@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from scripts.core.config import Config
+from scripts.core.log import log
 from scripts.core.paths import RunPaths
 from scripts.core.records import EpochRecord
 from scripts.trainer.checkpoint import align_files, save_checkpoint, write_best, write_history
@@ -46,6 +47,8 @@ class TrainingWriter(AbstractContextManager["TrainingWriter"]):
 
     def __exit__(self, *_error: object) -> None:
         self._thread.shutdown()
+        if self._in_flight is not None and (failure := self._in_flight.exception()):  # another error ended the training
+            log.warning("%s", failure)
 
     def begin(self) -> None:
         """Write a new training's first checkpoint; align a resumed one's files; ``StorageError`` if that fails."""

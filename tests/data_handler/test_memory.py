@@ -89,7 +89,7 @@ def test_needed_and_free_memory_are_described():
     sizes = ImageSizes(num_samples={"train": 8_000_000, "val": 0, "test": 0}, height=10, width=100, channels=1)
     plan = choose_feed("auto", sizes, FreeMemory(host=2_000_000_000, bound="on this machine", device=70_000_000_000))
     assert plan.figures == (
-        "the images need 8,000 MB, free are 2,000 MB on this machine; on the GPU they need 8,000 MB, free are 70,000 MB"
+        "the images need 8,000 MB, 2,000 MB are free on this machine; on the GPU they need 8,000 MB, 70,000 MB are free"
     )
     assert megabytes(400_000) == "0.4 MB"
 

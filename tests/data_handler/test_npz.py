@@ -116,77 +116,77 @@ OTHER_SIZE = np.zeros((3, 5, 7, 3), np.uint8)
     [
         (
             {"val_labels": None},
-            f"it has no array val_labels; needed are {', '.join(KEYS)}, "
+            f"it has no array val_labels; expected {', '.join(KEYS)}, "
             "found train_images, train_labels, val_images, test_images, test_labels.",
         ),
         (
             dict.fromkeys(KEYS) | {"x": np.zeros(2), "y y\n": np.zeros(2)},
-            f"it has no array {', '.join(KEYS)}; needed are {', '.join(KEYS)}, found x, 'y y\\n'.",
+            f"it has no array {', '.join(KEYS)}; expected {', '.join(KEYS)}, found x, 'y y\\n'.",
         ),
         (
             {"train_images": np.zeros((4, 5, 6, 3), np.float32)},
-            "train_images has dtype float32; needed is uint8 (0 to 255).",
+            "train_images has dtype float32; expected uint8 (0 to 255).",
         ),
         (
             {"train_images": np.zeros((4, 5, 6, 3), np.uint16)},
-            "train_images has dtype uint16; needed is uint8 (0 to 255).",
+            "train_images has dtype uint16; expected uint8 (0 to 255).",
         ),
         (
             {"test_images": np.zeros((2, 5, 6, 4), np.uint8)},
-            "test_images has shape (2, 5, 6, 4); needed is (N, H, W) for grey images or (N, H, W, 3) for RGB.",
+            "test_images has shape (2, 5, 6, 4); expected (N, H, W) for grey images or (N, H, W, 3) for RGB.",
         ),
         (
             {"train_images": np.zeros((4, 90), np.uint8)},
-            "train_images has shape (4, 90); needed is (N, H, W) for grey images or (N, H, W, 3) for RGB.",
+            "train_images has shape (4, 90); expected (N, H, W) for grey images or (N, H, W, 3) for RGB.",
         ),
         (
             {"val_images": OTHER_SIZE},
-            "val_images has images of shape (5, 7, 3), train_images (5, 6, 3); needed is the same in all.",
+            "val_images has images of shape (5, 7, 3), train_images (5, 6, 3); expected the same in all.",
         ),
         (
             {"test_images": np.zeros((2, 5, 6), np.uint8)},
-            "test_images has images of shape (5, 6), train_images (5, 6, 3); needed is the same in all.",
+            "test_images has images of shape (5, 6), train_images (5, 6, 3); expected the same in all.",
         ),
         (
             {"val_images": np.zeros((0, 5, 6, 3), np.uint8), "val_labels": np.zeros((0, 1), np.uint8)},
-            "val_images has shape (0, 5, 6, 3); needed is at least one image of at least one pixel.",
+            "val_images has shape (0, 5, 6, 3); expected at least one image of at least one pixel.",
         ),
         (
             {"train_images": np.zeros((4, 5, 0, 3), np.uint8)},
-            "train_images has shape (4, 5, 0, 3); needed is at least one image of at least one pixel.",
+            "train_images has shape (4, 5, 0, 3); expected at least one image of at least one pixel.",
         ),
         (
             {"test_labels": np.zeros((3, 1), np.uint8)},
-            "test_labels has 3 rows, test_images 2 images; needed is a row for each.",
+            "test_labels has 3 rows, test_images 2 images; expected a row for each.",
         ),
-        ({"train_labels": np.zeros((4, 1))}, "train_labels has dtype float64; needed are integers."),
-        ({"train_labels": np.zeros((4, 1), bool)}, "train_labels has dtype bool; needed are integers."),
-        ({"val_labels": np.zeros(3, np.uint8)}, "val_labels has shape (3,); needed is (N, L), such as (100, 1)."),
+        ({"train_labels": np.zeros((4, 1))}, "train_labels has dtype float64; expected integers."),
+        ({"train_labels": np.zeros((4, 1), bool)}, "train_labels has dtype bool; expected integers."),
+        ({"val_labels": np.zeros(3, np.uint8)}, "val_labels has shape (3,); expected (N, L), such as (100, 1)."),
         (
             {"val_labels": np.zeros((3, 0), np.uint8)},
-            "val_labels has shape (3, 0); needed is (N, L), such as (100, 1).",
+            "val_labels has shape (3, 0); expected (N, L), such as (100, 1).",
         ),
         (
             {"val_labels": np.zeros((3, 2), np.uint8)},
-            "val_labels has 2 columns, train_labels 1; needed is the same in all.",
+            "val_labels has 2 columns, train_labels 1; expected the same in all.",
         ),
         (
             {"train_labels": np.array([[0], [1], [0], [None]], dtype=object)},
-            "train_labels has dtype object; needed are integers.",
+            "train_labels has dtype object; expected integers.",
         ),
         (
             {"class_names": np.array([b"a", b"b"])},
-            "class_names is shape (2,), dtype |S1; needed is a vector of text, such as shape (8,), dtype <U20.",
+            "class_names is shape (2,), dtype |S1; expected a vector of text, such as shape (8,), dtype <U20.",
         ),
         (
             {"class_names": np.array([["a", "b"]])},
-            "class_names is shape (1, 2), dtype <U1; needed is a vector of text, such as shape (8,), dtype <U20.",
+            "class_names is shape (1, 2), dtype <U1; expected a vector of text, such as shape (8,), dtype <U20.",
         ),
-        ({"class_names": np.array(["a"])}, "class_names has 1 names; needed are 2 to 1000."),
-        ({"class_names": np.array(["a"] * 1001)}, "class_names has 1,001 names; needed are 2 to 1000."),
+        ({"class_names": np.array(["a"])}, "class_names has 1 names; expected 2 to 1000."),
+        ({"class_names": np.array(["a"] * 1001)}, "class_names has 1,001 names; expected 2 to 1000."),
         (
             {"class_names": np.array(["a", "b" * 201])},
-            "class_names has dtype <U201; needed are at most 200 characters each.",
+            "class_names has dtype <U201; expected at most 200 characters each.",
         ),
     ],
 )
@@ -198,9 +198,9 @@ def test_what_does_not_fit_the_schema_is_refused_in_one_sentence(path, changed, 
 @pytest.mark.parametrize(
     ("names", "expected"),
     [
-        (["a", ""], "class_names[1] is ''; needed is a printable name."),
-        (["\x1b[2J", "b"], "class_names[0] is '\\x1b[2J'; needed is a printable name."),
-        (["a", "b", "a"], "class_names has 'a' twice; needed are different names."),
+        (["a", ""], "class_names[1] is ''; expected a printable name."),
+        (["\x1b[2J", "b"], "class_names[0] is '\\x1b[2J'; expected a printable name."),
+        (["a", "b", "a"], "class_names has 'a' twice; expected different names."),
     ],
 )
 def test_class_names_that_a_report_cannot_show_are_refused(path, names, expected):
@@ -233,7 +233,7 @@ def test_class_names_with_invalid_characters_are_damage(path, code):
 def test_labels_out_of_range_are_counted_and_named(path, labels, num_classes, expected):
     np.savez(path, **toy_arrays(train_images=np.zeros((5, 5, 6, 3), np.uint8), train_labels=labels[:, None]))
     message = refusal(path, lambda path: read_labels(validate_npz_keys(path), "train", num_classes))
-    assert message == f"train_labels has {expected}; needed are class indices from 0 to {num_classes - 1}."
+    assert message == f"train_labels has {expected}; expected class indices from 0 to {num_classes - 1}."
 
 
 @pytest.mark.parametrize(
@@ -293,9 +293,9 @@ def test_more_content_than_claimed_is_refused_too(path):
 @pytest.mark.parametrize(
     ("shape", "expected"),
     [
-        (f"({'9' * 3000},)", f"shape ({'9' * 93}; needed is (N, H, W) for grey images or (N, H, W, 3) for RGB."),
-        ("(1, 1, 1, 1, 90)", "shape (1, 1, 1, 1, 90); needed is (N, H, W) for grey images or (N, H, W, 3) for RGB."),
-        ("(-4, 5, 6, 3)", "shape (-4, 5, 6, 3); needed is at least one image of at least one pixel."),
+        (f"({'9' * 3000},)", f"shape ({'9' * 93}; expected (N, H, W) for grey images or (N, H, W, 3) for RGB."),
+        ("(1, 1, 1, 1, 90)", "shape (1, 1, 1, 1, 90); expected (N, H, W) for grey images or (N, H, W, 3) for RGB."),
+        ("(-4, 5, 6, 3)", "shape (-4, 5, 6, 3); expected at least one image of at least one pixel."),
     ],
 )
 def test_an_impossible_shape_is_refused(path, shape, expected):
@@ -363,7 +363,7 @@ def test_two_arrays_of_one_name_are_refused(path):
     save_with(path)
     with zipfile.ZipFile(path, "a") as archive, pytest.warns(UserWarning, match="Duplicate name"):
         archive.writestr("val_labels.npy", npy_bytes(np.zeros((3, 1), np.uint8)))
-    assert refusal(path) == "it has 2 arrays val_labels.npy; needed is one."
+    assert refusal(path) == "it has 2 arrays val_labels.npy; expected one."
 
 
 def test_encrypted_and_unusually_packed_members_are_refused(path):
@@ -377,7 +377,7 @@ def test_encrypted_and_unusually_packed_members_are_refused(path):
     )
 
     save_members(path, {key: npy_bytes(array) for key, array in toy_arrays().items()}, zipfile.ZIP_BZIP2)
-    assert refusal(path) == "train_images is packed by method 12; needed is stored (0) or deflated (8)."
+    assert refusal(path) == "train_images is packed by method 12; expected stored (0) or deflated (8)."
 
 
 def test_a_directory_too_large_to_be_honest_is_not_read(path):
@@ -449,7 +449,7 @@ def test_a_file_that_changed_shape_since_it_was_checked_is_refused(path, read):
         "in the meantime."
     )
     np.savez(path, **toy_arrays(val_images=None))
-    assert refusal(path, lambda _: read(layout, "val_images")) == "it has 0 arrays val_images.npy; needed is one."
+    assert refusal(path, lambda _: read(layout, "val_images")) == "it has 0 arrays val_images.npy; expected one."
 
 
 def test_an_array_beyond_the_memory_is_named_with_its_size(path, monkeypatch):

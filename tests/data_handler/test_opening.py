@@ -112,7 +112,7 @@ def test_labels_outside_the_training_range_are_refused(save):
     path = save(test_labels=np.array([[0], [2]]))
     assert refusal(path) == (
         f"Cannot use {path}: test_labels has 1 of 2 labels out of range (such as 2); "
-        "needed are class indices from 0 to 1."
+        "expected class indices from 0 to 1."
     )
 
 
@@ -120,13 +120,13 @@ def test_labels_without_a_name_are_refused(save):
     path = save(train_labels=np.array([[0], [1], [2], [3]]), class_names=np.array(["a", "b"]))
     assert refusal(path) == (
         f"Cannot use {path}: train_labels has 2 of 4 labels out of range (such as 2, 3); "
-        "needed are class indices from 0 to 1."
+        "expected class indices from 0 to 1."
     )
 
 
 def test_one_class_is_too_few(save):
     path = save(train_labels=np.zeros((4, 1), int))
-    assert refusal(path) == f"Cannot use {path}: all of train_labels are 0; needed are at least two classes."
+    assert refusal(path) == f"Cannot use {path}: all of train_labels are 0; expected at least two classes."
 
 
 def label_rows(num_labels: int = 3) -> dict[str, Any]:
@@ -156,7 +156,7 @@ def test_without_names_the_labels_are_numbered_and_those_without_a_training_imag
 def test_each_label_has_a_name_or_none_has(save):
     path = save(**label_rows(), class_names=np.array(["a", "b"]))
     assert refusal(path) == (
-        f"Cannot use {path}: class_names has 2 names, train_labels 3 columns; needed is a name for each label."
+        f"Cannot use {path}: class_names has 2 names, train_labels 3 columns; expected a name for each label."
     )
 
 
@@ -167,13 +167,13 @@ def test_a_label_of_a_multi_label_set_is_0_or_1(save, split):
     path = save(**label_rows() | {f"{split}_labels": rows})
     assert refusal(path) == (
         f"Cannot use {path}: {split}_labels has 2 of {rows.size} labels that are neither 0 nor 1 (such as -1, 2); "
-        "needed is 1 in each of the 3 columns whose label the image has, else 0."
+        "expected 1 in each of the 3 columns whose label the image has, else 0."
     )
 
 
 def test_more_labels_than_can_be_handled_are_refused(save):
     path = save(**label_rows(1001))
-    assert refusal(path) == f"Cannot use {path}: train_labels has 1,001 columns; needed are at most 1000 labels."
+    assert refusal(path) == f"Cannot use {path}: train_labels has 1,001 columns; expected at most 1000 labels."
 
 
 def test_the_members_of_a_class_and_of_a_label():
@@ -298,14 +298,14 @@ def test_a_path_that_is_no_file_is_refused_with_what_may_have_been_meant(save, t
     assert refusal(tmp_path / "zzz") == f"--dataset {tmp_path / 'zzz'}: there is no file {tmp_path / 'zzz'}. {schema}"
     assert refusal(tmp_path / "no" / "x.npz").endswith(schema)
     assert refusal(tmp_path) == (
-        f"--dataset {tmp_path} is a folder; needed is the path of an .npz file. Did you mean {path}?"
+        f"--dataset {tmp_path} is a folder; expected the path of an .npz file. Did you mean {path}?"
     )
 
 
 def test_a_pipe_is_refused_rather_than_waited_for(tmp_path):
     os.mkfifo(tmp_path / "pipe.npz")
     assert refusal(tmp_path / "pipe.npz") == (
-        f"--dataset {tmp_path / 'pipe.npz'} is not a regular file; needed is the path of an .npz file."
+        f"--dataset {tmp_path / 'pipe.npz'} is not a regular file; expected the path of an .npz file."
     )
 
 

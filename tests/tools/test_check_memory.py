@@ -43,7 +43,7 @@ def test_a_set_that_is_not_downloaded_is_checked_by_the_facts_of_the_registry(ch
     assert facts == {
         "data set": "bloodmnist: the registry; it is not downloaded yet",
         "images": "17,092 of 28 × 28 × 3 bytes: train 28 MB, val 4.0 MB, test 8.0 MB",
-        "memory": "the images need 40 MB, free are 1,000 MB on this machine",
+        "memory": "the images need 40 MB, 1,000 MB are free on this machine",
         "feed": "resident: 40 MB of images fit into half of the memory that is free",
         "streamed": f"would need 40 MB of disk space once, in {tmp_path}/dataset/uncompressed, where 5,000 MB are "
         "free; the download needs space in addition",

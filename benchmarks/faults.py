@@ -34,6 +34,7 @@ from scripts.core.system.lock import LockRecord
 
 MAX_KILLS = 8  # of one run, which then finishes
 MAX_ATTEMPTS = 8  # of a try whose fault came too late to have an effect
+EARLIER = 0.7  # of the time in which the next attempt's fault comes: the machine may have become faster since
 DISK_BYTES = 1 << 30  # more than a run writes
 MAX_SLACK_BYTES = 1 << 20  # free space of a disk that fills up, at most
 # limits on the size of files: the file of the printed output must still fit; the largest is larger than a checkpoint
@@ -124,7 +125,7 @@ def _stop(campaign: Campaign, number: int, rng: random.Random, wanted: signal.Si
     for attempt in range(MAX_ATTEMPTS):
         training = campaign.training(f"{wanted.name}_{number}_{attempt}", *FEEDS[number % 2], *CHECKPOINTS[number % 4])
         process = training.start()
-        if ends_within(process, rng.uniform(0, campaign.seconds)):
+        if ends_within(process, rng.uniform(0, campaign.seconds * EARLIER**attempt)):
             training.remove()
             continue
         # every second time to the worker processes as well
@@ -202,7 +203,8 @@ def fill_disk(campaign: Campaign, number: int, rng: random.Random) -> Notes:
         folder = campaign.folder / f"disk_{number}_{attempt}"
         with _small_disk(folder, wanted=number % 2 == 0) as is_small_disk:
             training = campaign.training(folder.name, *CHECKPOINTS[number % 4], folder=folder / "run")
-            if _run_until_full(training, rng.uniform(0, campaign.seconds), is_small_disk, rng):
+            seconds = rng.uniform(0, campaign.seconds * EARLIER**attempt)
+            if _run_until_full(training, seconds, is_small_disk, rng):
                 if is_small_disk:
                     _resize(folder, DISK_BYTES)
                 training.finish(training.run_printed_command())

@@ -36,8 +36,7 @@ from scripts.data_handler.npz import validate_npz_keys
 from scripts.data_handler.opening import open_dataset
 from scripts.data_handler.synthetic import open_synthblood
 from scripts.models.factory import build_model
-from scripts.models.resnet import adapted_resnet18
-from scripts.models.stem import transfer_stem
+from scripts.models.resnet import adapted_resnet18, transfer_stem
 
 NUM_IMAGES = {"train": 128, "val": 32, "test": 48}
 EPOCHS = 2

@@ -125,11 +125,17 @@ def _stop(campaign: Campaign, number: int, rng: random.Random, wanted: signal.Si
     for attempt in range(MAX_ATTEMPTS):
         training = campaign.training(f"{wanted.name}_{number}_{attempt}", *FEEDS[number % 2], *CHECKPOINTS[number % 4])
         process = training.start()
-        if ends_within(process, rng.uniform(0, campaign.seconds * EARLIER**attempt)):
+        # every second time while it trains, which a short training rarely does at a random moment
+        if number % 2:
+            _wait_for_epoch(training, process, rng.randint(1, campaign.size.epochs))
+            seconds = rng.uniform(0, 0.2)
+        else:
+            seconds = rng.uniform(0, campaign.seconds * EARLIER**attempt)
+        if ends_within(process, seconds):
             training.remove()
             continue
-        # every second time to the worker processes as well
-        (os.killpg if number % 2 == 0 else os.kill)(process.pid, wanted)
+        # of four times, two to the worker processes as well
+        (os.killpg if number % 4 < 2 else os.kill)(process.pid, wanted)
         sent = time.monotonic()
         code = wait_for_exit(process)
         seconds = time.monotonic() - sent
@@ -184,6 +190,15 @@ def damage(campaign: Campaign, number: int, rng: random.Random) -> Notes:
 def _stop_in_epoch(training: Training, epoch: int, rng: random.Random) -> None:
     """Start a run and stop it by SIGTERM while it trains a certain epoch, or soon after."""
     process = training.start()
+    _wait_for_epoch(training, process, epoch)
+    ends_within(process, rng.uniform(0.1, 0.4))
+    process.send_signal(signal.SIGTERM)
+    wait_for_exit(process)
+    require(training.paths.last_checkpoint.exists(), f"stopping left no checkpoint: {training.last_lines()}")
+
+
+def _wait_for_epoch(training: Training, process: subprocess.Popen[bytes], epoch: int) -> None:
+    """Wait until a run that was started trains a certain epoch, or has ended."""
 
     def has_begun() -> bool:
         if epoch == 1:  # with the first checkpoint
@@ -191,10 +206,6 @@ def _stop_in_epoch(training: Training, epoch: int, rng: random.Random) -> None:
         return f"epoch {epoch - 1}/" in training.output()
 
     wait_until(lambda: has_begun() or process.poll() is not None, f"epoch {epoch} has begun")
-    ends_within(process, rng.uniform(0.1, 0.4))
-    process.send_signal(signal.SIGTERM)
-    wait_for_exit(process)
-    require(training.paths.last_checkpoint.exists(), f"stopping left no checkpoint: {training.last_lines()}")
 
 
 def fill_disk(campaign: Campaign, number: int, rng: random.Random) -> Notes:

@@ -35,7 +35,7 @@ import torch
 from scripts.core.config import Config
 from scripts.core.environment import PROJECT_ROOT, describe_environment
 from scripts.core.system.device import select_device, select_precision
-from scripts.core.system.reproducibility import use_kernels
+from scripts.core.system.machine import use_kernels
 from scripts.data_handler.dataset import Dataset
 from scripts.data_handler.opening import open_dataset
 from scripts.data_handler.plan import draw_plan

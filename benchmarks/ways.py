@@ -24,14 +24,12 @@ from scripts.core.config import Config
 from scripts.core.log import log
 from scripts.core.paths import RunPaths
 from scripts.core.records import EpochRecord
-from scripts.core.system.machine import keep_freed_memory
-from scripts.core.system.reproducibility import CUBLAS_WORKSPACE, use_kernels
-from scripts.data_handler.augmentation import augment, normalise, to_float
+from scripts.core.system.machine import CUBLAS_WORKSPACE, keep_freed_memory, use_kernels
+from scripts.data_handler.augmentation import augment, normalise, to_float, tta_views
 from scripts.data_handler.dataset import Split
 from scripts.data_handler.plan import EpochPlan, draw_plan
 from scripts.data_handler.sources import DeviceSplit, make_device_split
 from scripts.data_handler.synthetic import open_synthblood
-from scripts.data_handler.views import tta_views
 from scripts.evaluation.inference import predict
 from scripts.models.resnet import adapted_resnet18
 from scripts.trainer import step as training

@@ -16,7 +16,7 @@ from scripts.core.resume import differences
 from scripts.data_handler.augmentation import MEAN, STD
 from scripts.data_handler.dataset import Dataset
 from scripts.data_handler.registry import BINARY, MULTI_CLASS, MULTI_LABEL, ORDINAL
-from scripts.models.stem import STEMS
+from scripts.models.resnet import STEMS
 from scripts.resolve import applied_views
 
 DECISIONS = {  # by task; p is the activation's output

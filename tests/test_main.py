@@ -182,11 +182,11 @@ def test_resident_images_that_cannot_fit_end_with_3_before_they_are_read(run_in_
 
 
 def test_a_disk_without_room_for_the_images_ends_with_6_before_training(run_in_process, make_npz: Npz, monkeypatch):
-    monkeypatch.setattr("scripts.data_handler.unpacked.free_space", lambda _: 38_399)
+    monkeypatch.setattr("scripts.core.files.free_space", lambda _: 38_399)
     code, complaint = run_in_process("--dataset", str(make_npz()), *QUICK, "--feed", "streamed")
 
     assert code == 6
-    assert complaint.startswith("error: The images need 38,400 bytes of disk space to be streamed, and 38,399 are free")
+    assert complaint.startswith("error: To be streamed, the images need 38,400 bytes of disk space, and 38,399 are")
     assert "Start again with: " in complaint
 
 

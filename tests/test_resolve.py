@@ -11,10 +11,10 @@ import torch
 
 from scripts.core.config import Config
 from scripts.core.errors import ConfigError
+from scripts.data_handler.augmentation import tta_views
 from scripts.data_handler.dataset import Dataset, Split
 from scripts.data_handler.plan import draw_plan
 from scripts.data_handler.registry import BINARY, MULTI_CLASS, MULTI_LABEL, ORDINAL
-from scripts.data_handler.views import tta_views
 from scripts.evaluation.metrics import Estimate
 from scripts.evaluation.reports import _figure_in_words
 from scripts.provenance import describe_model, describe_run

@@ -19,16 +19,18 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 from scripts.core.command_line import parse_command_line
 from scripts.core.config import Config
 from scripts.core.errors import DataError, PipelineError, StorageError
+from scripts.core.files import free_space
 from scripts.core.system.device import device_problems, select_device
 from scripts.data_handler.memory import (
     SHARED_MEMORY,
     ImageSizes,
+    free_on_host,
     free_shared_memory,
     megabytes,
     plan_memory,
     workers_that_fit,
 )
-from scripts.data_handler.registry import dataset_problems
+from scripts.data_handler.registry import DATASET_REGISTRY, SYNTHBLOOD, dataset_problems
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -62,28 +64,51 @@ def examine(config: Config) -> tuple[dict[str, str], str]:
         DataError: The file is not a data set, or its labels alone do not fit into memory.
     """
     # imported here: NumPy takes longer to import than --help should
-    from scripts.data_handler.opening import preview_dataset
-    from scripts.data_handler.unpacked import bytes_to_write, require_space, require_writable
+    from scripts.data_handler.unpacked import bytes_to_write, image_files, require_space, require_writable
 
-    preview = preview_dataset(config.dataset, config.data_dir, config.resolution)
-    facts = {"data set": f"{config.dataset}: {preview.source}", "images": _describe(preview.images)}
-    problem, to_write = "", bytes_to_write(preview.files)
-    folder = next((file.path.parent for file in preview.files.values()), None)
+    source, images, md5, download = look_up(config)
+    files = {} if md5 is None else image_files(images, md5, config.data_dir)
+    facts = {"data set": f"{config.dataset}: {source}", "images": _describe(images)}
+    problem, to_write = "", bytes_to_write(files)
+    folder = next((file.path.parent for file in files.values()), None)
     try:
-        plan = plan_memory(config.feed, preview.images, select_device(config.device))
+        plan = plan_memory(config.feed, images, select_device(config.device))
         facts |= {"memory": plan.figures, "feed": f"{plan.feed}: {plan.reason}"}
-        if preview.download is not None:
-            require_writable(preview.download.parent)
+        if download is not None:
+            require_writable(download.parent)
         if folder is not None and plan.feed == "streamed":
             require_space(folder, to_write)
     except (DataError, StorageError) as error:
         problem = str(error)
     if folder is not None:
-        more = "" if preview.download is None else "; the download needs space in addition"
+        more = "" if download is None else "; the download needs space in addition"
         facts["streamed"] = _conversion(to_write, folder) + more
-    facts["workers"] = _workers(config, preview.images)
+    facts["workers"] = _workers(config, images)
     facts["verdict"] = "it cannot be trained" if problem else "it can be trained"
     return facts, problem
+
+
+def look_up(config: Config) -> tuple[str, ImageSizes, str | None, Path | None]:
+    """Find out from a file's headers or the registry what the images of a set need; raises as ``examine``.
+
+    Returns:
+        The source of the facts, the images' sizes, the MD5 of their file (None where they are generated), and the path
+        that it must be downloaded to first (None if it need not be).
+    """
+    from scripts.data_handler import npz, opening
+    from scripts.data_handler.synthetic import open_synthblood
+
+    name, side = config.dataset, config.resolution
+    if name == SYNTHBLOOD:
+        return "generated in memory", open_synthblood(), None, None
+    info = DATASET_REGISTRY.get(name)
+    path = config.data_dir / info.file_name(side) if info else opening.existing_file(Path(name))
+    if info and not path.exists():
+        images = ImageSizes(num_samples=info.num_samples, height=side, width=side, channels=info.channels)
+        return "the registry; it is not downloaded yet", images, info.md5s[side], path.absolute()
+    layout = npz.validate_npz_keys(path)
+    npz.require_memory(layout, free_on_host()[0])
+    return str(path.absolute()), layout, info.md5s[side] if info else opening.md5_of(path), None
 
 
 def _describe(images: ImageSizes) -> str:
@@ -93,8 +118,6 @@ def _describe(images: ImageSizes) -> str:
 
 
 def _conversion(to_write: int, folder: Path) -> str:
-    from scripts.data_handler.unpacked import free_space
-
     if to_write == 0:
         return f"the images are stored uncompressed in {folder} already"
     needed, free = megabytes(to_write), megabytes(free_space(folder))

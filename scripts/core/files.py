@@ -14,7 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from scripts.core.errors import storage_errors
+from scripts.core.errors import StorageError, storage_errors
 
 CHUNK_BYTES = 1 << 20
 PART = ".part"  # ends the name of a file that is being written; the name begins with a dot and the final name
@@ -77,6 +77,30 @@ def write_json(path: Path, value: Any) -> None:
     """Write ``value`` to ``path`` as indented JSON, atomically; ``ValueError`` for NaN, which is not JSON."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_bytes(path, text.encode(errors="backslashreplace"))  # of bytes in paths, as JSON escapes them
+
+
+def require_free(folder: Path, needed_bytes: int, who: str, where: str = "") -> None:
+    """Raise ``StorageError`` if fewer bytes are free where ``folder`` is, or would be made.
+
+    The message begins with ``who``, such as "The images need"; ``where`` says how to choose another place.
+    """
+    free = free_space(folder)
+    if needed_bytes > free:
+        raise StorageError(
+            f"{who} {needed_bytes:,} bytes of disk space, and {free:,} are free at {folder}. Free some space, or "
+            f"choose another place{where}."
+        )
+
+
+def free_space(folder: Path) -> int:
+    """Free bytes where ``folder`` is, or would be made."""
+    with storage_errors(nearest := nearest_existing(folder), "measure the free space"):
+        return shutil.disk_usage(nearest).free
+
+
+def nearest_existing(folder: Path) -> Path:
+    """``folder``, or its nearest parent that exists."""
+    return next(place for place in (folder, *folder.parents) if os.path.exists(place))  # noqa: PTH110 (never raises)
 
 
 def file_digest(path: Path, algorithm: str) -> str:

@@ -25,10 +25,11 @@ class TrainingResult:
     """The figures of a training; its weights are in the run folder's ``best_model.pth``."""
 
     history: tuple[EpochRecord, ...]
-    best_epoch: int  # counted from 1
-    best_val_accuracy: float
-    best_val_loss: float
-    best_val_auc: float | None = None  # None where it is undefined
     monitor: str = "accuracy"  # the validation figure that selected the best epoch: accuracy, auc or loss
     stopped_early: bool
     seconds: float
+
+    @property
+    def best(self) -> EpochRecord:
+        """The epoch whose weights were kept."""
+        return next(record for record in reversed(self.history) if record.is_best)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from scripts.core.system.reproducibility import worker_init_fn
+from scripts.core.system.machine import worker_init_fn
 from scripts.data_handler.registry import DATASET_REGISTRY, dataset_problems
 
 if TYPE_CHECKING:

@@ -1,10 +1,11 @@
-"""From uint8 images to the network's input, as batched tensor operations on the device.
+"""From uint8 images to the network's input, as batched tensor operations on the device; the views of TTA.
 
 Shapes: B images of a batch, H height, W width, C channels (1 or 3).
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -111,3 +112,41 @@ def _centres(count: int, device: torch.device) -> Tensor:
 def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
     """Values on the device; cached, because sending them in each step would make the host wait for the device."""
     return torch.tensor(values, device=device)
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A flip and a rotation under which an image is evaluated."""
+
+    name: str
+    flip: bool = False
+    angle: float = 0.0  # degrees, counter-clockwise
+
+
+PLAIN = View("plain")
+
+
+def tta_views(*, hflip: float, rotation_angle: float) -> tuple[View, ...]:
+    """The views of test-time augmentation: only those that training produces too.
+
+    Args:
+        hflip: Probability of a flip in training; with 0 no view is flipped, with 1 all are.
+        rotation_angle: Largest rotation in training, in degrees; views are rotated by half of it.
+    """
+    flipped = View("flipped", flip=True)
+    views = [PLAIN] if hflip < 1 else [flipped]
+    if 0 < hflip < 1:
+        views.append(flipped)
+    if rotation_angle > 0:
+        usual, half = views[0], rotation_angle / 2
+        prefix = "flipped, " if usual.flip else ""
+        views += [View(f"{prefix}rotated {angle:+g}°", usual.flip, angle) for angle in (half, -half)]
+    return tuple(views)
+
+
+def apply_view(images: Tensor, view: View) -> Tensor:
+    """Flip and rotate a batch of images, float32 of shape (B, C, H, W), as the view says."""
+    if not view.flip and view.angle == 0:
+        return images
+    flip = torch.full((len(images),), view.flip, device=images.device)
+    return flip_and_rotate(images, flip, torch.full((len(images),), view.angle, device=images.device))

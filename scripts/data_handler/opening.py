@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +19,11 @@ from scripts.core.log import log
 from scripts.core.paths import slug
 from scripts.data_handler import npz
 from scripts.data_handler.dataset import Dataset, Split, members
-from scripts.data_handler.memory import ImageSizes, free_on_host
+from scripts.data_handler.memory import free_on_host
 from scripts.data_handler.npz import MAX_CLASSES, MAX_SHOWN, SPLITS, NpzLayout, read_errors, refuse
 from scripts.data_handler.registry import BINARY, DATASET_REGISTRY, MULTI_CLASS, MULTI_LABEL, SYNTHBLOOD, DatasetInfo
 from scripts.data_handler.synthetic import open_synthblood
-from scripts.data_handler.unpacked import ImageFile, bytes_to_write, image_files, unpack_images
+from scripts.data_handler.unpacked import bytes_to_write, image_files, unpack_images
 
 Labels = dict[str, NDArray[np.int64]]  # by split
 Stamp = tuple[int, int, int]  # of a file: inode, size and time of the last change
@@ -51,42 +50,8 @@ def open_dataset(name: str, data_dir: Path, resolution: int = STANDARD_RESOLUTIO
     return _open_own(Path(name), data_dir)
 
 
-@dataclass(frozen=True, slots=True)
-class DatasetPreview:
-    """What a set's images need, known without reading or downloading them."""
-
-    source: str  # where the facts are from
-    images: ImageSizes
-    files: Mapping[str, ImageFile]  # where the uncompressed images are, or would be; empty where they are generated
-    download: Path | None = None  # where a file must be downloaded to first; None if none must be
-
-
-def preview_dataset(name: str, data_dir: Path, resolution: int = STANDARD_RESOLUTION) -> DatasetPreview:
-    """Find out from a file's headers or the registry what the images of a set need; arguments as ``open_dataset``.
-
-    ``DataError`` if the file is missing or not a data set, or its labels alone do not fit into memory.
-    """
-    if name == SYNTHBLOOD:
-        return DatasetPreview("generated in memory", open_synthblood(), {})
-    info = DATASET_REGISTRY.get(name)
-    path = registered_file(info, data_dir, resolution) if info else _existing_file(Path(name))
-    if info and not path.exists():
-        images = ImageSizes(num_samples=info.num_samples, height=resolution, width=resolution, channels=info.channels)
-        files = image_files(images, info.md5s[resolution], data_dir)
-        return DatasetPreview("the registry; it is not downloaded yet", images, files, path)
-    layout = npz.validate_npz_keys(path)
-    npz.require_memory(layout, free_on_host()[0])
-    md5 = info.md5s[resolution] if info else _md5_of(path)
-    return DatasetPreview(str(path), layout, image_files(layout, md5, data_dir))
-
-
-def registered_file(info: DatasetInfo, data_dir: Path, resolution: int) -> Path:
-    """Where the file of a registry's set is, or is downloaded to, at a published size."""
-    return (data_dir / info.file_name(resolution)).absolute()
-
-
 def _open_registered(info: DatasetInfo, data_dir: Path, resolution: int) -> Dataset:
-    path, md5 = registered_file(info, data_dir, resolution), info.md5s[resolution]
+    path, md5 = (data_dir / info.file_name(resolution)).absolute(), info.md5s[resolution]
     what = info.title if resolution == STANDARD_RESOLUTION else f"{info.title} at {resolution} × {resolution} pixels"
     # before the MD5 is compared, so that a file that is replaced meanwhile is noticed
     stamp = _stamp(path) if os.path.isfile(path) else None  # noqa: PTH113 (never raises)
@@ -109,11 +74,11 @@ def _open_registered(info: DatasetInfo, data_dir: Path, resolution: int) -> Data
 
 
 def _open_own(given: Path, data_dir: Path) -> Dataset:
-    path = _existing_file(given)
+    path = existing_file(given)
     stamp = _stamp(path)  # before the MD5, so that a file that is replaced meanwhile is noticed
     layout = npz.validate_npz_keys(path)
     npz.require_memory(layout, free_on_host()[0])
-    md5 = _md5_of(path)
+    md5 = md5_of(path)
     if bytes_to_write(image_files(layout, md5, data_dir)):  # unpacking compared the checksums already
         npz.verify_checksums(layout)  # now, rather than when the test split is read after a night of training
     task, names, labels = (_own_label_rows if layout.label_columns > 1 else _own_classes)(layout)
@@ -150,7 +115,7 @@ def _dataset(layout: NpzLayout, labels: Labels, md5: str, stamp: Stamp, **facts:
 
     def verify() -> None:
         # labels were read at the start, images perhaps hours later: both must be of one file
-        if _stamp(layout.path) != stamp and _md5_of(layout.path) != md5:
+        if _stamp(layout.path) != stamp and md5_of(layout.path) != md5:
             raise DataError(f"{layout.path} has changed since the run began: start again with the file as it is now.")
 
     def load(split: str) -> Split:
@@ -177,7 +142,7 @@ def _dataset(layout: NpzLayout, labels: Labels, md5: str, stamp: Stamp, **facts:
     )
 
 
-def _existing_file(given: Path) -> Path:
+def existing_file(given: Path) -> Path:
     """The absolute path of a regular file, or ``DataError`` with a suggestion."""
     try:
         path = given.expanduser().resolve()
@@ -207,7 +172,8 @@ def _warn_of_unseen_classes(path: Path, names: tuple[str, ...], labels: NDArray[
         log.warning("%s has no training image of %d of its %d %s: %s.", path, len(unseen), len(names), kind, shown)
 
 
-def _md5_of(path: Path) -> str:
+def md5_of(path: Path) -> str:
+    """The MD5 of a file; ``DataError`` if it cannot be read."""
     with read_errors(path):
         return file_digest(path, "md5")
 

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from scripts.core.errors import DataError, ResourceError
 from scripts.core.system.device import to_device
-from scripts.core.system.reproducibility import worker_init_fn
+from scripts.core.system.machine import worker_init_fn
 from scripts.core.system.signals import leave_signals_to_parent
 from scripts.data_handler.dataset import Split
 from scripts.data_handler.memory import MAX_EVAL_BATCH_SIZE, PREFETCH, eval_batch_size
@@ -61,9 +61,8 @@ class StreamedSource:
 
     def __init__(self, images: NDArray[np.uint8] | ImageReader, device: torch.device, num_workers: int) -> None:
         self._device = device
-        self._index_batches: list[
-            Indices
-        ] = []  # of the current epoch; replaced, so that workers persist between epochs
+        # of the current epoch; replaced in place, so that workers persist between epochs
+        self._index_batches: list[Indices] = []
         with _loader_surroundings():
             self._loader = DataLoader(
                 _Gather(images),

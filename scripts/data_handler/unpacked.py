@@ -8,7 +8,6 @@ from __future__ import annotations
 import errno
 import math
 import os
-import shutil
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -19,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from scripts.core.errors import DataError, StorageError, storage_errors
-from scripts.core.files import remove_leftovers, replace_atomically
+from scripts.core.files import nearest_existing, remove_leftovers, replace_atomically, require_free
 from scripts.core.log import log
 from scripts.data_handler.memory import ImageSizes, megabytes
 from scripts.data_handler.npz import NpzLayout, read_pieces
@@ -157,17 +156,12 @@ def require_space(folder: Path, needed_bytes: int) -> None:
     """Raise ``StorageError`` if ``folder``, which need not exist yet, cannot be written to or has too little space."""
     if needed_bytes:
         require_writable(folder)
-    free = free_space(folder)
-    if needed_bytes > free:
-        raise StorageError(
-            f"The images need {needed_bytes:,} bytes of disk space to be streamed, and {free:,} are free at {folder}. "
-            "Free some space, or choose another place with --data_dir."
-        )
+    require_free(folder, needed_bytes, "To be streamed, the images need", " with --data_dir")
 
 
 def require_writable(folder: Path) -> None:
     """Raise ``StorageError`` if no file can be created in ``folder``, or not the folder itself if it does not exist."""
-    nearest = _nearest(folder)
+    nearest = nearest_existing(folder)
     is_folder = os.path.isdir(nearest)  # noqa: PTH112 (never raises)
     if not is_folder or not os.access(nearest, os.W_OK | os.X_OK):
         problem = "is read-only for this user" if is_folder else "is not a folder"
@@ -175,17 +169,6 @@ def require_writable(folder: Path) -> None:
             f"Cannot write to {folder}: {nearest} {problem}. Make it a folder that can be written to, or choose "
             "another place with --data_dir."
         )
-
-
-def free_space(folder: Path) -> int:
-    """Free bytes where ``folder`` is, or would be created."""
-    with storage_errors(nearest := _nearest(folder), "measure the free space"):
-        return shutil.disk_usage(nearest).free
-
-
-def _nearest(folder: Path) -> Path:
-    """``folder``, or its nearest parent that exists."""
-    return next(place for place in (folder, *folder.parents) if os.path.exists(place))  # noqa: PTH110 (never raises)
 
 
 @contextmanager

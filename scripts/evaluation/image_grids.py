@@ -76,9 +76,10 @@ def draw_predictions(
 
     Each image, of shape (H, W) or (H, W, 3), is named by its row in the test split as in the files of predictions.
     """
-    labels, predictions, scores = evaluation.labels, evaluation.predictions, evaluation.headline_scores
+    headline, labels = evaluation.variants[-1], evaluation.labels
+    predictions, scores = headline.metrics.predictions, headline.scores
     names = style.short_names(class_names, width=16, lines=1)
-    num_right, way = evaluation.headline.num_correct, evaluation.variants[-1].phrase
+    num_right, way = headline.metrics.num_correct, headline.phrase
     detail = f"test images {way}; {num_right:,} of {len(images):,} are right"
     if labels.ndim == 1:
         is_right, kinds = predictions == labels, labels

@@ -10,10 +10,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from scripts.core.system.device import autocast
-from scripts.data_handler.augmentation import normalise, to_float
+from scripts.data_handler.augmentation import PLAIN, View, apply_view, normalise, to_float
 from scripts.data_handler.dataset import Dataset
 from scripts.data_handler.sources import DeviceSplit
-from scripts.data_handler.views import PLAIN, View, apply_view
 from scripts.evaluation.metrics import EvaluationResult, compute_metrics
 
 

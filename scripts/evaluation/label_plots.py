@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from scripts.evaluation import style
-from scripts.evaluation.frames import class_frame
 from scripts.evaluation.metrics import EvaluationResult
+from scripts.evaluation.run_report import class_frame
 
 CURVES_PER_ROW, MAX_CURVES, MAX_CHARTED_LABELS = 5, 30, 60
 CHARTED = {"auc": "AUC", "precision": "Precision", "recall": "Recall", "f1": "F1"}

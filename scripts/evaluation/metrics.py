@@ -124,16 +124,6 @@ class EvaluationResult:
         """The metrics to quote: with TTA where TTA is on."""
         return self.variants[-1].metrics
 
-    @property
-    def headline_scores(self) -> Floats:
-        """The scores behind ``headline``, shape (N, C)."""
-        return self.variants[-1].scores
-
-    @property
-    def predictions(self) -> Integers:
-        """The predictions behind ``headline``, of the shape of ``labels``."""
-        return self.headline.predictions
-
 
 def compute_metrics(
     labels: Labels, scores: Scores, *, task: str, class_names: Sequence[str], seed: int, resamples: int = 1000

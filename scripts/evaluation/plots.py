@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from scripts.core.records import TrainingResult
 from scripts.evaluation import style
-from scripts.evaluation.frames import MAX_MATRIX_CLASSES, history_frame, largest_confusions
 from scripts.evaluation.metrics import Metrics, Variant
+from scripts.evaluation.run_report import MAX_MATRIX_CLASSES, history_frame, largest_confusions
 
 MAX_WRITTEN_CLASSES, MAX_NAMED_CLASSES, MAX_BARS = 20, 60, 30
 MATRIX_SIDE = 8.3  # inches, of a matrix without numbers in its cells
@@ -60,7 +60,7 @@ def draw_training_curves(training: TrainingResult, caption: style.Caption) -> Fi
     style.set_panel_title(rate, "Learning rate", "at the first step of the epoch")
     beyond = 0.5 if len(history) == 1 else 0.03 * (len(history) - 1)
     for axes in (losses, monitored, rate):
-        axes.axvline(training.best_epoch, color=style.MUTED, linewidth=1, linestyle=":", zorder=0)
+        axes.axvline(training.best.epoch, color=style.MUTED, linewidth=1, linestyle=":", zorder=0)
         axes.set(xlabel="epoch", ylabel="", xlim=(1 - beyond, len(history) + beyond))
         ticks = MaxNLocator(8, integer=True, steps=[1, 2, 5, 10]).tick_values(1, len(history))
         axes.set_xticks([tick for tick in ticks if 1 <= tick <= len(history)])
@@ -72,12 +72,12 @@ def _draw_monitored(axes: Axes, history: Any, training: TrainingResult, look: di
     """Draw the figure that selected the best epoch; return a line about the best value."""
     column, _, number = MONITORED[training.monitor]
     history = history.astype({column: float})
-    best = history.set_index("epoch")[column][training.best_epoch]
+    best = history.set_index("epoch")[column][training.best.epoch]
     if history[column].isna().all():
         axes.set(ylim=(0, 1), yticks=(0, 1))
         return "undefined in every epoch"
     sns.lineplot(history, y=column, ax=axes, color=style.RIGHT_COLOUR, **look)
-    axes.plot([training.best_epoch], [best], color=style.INK, marker="D", markersize=6.5, clip_on=False, zorder=4)
+    axes.plot([training.best.epoch], [best], color=style.INK, marker="D", markersize=6.5, clip_on=False, zorder=4)
     if training.monitor != "loss":  # just enough room for points of 0 and 1, without ticks beyond them
         lowest, highest = axes.get_ylim()
         room = 0.05 * (highest - lowest)
@@ -86,7 +86,7 @@ def _draw_monitored(axes: Axes, history: Any, training: TrainingResult, look: di
     if training.monitor == "accuracy":
         axes.yaxis.set_major_formatter(PercentFormatter(1.0))
     value = "undefined" if np.isnan(best) else number.format(best)
-    return f"◆ best: {value} in epoch {training.best_epoch}"
+    return f"◆ best: {value} in epoch {training.best.epoch}"
 
 
 @style.with_style

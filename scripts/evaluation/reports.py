@@ -14,20 +14,20 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 from tqdm import tqdm
 
-from scripts.core.files import write_json
+from scripts.core.files import write_json, write_text
 from scripts.core.log import log
+from scripts.data_handler.dataset import Dataset
 from scripts.evaluation.figures import write_figures
-from scripts.evaluation.frames import MAX_MATRIX_CLASSES
 from scripts.evaluation.metrics import Estimate, Metrics
-from scripts.evaluation.predictions import write_all_predictions
-from scripts.evaluation.run_report import RunReport
+from scripts.evaluation.run_report import MAX_MATRIX_CLASSES, RunReport
 from scripts.evaluation.workbook import write_workbook
 
 __all__ = ["RunReport", "write_reports"]
 
-BEST = ("best_epoch", "monitor", "best_val_accuracy", "best_val_auc", "best_val_loss")  # of the training's fields
+STANDARD_SIDE = 28  # pixels; only another size is part of the name of a file of predictions
 LOGGED = {"accuracy": "accuracy", "auc": "AUC", "macro_f1": "macro-F1"}
 LOGGED |= {"quadratic_weighted_kappa": "quadratic-weighted kappa", "mean_absolute_error": "mean absolute error"}
 
@@ -41,6 +41,38 @@ def add_test_figures_to_card(report: RunReport) -> list[Path]:
     }
     write_json(report.paths.best_model_card, card | {"test": _json_ready(figures)})
     return []
+
+
+def write_all_predictions(report: RunReport) -> list[Path]:
+    """Write the scores of every variant in MedMNIST's own CSV format, which its ``Evaluator`` reads and scores."""
+    paths = []
+    for variant in report.evaluation.variants:
+        name = standard_file_name(report.dataset, variant.metrics, split="test", run=variant.key)
+        paths.append(report.paths.reports / name)
+        write_predictions(paths[-1], variant.scores)
+    return paths
+
+
+def standard_file_name(dataset: Dataset, metrics: Metrics, *, split: str, run: str) -> str:
+    """Return the name that MedMNIST gives a file of predictions: data set, split, AUC, accuracy and run.
+
+    ``_`` separates parts, and so becomes ``-`` in the key of an own set. ``run`` has letters, digits, ``-`` and ``_``.
+
+    Reference: ``Evaluator.get_standard_evaluation_filename`` of https://github.com/MedMNIST/MedMNIST
+    """
+    height, width = dataset.height, dataset.width
+    size = "" if height == width == STANDARD_SIDE else f"_{height}" if height == width else f"_{height}x{width}"
+    flag = dataset.key.replace("_", "-")
+    return f"{flag}{size}_{split}_[AUC]{metrics.auc.value:.3f}_[ACC]{metrics.accuracy.value:.3f}@{run}.csv"
+
+
+def write_predictions(path: Path, scores: NDArray[np.float64]) -> None:
+    """Write one line ``index,score,score,…`` per image of ``scores`` (N, C); read back they are the same doubles.
+
+    ``StorageError`` is raised if the file cannot be written.
+    """
+    lines = (f"{index},{','.join(map(repr, row))}\n" for index, row in enumerate(scores.tolist()))
+    write_text(path, "".join(lines))
 
 
 # in this order: the workbook shows the figures
@@ -68,14 +100,22 @@ def write_reports(report: RunReport) -> list[Path]:
 
 def _write_summary(report: RunReport, written: list[Path]) -> None:
     paths, config, training, evaluation = report.paths, report.config, report.training, report.evaluation
+    best = training.best
     earlier = (paths.config, paths.history, paths.log, paths.best_model, paths.best_model_card, paths.last_checkpoint)
     summary = {
         "finished": report.finished.isoformat(timespec="seconds"),
         "note": report.dataset.note,
         "model_name": config.model_name,
         "dataset": report.dataset.as_dict(),
-        "training": {"epochs": len(training.history), "epochs_at_most": config.epochs}
-        | {name: getattr(training, name) for name in (*BEST, "stopped_early", "seconds")},
+        "training": {
+            "epochs": len(training.history),
+            "epochs_at_most": config.epochs,
+            "best_epoch": best.epoch,
+            "monitor": training.monitor,
+            **{f"best_{name}": getattr(best, name) for name in ("val_accuracy", "val_auc", "val_loss")},
+            "stopped_early": training.stopped_early,
+            "seconds": training.seconds,
+        },
         "test": {
             "num_images": len(evaluation.labels),
             "headline": evaluation.variants[-1].key,

@@ -21,9 +21,8 @@ from scripts.core.config import SETTINGS
 from scripts.data_handler.registry import MULTI_LABEL
 from scripts.evaluation import sheets
 from scripts.evaluation.figures import figure_files
-from scripts.evaluation.frames import MAX_MATRIX_CLASSES, class_frame, history_frame, largest_confusions
 from scripts.evaluation.metrics import Metrics
-from scripts.evaluation.run_report import RunReport
+from scripts.evaluation.run_report import MAX_MATRIX_CLASSES, RunReport, class_frame, history_frame, largest_confusions
 from scripts.evaluation.sheets import COUNT, FIGURE, RATE, SECONDS, SHARE, put, style_cell, write_frame
 
 DATE, DURATION = "yyyy-mm-dd hh:mm:ss", "[h]:mm:ss"
@@ -100,11 +99,11 @@ def _facts(report: RunReport) -> Iterator[tuple[str, Any, str | None]]:
     yield "Views of TTA", ", ".join(evaluation.views) or "none: test-time augmentation was off", None
     for note in evaluation.headline.notes:
         yield "Note", note, None
-    yield "Best epoch", training.best_epoch, COUNT
+    yield "Best epoch", training.best.epoch, COUNT
     yield "Selected by", f"validation {training.monitor}", None
-    yield "Best validation accuracy", training.best_val_accuracy, SHARE
-    yield "Validation AUC of that epoch", training.best_val_auc, FIGURE
-    yield "Validation loss of that epoch", training.best_val_loss, FIGURE
+    yield "Best validation accuracy", training.best.val_accuracy, SHARE
+    yield "Validation AUC of that epoch", training.best.val_auc, FIGURE
+    yield "Validation loss of that epoch", training.best.val_loss, FIGURE
     yield "Epochs trained", len(training.history), COUNT
     yield "Epochs at most", config.epochs, COUNT
     yield "Stopped early", training.stopped_early, None
@@ -127,7 +126,7 @@ def _write_history(writer: pd.ExcelWriter, report: RunReport) -> None:
     history = history_frame(report.training)[list(HISTORY)].set_axis(titles, axis=1)
     widths = (10, *[19] * (len(titles) - 1))
     sheet = write_frame(writer, history, "History", report.caption, formats=formats, widths=widths)
-    for cell in sheet[3 + report.training.best_epoch]:
+    for cell in sheet[3 + report.training.best.epoch]:
         cell.font, cell.fill = Font(name=sheets.FONT, bold=True), sheets.MARK_FILL
 
 

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import pickle
-import shutil
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -16,8 +15,8 @@ from typing import Any
 
 import torch
 
-from scripts.core.errors import DataError, StorageError, storage_errors
-from scripts.core.files import write_bytes, write_json, write_text
+from scripts.core.errors import DataError, storage_errors
+from scripts.core.files import require_free, write_bytes, write_json, write_text
 from scripts.core.log import log
 from scripts.core.paths import RunPaths
 from scripts.core.records import EpochRecord
@@ -150,13 +149,8 @@ def require_space(folder: Path, model_bytes: int) -> None:
     """Raise ``StorageError`` if the files that a run will write, less those in its folder, do not fit on the disk."""
     with storage_errors(folder, "look up the free space"):
         held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-        free = shutil.disk_usage(folder).free
     needed = max(0, STORED_COPIES * model_bytes + REPORT_BYTES - held)
-    if free < needed:
-        raise StorageError(
-            f"The run needs {needed / 1e6:,.0f} MB for checkpoints and reports, but only {free / 1e6:,.0f} MB are free "
-            f"at {folder}. Free some space, or choose another place with --output_dir."
-        )
+    require_free(folder, needed, "Checkpoints and reports need", " with --output_dir")
 
 
 def _parse_checkpoint(path: Path, archive: bytes) -> dict[str, Any]:

@@ -94,10 +94,6 @@ def _result(state: TrainingState, config: Config) -> TrainingResult:
     log.info("best epoch %d: val_acc %.4f  %sval_loss %.4f", best.epoch, best.val_accuracy, auc, best.val_loss)
     return TrainingResult(
         history=tuple(state.history),
-        best_epoch=best.epoch,
-        best_val_accuracy=best.val_accuracy,
-        best_val_loss=best.val_loss,
-        best_val_auc=best.val_auc,
         monitor=config.monitor,
         stopped_early=stopped_early,
         seconds=sum(record.seconds for record in state.history),

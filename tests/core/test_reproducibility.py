@@ -11,12 +11,12 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from scripts.core.environment import PROJECT_ROOT
-from scripts.core.system.reproducibility import seed_everything, use_kernels, worker_init_fn
+from scripts.core.system.machine import seed_everything, use_kernels, worker_init_fn
 
 VARIABLES = ("PYTHONHASHSEED", "CUBLAS_WORKSPACE_CONFIG", "PYTHONUNBUFFERED")
 PROGRAM = """
 import os, sys
-from scripts.core.system.reproducibility import restart_with_fixed_hashing
+from scripts.core.system.machine import restart_with_fixed_hashing
 print("started")
 restart_with_fixed_hashing(int(sys.argv[1]))
 print(hash("x"), os.environ["PYTHONHASHSEED"], os.environ["CUBLAS_WORKSPACE_CONFIG"], sys.flags.dev_mode, sys.argv[1:])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 
 import pytest
 
@@ -62,6 +63,33 @@ def test_a_deferred_signal_stops_the_run_at_the_end_of_the_block_at_the_latest()
     with pytest.raises(Interrupted):
         run()
     assert summary == ["the block ends"]
+
+
+class Dying:
+    """Something whose destructor runs while a signal arrives, or fails by itself."""
+
+    def __init__(self, last_act):
+        self.last_act = last_act
+
+    def __del__(self):
+        self.last_act()
+
+
+def test_a_signal_within_a_destructor_shows_no_traceback_and_stops_the_run_later(capsys, monkeypatch):
+    monkeypatch.setattr(sys, "unraisablehook", sys.__unraisablehook__)  # rather than pytest's own
+
+    def run() -> None:
+        with stop_request() as stop:
+            Dying(lambda: os.kill(os.getpid(), signal.SIGTERM))
+            stop.raise_if_received("Later.")
+
+    with pytest.raises(Interrupted, match="Later"):
+        run()
+    assert capsys.readouterr().err == ""
+    with stop_request():
+        Dying(lambda: 1 / 0)
+    assert "ZeroDivisionError" in capsys.readouterr().err
+    assert sys.unraisablehook is sys.__unraisablehook__
 
 
 def test_without_a_signal_nothing_is_raised():

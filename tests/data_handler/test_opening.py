@@ -242,7 +242,7 @@ def replaced_while(monkeypatch) -> Callable[[str, Callable[[], object]], None]:
     return add
 
 
-@pytest.mark.parametrize("moment", ["_md5_of", "verify_checksums", "read_class_names"])
+@pytest.mark.parametrize("moment", ["md5_of", "verify_checksums", "read_class_names"])
 @pytest.mark.parametrize("is_unpacked", [False, True])
 def test_a_file_replaced_while_it_is_opened_is_not_used_under_the_earlier_md5(
     save, tmp_path, replaced_while, moment, is_unpacked
@@ -267,7 +267,7 @@ def test_labels_of_a_replaced_file_do_not_join_images_that_were_unpacked(save, t
     path = save()
     unpack = open_dataset(str(path), tmp_path).unpack
     unpack(tmp_path)
-    replaced_while("_md5_of", lambda: save(train_labels=toy_arrays()["train_labels"][::-1]))
+    replaced_while("md5_of", lambda: save(train_labels=toy_arrays()["train_labels"][::-1]))
     dataset = open_dataset(str(path), tmp_path)
     with pytest.raises(DataError, match="has changed since the run began"):
         dataset.unpack(tmp_path)

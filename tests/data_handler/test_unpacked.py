@@ -21,15 +21,19 @@ import numpy as np
 import pytest
 import torch
 
+from scripts.core import files
+from scripts.core.config import Config
 from scripts.core.errors import DataError, StorageError
+from scripts.core.files import free_space
 from scripts.core.log import log
 from scripts.data_handler import npz, opening, unpacked
 from scripts.data_handler.dataset import Dataset
-from scripts.data_handler.opening import open_dataset, preview_dataset
+from scripts.data_handler.opening import open_dataset
 from scripts.data_handler.sources import StreamedSource, make_device_split
-from scripts.data_handler.unpacked import HEADER_BYTES, ImageFile, ImageReader, free_space
+from scripts.data_handler.unpacked import HEADER_BYTES, ImageFile, ImageReader
 from tests.conftest import PROJECT_ROOT
 from tests.data_handler.test_npz import NUM_SAMPLES, npy_header, save_with, toy_arrays
+from tools.check_memory import look_up
 
 CPU = torch.device("cpu")
 
@@ -188,15 +192,15 @@ def test_a_file_that_changes_while_it_is_read_leaves_nothing(path, monkeypatch):
 
 def test_too_little_space_is_noticed_before_anything_is_written(path, monkeypatch):
     needed = 3 * HEADER_BYTES + 9 * 90
-    monkeypatch.setattr(unpacked, "free_space", lambda _: needed - 1)
+    monkeypatch.setattr(files, "free_space", lambda _: needed - 1)
     with pytest.raises(StorageError) as caught:
         unpack(path)
     assert str(caught.value) == (
-        f"The images need 1,194 bytes of disk space to be streamed, and 1,193 are free at {folder_of(path)}. "
+        f"To be streamed, the images need 1,194 bytes of disk space, and 1,193 are free at {folder_of(path)}. "
         "Free some space, or choose another place with --data_dir."
     )
     assert names_in(folder_of(path)) == []
-    monkeypatch.setattr(unpacked, "free_space", lambda _: needed)
+    monkeypatch.setattr(files, "free_space", lambda _: needed)
     unpack(path)
 
 
@@ -206,9 +210,9 @@ def test_a_small_file_that_claims_terabytes_fills_neither_memory_nor_disk(tmp_pa
         train_images=npy_header("(10000000000, 5, 6, 3)"),
         train_labels=npy_header("(10000000000, 1)"),
     )
-    for ask in (open_dataset, preview_dataset):
+    for ask in (lambda: open_dataset(str(path), tmp_path), lambda: look_up(Config(dataset=str(path)))):
         with pytest.raises(DataError, match="train_images would be 900,000,000,0"):
-            ask(str(path), tmp_path)
+            ask()
     assert names_in(folder_of(path)) == []
 
 
@@ -402,12 +406,13 @@ def test_free_space_is_that_of_the_nearest_folder_there_is(tmp_path):
 def test_an_outlook_knows_the_images_without_reading_them(path, monkeypatch):
     for module, reading in ((npz, "read_pieces"), (npz, "read_array"), (npz, "read_labels"), (opening, "fetch")):
         monkeypatch.setattr(module, reading, None)
-    outlook = preview_dataset(str(path), path.parent)
-    assert outlook.images.num_samples == NUM_SAMPLES
-    assert outlook.images.total_bytes == 9 * 90
-    assert [file.path.name for file in outlook.files.values()] == sorted(
-        expected_names(path), key=lambda name: ["train", "val", "test"].index(name.split("_")[1])
+    source, images, md5, download = look_up(Config(dataset=str(path)))
+    assert md5 is not None
+    assert (source, images.num_samples, images.total_bytes, download) == (str(path), NUM_SAMPLES, 9 * 90, None)
+    assert sorted(file.path.name for file in unpacked.image_files(images, md5, path.parent).values()) == sorted(
+        expected_names(path)
     )
-    registered = preview_dataset("bloodmnist", path.parent)
-    assert registered.images.total_bytes == 17_092 * 28 * 28 * 3
-    assert preview_dataset("synthblood", path.parent).files == {}
+    _, registered, _, download = look_up(Config(dataset="bloodmnist", data_dir=path.parent))
+    assert download is not None
+    assert (registered.total_bytes, download.name) == (17_092 * 28 * 28 * 3, "bloodmnist.npz")
+    assert look_up(Config(dataset="synthblood"))[2:] == (None, None)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.testing import assert_close
 
-from scripts.data_handler.views import PLAIN, View, apply_view, tta_views
+from scripts.data_handler.augmentation import PLAIN, View, apply_view, tta_views
 
 
 @pytest.mark.parametrize(

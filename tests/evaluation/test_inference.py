@@ -7,10 +7,9 @@ import pytest
 import torch
 from torch import nn
 
-from scripts.data_handler.augmentation import normalise, to_float
+from scripts.data_handler.augmentation import PLAIN, View, normalise, to_float, tta_views
 from scripts.data_handler.dataset import Dataset, Split
 from scripts.data_handler.sources import DeviceSplit, make_device_split
-from scripts.data_handler.views import PLAIN, View, tta_views
 from scripts.evaluation.inference import evaluate, predict
 from tests.conftest import coloured_squares
 

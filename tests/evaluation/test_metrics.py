@@ -464,10 +464,10 @@ def test_the_headline_is_with_tta_where_there_is_tta():
 
     with_tta = EvaluationResult(**fields, tta_scores=GOOD, tta=tta, views=("identity", "mirrored"))
     assert with_tta.headline is tta
-    assert with_tta.headline_scores is GOOD
-    assert with_tta.predictions.tolist() == [0, 1]
+    assert with_tta.variants[-1].scores is GOOD
+    assert with_tta.headline.predictions.tolist() == [0, 1]
 
     without = EvaluationResult(**fields, tta_scores=None, tta=None, views=())
     assert without.headline is plain
-    assert without.headline_scores is blind
-    assert without.predictions.tolist() == [0, 0]
+    assert without.variants[-1].scores is blind
+    assert without.headline.predictions.tolist() == [0, 0]

@@ -17,11 +17,11 @@ from sklearn.metrics import auc as area_under
 from scripts.core.errors import StorageError
 from scripts.data_handler.registry import MULTI_LABEL
 from scripts.evaluation import style
-from scripts.evaluation.frames import largest_confusions
 from scripts.evaluation.image_grids import draw_dataset_samples, draw_predictions
 from scripts.evaluation.label_plots import draw_label_curves, draw_label_figures
 from scripts.evaluation.metrics import EvaluationResult, compute_metrics
 from scripts.evaluation.plots import draw_confusion_matrix, draw_training_curves
+from scripts.evaluation.run_report import largest_confusions
 from scripts.evaluation.style import RIGHT_COLOUR, WRONG_COLOUR, Caption, save_figure, short_names
 from tests.evaluation.conftest import (
     LONG_NAME,
@@ -321,7 +321,7 @@ def test_predictions_name_row_truth_guess_and_confidence_and_the_most_confident_
     shown = shown_in(figure)
     assert all(np.array_equal(shown[16 + place], SPLIT.images[index]) for place, index in enumerate((2, 1, 0)))
     wrong = texts.index("test #2")
-    confidence = f"✗ {evaluation.headline_scores[2].max():.1%}"
+    confidence = f"✗ {evaluation.variants[-1].scores[2].max():.1%}"
     assert texts[wrong : wrong + 4] == ["test #2", "true  platelet", "pred. basophil", confidence]
     # right and wrong differ in more than colour
     frames = [patch for patch in figure.axes[0].patches if isinstance(patch, Rectangle)]

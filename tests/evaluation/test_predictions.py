@@ -12,7 +12,7 @@ from medmnist.evaluator import Evaluator
 from scripts.core.errors import StorageError
 from scripts.data_handler.registry import BINARY, DATASET_REGISTRY, MULTI_CLASS, MULTI_LABEL, ORDINAL
 from scripts.evaluation.metrics import compute_metrics
-from scripts.evaluation.predictions import standard_file_name, write_predictions
+from scripts.evaluation.reports import standard_file_name, write_predictions
 from tests.evaluation.conftest import toy_dataset, toy_evaluation
 
 

@@ -122,7 +122,7 @@ def test_the_workbook_holds_the_four_figures(finished_run):
 def test_the_csv_files_hold_the_scores(finished_run):
     paths, _, _ = finished_run
     evaluation = toy_evaluation()
-    for run, scores in (("plain", evaluation.plain_scores), ("tta", evaluation.headline_scores)):
+    for run, scores in (("plain", evaluation.plain_scores), ("tta", evaluation.variants[-1].scores)):
         (path,) = paths.reports.glob(f"*@{run}.csv")
         assert np.array_equal(np.loadtxt(path, delimiter=",")[:, 1:], scores)
 
@@ -167,7 +167,7 @@ def test_several_labels_have_reports_of_their_own(tmp_path):
     titles = [cell.value for cell in sheet["A"] if cell.value][1:]
     assert titles == ["Training curves", "ROC curves", "Label figures", "Sample predictions", "Dataset samples"]
     (csv,) = paths.reports.glob("*@tta.csv")
-    assert np.array_equal(np.loadtxt(csv, delimiter=",")[:, 1:], evaluation.headline_scores)
+    assert np.array_equal(np.loadtxt(csv, delimiter=",")[:, 1:], evaluation.variants[-1].scores)
 
 
 def test_what_is_undefined_is_null(tmp_path):

@@ -9,8 +9,7 @@ from torch import nn
 from torchvision.models import resnet18
 
 from scripts.models.factory import BACKBONES, build_model
-from scripts.models.resnet import adapted_resnet18, build_resnet18, stock_resnet18
-from scripts.models.stem import STEMS
+from scripts.models.resnet import STEMS, adapted_resnet18, build_resnet18, stock_resnet18
 
 
 @pytest.mark.parametrize(("builder", "number"), [(adapted_resnet18, 11_172_936), (stock_resnet18, 11_180_616)])

@@ -20,8 +20,7 @@ from torchvision.models import ResNet18_Weights, resnet18
 from scripts.core.errors import DataError
 from scripts.models import factory
 from scripts.models.factory import build_model
-from scripts.models.resnet import adapted_resnet18, stock_resnet18
-from scripts.models.stem import STEMS, transfer_stem
+from scripts.models.resnet import STEMS, adapted_resnet18, stock_resnet18, transfer_stem
 from scripts.models.weights import (
     IMAGENET_CLASSES,
     IMAGENET_URL,

@@ -10,7 +10,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from scripts.data_handler import memory, unpacked
+from scripts.core import files
+from scripts.data_handler import memory
 from tests.conftest import PROJECT_ROOT, Npz
 from tools import check_memory
 
@@ -24,7 +25,8 @@ def check(tmp_path, monkeypatch, capsys):
     monkeypatch.delenv("DOCKER_REPRODUCIBILITY_MODE", raising=False)
     machine = SimpleNamespace(host=1000 * MEGABYTE, disk=5000 * MEGABYTE, shared=64 * MEGABYTE)
     monkeypatch.setattr(memory, "free_on_host", lambda: (machine.host, "on this machine"))
-    monkeypatch.setattr(unpacked, "free_space", lambda _: machine.disk)
+    for module in (files, check_memory):
+        monkeypatch.setattr(module, "free_space", lambda _: machine.disk)
     monkeypatch.setattr(check_memory, "free_shared_memory", lambda: machine.shared)
 
     def run(*argv: str, **free: int) -> tuple[int, dict[str, str], str]:
@@ -70,7 +72,7 @@ def test_images_that_can_be_neither_resident_nor_streamed_end_with_3(check, make
     assert facts["verdict"] == "it cannot be trained"
     assert facts["feed"].startswith("streamed")
     assert error == (
-        f"error: The images need 38,400 bytes of disk space to be streamed, and 38,399 are free at {tmp_path}/dataset/"
+        f"error: To be streamed, the images need 38,400 bytes of disk space, and 38,399 are free at {tmp_path}/dataset/"
         "uncompressed. Free some space, or choose another place with --data_dir.\n"
     )
     assert check(str(make_npz()), disk=38_400)[0] == 0

@@ -579,7 +579,7 @@ def test_too_little_space_is_reported_before_anything_is_read(run: Run, cells: P
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     code, _, err = run("cells", "set.npz", "--size", "12")
     assert code == 6
-    assert "the images need 17,280 bytes there, half of them only while the file is made, and 17,279 are free" in err
+    assert "twice while the file is made, need 17,280 bytes of disk space, and 17,279 are free" in err
 
 
 def test_what_cannot_be_read_back_does_not_take_its_name(run: Run, cells: Path, tmp_path: Path, monkeypatch):

@@ -35,10 +35,10 @@ def test_it_leaves_the_best_weights_their_card_the_state_and_the_history(tmp_pat
     card = json.loads(paths.best_model_card.read_text())
     assert card["class_names"] == ["dark", "bright"]
     assert card["validation"] == {
-        "epoch": result.best_epoch,
-        "accuracy": result.best_val_accuracy,
-        "auc": result.best_val_auc,
-        "loss": result.best_val_loss,
+        "epoch": result.best.epoch,
+        "accuracy": result.best.val_accuracy,
+        "auc": result.best.val_auc,
+        "loss": result.best.val_loss,
     }
     state = torch.load(paths.last_checkpoint, weights_only=True)
     assert all(torch.equal(state["model"][name], value) for name, value in model.state_dict().items())
@@ -51,13 +51,13 @@ def test_it_leaves_the_best_weights_their_card_the_state_and_the_history(tmp_pat
 
 def test_the_best_file_is_of_the_best_epoch_not_the_last(tmp_path):
     paths, result = train(tmp_path, replace(CONFIG, epochs=6, lr=2.0, momentum=0.0))  # unstable on purpose
-    assert result.best_epoch < 6
+    assert result.best.epoch < 6
 
     model = small_network()
     model.load_state_dict(torch.load(paths.best_model, weights_only=True))
     found = validate(model, examples(10), precision="fp32")
-    assert (found.loss, found.accuracy) == (result.best_val_loss, result.best_val_accuracy)
-    assert [record.epoch for record in result.history if record.is_best][-1] == result.best_epoch
+    assert (found.loss, found.accuracy) == (result.best.val_loss, result.best.val_accuracy)
+    assert [record.epoch for record in result.history if record.is_best][-1] == result.best.epoch
 
 
 def test_the_same_seed_gives_the_same_bytes_and_another_seed_others(tmp_path):
@@ -82,7 +82,7 @@ def test_patience_ends_the_training(tmp_path):
 
     assert result.stopped_early
     assert len(result.history) < 50
-    assert len(result.history) - result.best_epoch == 2
+    assert len(result.history) - result.best.epoch == 2
 
 
 def test_patience_that_ends_with_the_last_epoch_stopped_nothing_early(tmp_path, caplog):
@@ -314,7 +314,7 @@ def test_the_auc_selects_the_epoch_and_ends_the_patience_where_it_is_monitored(
     with caplog.at_level("INFO"):
         paths, result = train(tmp_path, replace(CONFIG, epochs=5, patience=2, monitor="auc"), auc=scripted(*figures))
 
-    assert (result.best_epoch, result.best_val_auc, result.monitor) == (best, figures[best - 1], "auc")
+    assert (result.best.epoch, result.best.val_auc, result.monitor) == (best, figures[best - 1], "auc")
     assert [record.val_auc for record in result.history] == list(figures)
     assert len(result.history) == num_epochs
     assert json.loads(paths.best_model_card.read_text())["validation"]["auc"] == figures[best - 1]
@@ -324,7 +324,7 @@ def test_the_auc_selects_the_epoch_and_ends_the_patience_where_it_is_monitored(
 def test_the_loss_selects_the_epoch_where_it_is_monitored(tmp_path):
     _, result = train(tmp_path, replace(CONFIG, epochs=6, lr=2.0, momentum=0.0, monitor="loss"))
 
-    assert result.best_val_loss == min(record.val_loss for record in result.history)
+    assert result.best.val_loss == min(record.val_loss for record in result.history)
     assert result.monitor == "loss"
 
 
@@ -339,11 +339,11 @@ def test_the_auc_is_recorded_but_not_shown_where_it_is_not_monitored(tmp_path, c
 def test_an_accuracy_that_stays_at_its_maximum_ends_the_patience_while_the_loss_shrinks(tmp_path):
     _, result = train(tmp_path, replace(CONFIG, epochs=99, patience=3))
 
-    assert result.best_val_accuracy == 1.0
+    assert result.best.val_accuracy == 1.0
     assert result.stopped_early
     losses = [record.val_loss for record in result.history if record.val_accuracy == 1.0]
     assert len(losses) == 4
-    assert result.best_val_loss == min(losses)
+    assert result.best.val_loss == min(losses)
 
 
 def test_a_finished_training_is_not_trained_again(tmp_path):
@@ -397,16 +397,14 @@ def test_too_little_space_is_found_before_training(tmp_path):
     with pytest.raises(StorageError) as caught:
         require_space(tmp_path, 10**15)
 
-    assert str(caught.value).startswith("The run needs 10,000,000,020 MB for checkpoints and reports, but only ")
+    assert str(caught.value).startswith("Checkpoints and reports need 10,000,000,020,000,000 bytes of disk space, and ")
     assert str(tmp_path) in str(caught.value)
     require_space(tmp_path, 0)
 
 
 def test_space_that_a_resumed_run_already_uses_is_not_required_again(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=120_000_000))
-    with pytest.raises(
-        StorageError, match="The run needs 220 MB for checkpoints and reports, but only 120 MB are free"
-    ):
+    with pytest.raises(StorageError, match="reports need 220,000,000 bytes of disk space, and 120,000,000 are free"):
         require_space(tmp_path, 20_000_000)
     (tmp_path / "models").mkdir()
     with (tmp_path / "models" / "last_checkpoint.pth").open("wb") as stream:

@@ -6,7 +6,6 @@ import hashlib
 import logging
 import math
 import os
-import shutil
 import stat
 import tempfile
 import warnings
@@ -25,8 +24,8 @@ from numpy.typing import NDArray
 from PIL import Image
 from tqdm import tqdm
 
-from scripts.core.errors import DataError, StorageError, storage_errors
-from scripts.core.files import file_digest, replace_atomically
+from scripts.core.errors import DataError, storage_errors
+from scripts.core.files import file_digest, replace_atomically, require_free
 from scripts.core.log import log
 from scripts.data_handler.npz import CLASS_NAMES, SPLITS, read_class_names, read_labels, validate_npz_keys
 from tools.dataset_builder.archive import Member, RowStore, whole, write_npz
@@ -65,7 +64,8 @@ def build(listing: Listing, request: Request) -> Built:
     """
     out, recipe = request.out, Recipe(size=request.size, crop=request.crop, grey=request.grey)
     row_bytes, num_images = math.prod(recipe.shape), len(listing.entries)
-    _require_space(out, 2 * row_bytes * num_images)
+    who = f"Cannot write {out}: the images, which are on the disk twice while the file is made, need"
+    require_free(out.parent, 2 * row_bytes * num_images, who)
     with (
         storage_errors(out, "store the images in a temporary file", needed_bytes=row_bytes * num_images),
         tempfile.TemporaryFile(dir=out.parent) as stream,
@@ -82,17 +82,6 @@ def build(listing: Listing, request: Request) -> Built:
             num_bytes, md5 = _write(out, rows, labels, listing, store, recipe)
     counts = {split: np.bincount(found, minlength=len(numbers)).tolist() for split, found in labels.items()}
     return Built(num_bytes, md5, listing.class_names, counts)
-
-
-def _require_space(out: Path, needed_bytes: int) -> None:
-    """Fail before the first image is read if the images do not fit on the disk twice."""
-    with storage_errors(out, "read the free space of the disk"):
-        free = shutil.disk_usage(out.parent).free
-    if free < needed_bytes:
-        raise StorageError(
-            f"Cannot write {out}: the images need {needed_bytes:,} bytes there, half of them only while the file is "
-            f"made, and {free:,} are free. Free some space, or choose another place."
-        )
 
 
 def _read_samples(entries: Sequence[Entry], store: RowStore, recipe: Recipe, request: Request) -> list[Sample]:

@@ -3,8 +3,7 @@
 from scripts.core.system.device import device_problems, memory_advice, select_device, select_precision
 from scripts.core.system.guard import terminate_ghosts
 from scripts.core.system.lock import ensure_single_instance
-from scripts.core.system.machine import prepare_machine
-from scripts.core.system.reproducibility import restart_with_fixed_hashing, worker_init_fn
+from scripts.core.system.machine import prepare_machine, restart_with_fixed_hashing, worker_init_fn
 from scripts.core.system.signals import StopRequest, stop_request
 
 __all__ = [

@@ -1,8 +1,11 @@
-"""Prepare the machine for one run."""
+"""Prepare the machine for one run: seeds, kernels and their environment, and the memory of freed tensors."""
 
 from __future__ import annotations
 
 import ctypes
+import os
+import random
+import sys
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,11 +13,12 @@ from scripts.core.config import Config
 from scripts.core.environment import processor_name
 from scripts.core.log import log
 from scripts.core.system.device import select_device, select_precision
-from scripts.core.system.reproducibility import seed_everything, use_kernels
 
 if TYPE_CHECKING:
     import torch
 
+# torch.use_deterministic_algorithms requires one of two values; this is the faster one
+CUBLAS_WORKSPACE = ":4096:8"
 # parameters of glibc's mallopt (malloc.h), and the values for them: the largest that it takes
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3
 NEVER_TRIM, MAX_HEAP_BLOCK = 2**31 - 1, 2**25  # bytes
@@ -51,3 +55,49 @@ def keep_freed_memory() -> bool:
     except (AttributeError, OSError, TypeError):  # another C library, or Windows
         return False
     return bool(mallopt(M_MMAP_THRESHOLD, MAX_HEAP_BLOCK) and mallopt(M_TRIM_THRESHOLD, NEVER_TRIM))
+
+
+def restart_with_fixed_hashing(seed: int) -> None:
+    """Restart this program with string hashes that follow from ``seed``; return if it has them already.
+
+    Python reads ``PYTHONHASHSEED`` only at its start, and cuBLAS its variable when CUDA starts.
+    """
+    wanted = {"PYTHONHASHSEED": str(seed), "CUBLAS_WORKSPACE_CONFIG": CUBLAS_WORKSPACE}
+    if all(os.environ.get(name) == value for name, value in wanted.items()):
+        return
+    os.environ.update(wanted)
+    sys.stdout.flush()
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the global generators of Python, NumPy and PyTorch, from which libraries draw (the pipeline has its own)."""
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed)
+    torch.manual_seed(seed)
+
+
+def worker_init_fn(worker_id: int) -> None:
+    """Seed Python, NumPy and PyTorch in a DataLoader worker, each worker differently."""
+    import torch
+
+    del worker_id  # PyTorch's initial seed is the DataLoader's seed plus this number
+    seed_everything(torch.initial_seed() % 2**32)
+
+
+def use_kernels(*, deterministic: bool) -> None:
+    """Select PyTorch's kernels: those whose result is the same every time, or the fastest.
+
+    Deterministic ones compute fp32 without TF32; an operation that has none raises ``RuntimeError`` from then on.
+    Otherwise cuDNN measures its algorithms and takes the fastest for each shape, and TF32 is allowed.
+    """
+    import torch
+
+    torch.use_deterministic_algorithms(deterministic)
+    torch.backends.cudnn.deterministic = deterministic
+    torch.backends.cudnn.benchmark = not deterministic
+    torch.backends.cudnn.allow_tf32 = not deterministic
+    torch.backends.cuda.matmul.allow_tf32 = not deterministic

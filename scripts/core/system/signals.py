@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -63,11 +64,19 @@ def leave_signals_to_parent() -> None:
 @contextmanager
 def stop_request() -> Iterator[StopRequest]:
     """Catch ``STOP_SIGNALS`` while inside; SIGHUP stays ignored under ``nohup``. Enter it in the main thread."""
-    request = StopRequest()
+    request, earlier_hook = StopRequest(), sys.unraisablehook
+
+    def report_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+        # in a destructor Python drops what the handler raises; the signal is noted, and the run stops later
+        if not isinstance(unraisable.exc_value, Interrupted):
+            earlier_hook(unraisable)
+
+    sys.unraisablehook = report_unraisable
     caught = [one for one in STOP_SIGNALS if one != signal.SIGHUP or signal.getsignal(one) != signal.SIG_IGN]
     earlier = {number: signal.signal(number, request.handle) for number in caught}
     try:
         yield request
     finally:
+        sys.unraisablehook = earlier_hook
         for number, handler in earlier.items():
             signal.signal(number, handler)

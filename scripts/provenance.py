@@ -6,7 +6,7 @@ import json
 import sys
 from typing import Any
 
-from scripts.core.config import BACKBONE, Config
+from scripts.core.config import Config
 from scripts.core.environment import describe_environment
 from scripts.core.errors import DataError
 from scripts.core.files import write_json
@@ -55,7 +55,7 @@ def describe_run(config: Config, dataset: Dataset) -> dict[str, Any]:
     return {
         "command": [str(word) for word in sys.argv],
         "settings": config.as_dict(),
-        "backbone": BACKBONE,
+        "backbone": config.backbone,
         "memory_format": "channels_last",
         "dataset": dataset.as_dict(),
         "environment": describe_environment(config.device),
@@ -66,7 +66,7 @@ def describe_model(config: Config, dataset: Dataset) -> dict[str, Any]:
     """What a user of the weights needs to know, as JSON values."""
     return {
         "model_name": config.model_name,
-        "backbone": BACKBONE,
+        "backbone": config.backbone,
         "stem": config.stem,
         "stem_layers": STEMS[config.stem].layers,
         "class_names": list(dataset.class_names),

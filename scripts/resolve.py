@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import torch
 
-from scripts.core.config import DEFAULT_MODEL_NAME, STOCK_MODEL_NAME, Config
+from scripts.core.config import DEFAULT_MODEL_NAME, Config
 from scripts.core.errors import ConfigError
 from scripts.core.log import log
 from scripts.data_handler.augmentation import View, tta_views
@@ -14,6 +14,8 @@ from scripts.data_handler.dataset import Dataset
 from scripts.data_handler.memory import free_shared_memory, plan_memory, workers_that_fit
 from scripts.data_handler.registry import MULTI_LABEL
 from scripts.models.resnet import STEMS, choose_stem
+
+STOCK_MODEL_NAME = "ResNet-18"
 
 
 def resolve_settings(config: Config, dataset: Dataset, device: torch.device) -> Config:

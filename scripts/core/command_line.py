@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from scripts.core.config import SETTINGS, Config, Setting
 from scripts.core.errors import ConfigError
+from scripts.core.recipes import RECIPES, with_recipe
 from scripts.core.resume import with_stored_settings
 
 REPRODUCIBILITY_VARIABLE = "DOCKER_REPRODUCIBILITY_MODE"
@@ -50,10 +51,13 @@ def build_parser() -> ArgumentParser:
     )
     names = dict.fromkeys(known.metadata["group"] for known in SETTINGS.values())
     groups = {name: parser.add_argument_group(name) for name in names}
+    of_recipes = {name: recipe.settings(SETTINGS["epochs"].default) for name, recipe in RECIPES.items()}
     for known in SETTINGS.values():
         group = groups[known.metadata["group"]]
-        default = "" if known.kind is bool or known.default == "" else f" (default: {known.default})"
-        about = f"{known.metadata['help']}{default}".replace("%", "%%")
+        default = "" if known.kind is bool or known.default == "" else f"default: {known.default}"
+        in_recipes = (f"{name}: {values[known.name]}" for name, values in of_recipes.items() if known.name in values)
+        values_in_words = "; ".join(filter(None, (default, *in_recipes)))
+        about = f"{known.metadata['help']}{values_in_words and f' ({values_in_words})'}".replace("%", "%%")
         if known.kind is bool:
             group.add_argument(known.flag, action="store_true", help=about)
             continue
@@ -89,6 +93,8 @@ def parse_command_line(
             values["reproducible"] = True
         if "resume" in values:
             values = with_stored_settings(values)
+        else:
+            values = with_recipe(values, usual_epochs=SETTINGS["epochs"].default)
     except ConfigError as error:
         problems.extend(error.problems)
         values.pop("resume", None)

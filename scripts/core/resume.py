@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from scripts.core.config import DEFAULT_MODEL_NAME, SETTINGS, STOCK_MODEL_NAME, Config
+from scripts.core.config import DEFAULT_MODEL_NAME, SETTINGS, Config
 from scripts.core.errors import ConfigError
 from scripts.core.paths import RunPaths
 
@@ -120,8 +120,8 @@ def _conflict(name: str, value: Any, stored: Mapping[str, Any], folder: Path) ->
     known = SETTINGS[name]
     if is_same_choice(name, value, stored[name]) or value == known.default == "auto":
         return None  # what a run takes for auto is stored
-    if name == "model_name" and (value, stored[name]) == (DEFAULT_MODEL_NAME, STOCK_MODEL_NAME):
-        return None  # the run replaced the default, because the stem is not adapted
+    if name == "model_name" and value == DEFAULT_MODEL_NAME:
+        return None  # it stands for the name that follows from the backbone and its stem
     if name == "dataset" and all(Config(dataset=text).is_dataset_path for text in (value, stored[name])):
         return None  # the file may have moved; its MD5 is compared later
     start = f"{known.flag} {value} cannot be used with --resume {folder}, which was started with {stored[name]}"

@@ -8,7 +8,6 @@ from types import MappingProxyType
 
 from torch import nn
 
-from scripts.core.config import BACKBONE
 from scripts.core.log import log
 from scripts.models.resnet import build_resnet18
 from scripts.models.weights import (
@@ -20,11 +19,11 @@ from scripts.models.weights import (
 )
 
 # each builds a model from its number of classes, stem and seed; another backbone is one file and one line here
-BACKBONES: Mapping[str, Callable[..., nn.Module]] = MappingProxyType({BACKBONE: build_resnet18})
+BACKBONES: Mapping[str, Callable[..., nn.Module]] = MappingProxyType({"resnet18": build_resnet18})
 
 
 def build_model(
-    backbone: str = BACKBONE,
+    backbone: str = "resnet18",
     *,
     class_names: Sequence[str],
     weights: str,

@@ -71,8 +71,16 @@ def begin_or_resume(run: Run) -> TrainingState:
     config = run.config
     saved = load_checkpoint(run.paths) if config.resume else None
     weights = "none" if saved else config.weights  # a checkpoint replaces the weights that the run began with
-    names, data_dir = run.dataset.class_names, config.data_dir
-    model = build_model(class_names=names, weights=weights, data_dir=data_dir, seed=config.seed, stem=config.stem)
+    model = build_model(
+        backbone=config.backbone,
+        class_names=run.dataset.class_names,
+        weights=weights,
+        data_dir=config.data_dir,
+        seed=config.seed,
+        stem=config.stem,
+        sides=(run.dataset.height, run.dataset.width),
+        dropout=config.dropout,
+    )
     require_space(run.paths.root, sum(tensor.nbytes for tensor in model.state_dict().values()))
     # the memory layout in which convolutions are fastest
     model.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

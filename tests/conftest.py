@@ -27,7 +27,6 @@ import torch  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 import main  # noqa: E402
-from scripts.core.config import BACKBONE  # noqa: E402
 from scripts.core.paths import RunPaths  # noqa: E402
 
 torch.set_num_threads(1)
@@ -124,7 +123,7 @@ class TinyNetwork(nn.Module):
 def tiny_backbone() -> Iterator[None]:
     """Let every run that starts in this process train a ``TinyNetwork`` instead of a ResNet-18."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("scripts.models.factory.BACKBONES", {BACKBONE: TinyNetwork})
+        patch.setattr("scripts.models.factory.BACKBONES", {"resnet18": TinyNetwork})
         yield
 
 

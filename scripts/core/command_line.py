@@ -55,11 +55,15 @@ def build_parser() -> ArgumentParser:
     for known in SETTINGS.values():
         group = groups[known.metadata["group"]]
         default = "" if known.kind is bool or known.default == "" else f"default: {known.default}"
-        in_recipes = (f"{name}: {values[known.name]}" for name, values in of_recipes.items() if known.name in values)
-        values_in_words = "; ".join(filter(None, (default, *in_recipes)))
+        in_recipes = [f"{name}: {values[known.name]}" for name, values in of_recipes.items() if known.name in values]
+        # where a recipe turns a switch on, a flag must be able to turn it off
+        negative = f"--no_{known.name}" if known.kind is bool and in_recipes else ""
+        values_in_words = "; ".join(filter(None, (default, *in_recipes, negative and f"off: {negative}")))
         about = f"{known.metadata['help']}{values_in_words and f' ({values_in_words})'}".replace("%", "%%")
         if known.kind is bool:
             group.add_argument(known.flag, action="store_true", help=about)
+            if negative:
+                group.add_argument(negative, dest=known.name, action="store_false", help=argparse.SUPPRESS)
             continue
         choices = "|".join(map(str, known.metadata.get("choices", ())))
         metavar = known.metadata.get("metavar") or choices or known.kind.__name__.upper()
@@ -113,7 +117,10 @@ def parse_command_line(
 
 def _filter_for_argparse(argv: Iterable[str]) -> tuple[list[str], list[str]]:
     """The arguments that argparse can parse, and a problem for each of the others, at which it would stop."""
-    switches = {"--help", *(known.flag for known in SETTINGS.values() if known.kind is bool)}
+    switches = {"--help"}
+    for known in SETTINGS.values():
+        if known.kind is bool:
+            switches |= {known.flag, f"--no_{known.name}"}
     kept, problems = [], []
     for argument in argv:
         flag, equals, value = argument.partition("=")

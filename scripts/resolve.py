@@ -64,11 +64,11 @@ def _resolve_stem(config: Config, dataset: Dataset) -> Config:
         stem, reason = "stock", f"the first layers of {backbone.title} cannot be adapted, so they stay as published"
     model = outline(config.backbone, stem=stem, sides=sides)
     log.info("stem %s (%s): %s", stem, stem_layers(model, backbone), reason)
+    _require_trainable(replace(config, stem=stem), dataset, model)
     if max(sides) < backbone.min_side:
         log.warning(
             "%s reduces %d pixels of a side to one, which these images do not have", backbone.title, backbone.min_side
         )
-    _require_trainable(replace(config, stem=stem), dataset, model)
     model_name = config.model_name
     if model_name == DEFAULT_MODEL_NAME != (own := default_model_name(backbone, stem)):
         model_name = own

@@ -32,10 +32,10 @@ def new_model(
     return model
 
 
-def outline(name: str, *, stem: str, sides: Sides) -> nn.Module:
+def outline(name: str, *, stem: str, sides: Sides, num_classes: int = 2) -> nn.Module:
     """Build a backbone on the meta device, which has shapes and no numbers: for questions about a model."""
     with torch.device("meta"):
-        return new_model(name, 2, stem=stem, seed=0, sides=sides)
+        return new_model(name, num_classes, stem=stem, seed=0, sides=sides)
 
 
 def build_model(

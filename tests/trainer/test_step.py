@@ -17,7 +17,7 @@ from scripts.data_handler.dataset import Split
 from scripts.data_handler.plan import draw_plan
 from scripts.data_handler.sources import DeviceSplit, make_device_split
 from scripts.data_handler.tasks import MULTI_LABEL_TASK
-from scripts.models.resnet import adapted_resnet18
+from scripts.models.factory import new_model
 from scripts.trainer import step
 from scripts.trainer.state import EarlyStopping, TrainingState
 from scripts.trainer.step import mix, train_epoch, training_step, validate
@@ -330,7 +330,7 @@ def on_meta(monkeypatch: pytest.MonkeyPatch) -> DeviceSplit:
 
 
 def test_no_value_is_read_from_the_device_before_an_epoch_ends(on_meta: DeviceSplit):
-    model = adapted_resnet18(2, seed=0).to(META)
+    model = new_model("resnet18", 2, seed=0).to(META)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
     state = TrainingState(model, optimizer, EarlyStopping(5), torch.zeros((), device=META))
     plan = draw_plan(
@@ -356,6 +356,6 @@ def test_no_value_is_read_from_the_device_before_a_validation_ends(on_meta: Devi
     examples = replace(on_meta, eval_batch_size=16)
     with pytest.raises(RuntimeError, match="meta"):
         validate(
-            adapted_resnet18(2, seed=0).to(META), examples, precision="fp32", after_batch=lambda: done.append(None)
+            new_model("resnet18", 2, seed=0).to(META), examples, precision="fp32", after_batch=lambda: done.append(None)
         )
     assert len(done) == 4

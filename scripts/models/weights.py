@@ -140,10 +140,10 @@ def load_weights(
     """
     backbone = find_backbone(name)
     earlier_names = imagenet_entry(name).meta["categories"] if origin == "imagenet" else read_class_names(path)
-    state = read_state_dict(path, title=backbone.title)
+    read = read_state_dict(path, title=backbone.title)
     if backbone.renamed:
-        state = {re.sub(*backbone.renamed, key): tensor for key, tensor in state.items()}
-    state, head_summary = _fit_head(state, model.state_dict(), backbone.head, class_names, earlier_names)
+        read = {re.sub(*backbone.renamed, key): tensor for key, tensor in read.items()}
+    state, head_summary = _fit_head(read, model.state_dict(), backbone.head, class_names, earlier_names)
     published = model.state_dict()
     completed = _complete(state, published)
     kernels = f"{backbone.conv}.weight"
@@ -158,7 +158,7 @@ def load_weights(
         if given.shape != published[kernels].shape:
             problems = _differences(own, completed)
         if _differences(own, completed):
-            raise DataError(_other_architecture(name, origin, problems, state))
+            raise DataError(_other_architecture(name, origin, problems, read))
         model.load_state_dict(completed)
     before, after = given.shape[-1], own[kernels].shape[-1]
     change = "taken as it is" if before == after else f"transferred to {after}×{after}"
@@ -203,7 +203,9 @@ def _other_architecture(name: str, origin: str, problems: Sequence[str], state: 
     advice = f"They must be {library or 'torchvision'}'s {model} or the best_model.pth of an earlier run with it."
     if owner := _owner(state):
         advice = f"They are those of {owner}: add --backbone {owner}, or take others."
-    return f"--weights {origin} are not those of a {find_backbone(name).title}: {'; '.join(problems)}. {advice}"
+    title = find_backbone(name).title
+    article = "an" if title[0] in "AEIOU" else "a"
+    return f"--weights {origin} are not those of {article} {title}: {'; '.join(problems)}. {advice}"
 
 
 def _owner(state: StateDict) -> str | None:

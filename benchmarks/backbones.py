@@ -76,6 +76,14 @@ def images_per_second(name: str, stem: str, side: int, *, batch_size: int, steps
     return steps * batch_size / (time.perf_counter() - started)
 
 
+def counts(name: str, stem: str, side: int) -> tuple[str, str, str, str]:
+    """Parameters, GMAC, and the sides that the first and the last stage see, as they are printed."""
+    model = outline(name, stem=stem, sides=(side, side), num_classes=NUM_CLASSES)
+    first, last = stage_sides(model, name, side)
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return f"{parameters:,}", f"{giga_products(model, side):.2g}", str(first), str(last)
+
+
 def main() -> None:
     """Print one row per backbone and size."""
     parser = argparse.ArgumentParser(description=str(__doc__).partition("\n")[0])
@@ -88,13 +96,10 @@ def main() -> None:
     for name in BACKBONES:
         for side in given.sides:
             stem, _ = choose_stem("auto", side, side)
-            model = outline(name, stem=stem, sides=(side, side), num_classes=NUM_CLASSES)
-            first, last = stage_sides(model, name, side)
             batch_size = max(given.pixels // side**2, 4)
             speed = images_per_second(name, stem, side, batch_size=batch_size, steps=given.steps)
-            parameters = f"{sum(parameter.numel() for parameter in model.parameters()):,}"
-            cells = (f"`{name}`", side, stem, parameters, f"{giga_products(model, side):.2g}", first, last)
-            print("|", *(f"{cell} |" for cell in (*cells, batch_size, f"{speed:.3g}")), flush=True)
+            cells = (f"`{name}`", side, stem, *counts(name, stem, side), batch_size, f"{speed:.3g}")
+            print("|", *(f"{cell} |" for cell in cells), flush=True)
 
 
 if __name__ == "__main__":

@@ -219,7 +219,7 @@ def test_the_model_and_its_card_are_named_after_the_backbone(caplog, backbone, s
         "seed",
     ]
     assert card.get("window") == window
-    assert [message for message in caplog.messages if message.startswith("stem ")][0].startswith(
+    assert next(message for message in caplog.messages if message.startswith("stem ")).startswith(
         f"stem {config.stem} ({layers}): images of {side} × {side} pixels"
     )
     assert sum(f"the model is named {model_name}, " in message for message in caplog.messages) == 1

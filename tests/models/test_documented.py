@@ -1,4 +1,4 @@
-"""The page about backbones is true: its lines load a run's weights into torchvision, and its table's counts are right."""
+"""The page about backbones is true: its lines load a run's weights into torchvision, and its table is right."""
 
 from __future__ import annotations
 

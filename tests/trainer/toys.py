@@ -26,6 +26,7 @@ from scripts.trainer.fit import begin_training, fit
 from tests.conftest import coloured_squares
 
 CPU = torch.device("cpu")
+HEAD = "4"  # of the small network
 TIMES = ("seconds", "images_per_second")
 NEVER = 1e9  # seconds between checkpoints
 CONFIG = Config(
@@ -61,7 +62,7 @@ def train(
         paths = RunPaths(root)
     else:
         paths = RunPaths.create(folder, "squares", "small", now=datetime(2026, 1, 31, 22, 15))
-    state = begin_training(model or small_network(), config, CPU)
+    state = begin_training(model or small_network(), config, CPU, head=HEAD)
     if resume:
         saved = load_checkpoint(paths)
         assert saved is not None

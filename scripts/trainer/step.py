@@ -99,6 +99,7 @@ def train_epoch(
         if plan.mix:
             inputs, targets = mix(inputs, targets, plan.partner[window], plan.mix[step])
         inputs = inputs.contiguous(memory_format=torch.channels_last)
+        torch.manual_seed(plan.step_seeds[step])
         set_rates(state.optimizer, rates_of(step_of_training))
         loss = training_step(
             state.model,

@@ -47,28 +47,19 @@ def test_every_fault_is_survived(tmp_path):
 @pytest.mark.slow
 def test_adamw_one_cycle_averages_and_cutmix_survive_five_kills(tmp_path):
     campaign, rng, kills = Campaign(tmp_path, seed=7, size=TINY), random.Random(7), 0
-    flags = [
-        "--optimizer",
-        "adamw",
-        "--schedule",
-        "onecycle",
-        "--decay_params",
-        "weights",
-        "--ema_decay",
-        "0.9",
-        "--label_smoothing",
-        "0.1",
-        "--class_weights",
-        "balanced",
-        "--grad_clip",
-        "1",
-        "--dropout",
-        "0.2",
-        "--cutmix_alpha",
-        "1",
-        "--checkpoint_every",
-        "0",
-    ]
+    settings = {
+        "optimizer": "adamw",
+        "schedule": "onecycle",
+        "decay_params": "weights",
+        "ema_decay": "0.9",
+        "label_smoothing": "0.1",
+        "class_weights": "balanced",
+        "grad_clip": "1",
+        "dropout": "0.2",
+        "cutmix_alpha": "1",
+        "checkpoint_every": "0",
+    }
+    flags = [word for name, value in settings.items() for word in (f"--{name}", value)]
 
     def is_training(training: Training) -> bool:
         return "model resnet18:" in training.output()

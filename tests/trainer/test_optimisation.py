@@ -35,10 +35,21 @@ from scripts.trainer.optimisation import (
     parameter_groups,
     select_trainable,
     set_training_mode,
-    update_average,
 )
-from scripts.trainer.step import training_losses, training_step, validate
-from tests.trainer.toys import CONFIG, CPU, HEAD, NEVER, StopAfter, examples, outcome, small_network, train
+from scripts.trainer.step import train_epoch, training_losses, training_step, validate
+from tests.trainer.toys import (
+    CONFIG,
+    CPU,
+    HEAD,
+    NEVER,
+    StopAfter,
+    examples,
+    outcome,
+    plan_for,
+    record,
+    small_network,
+    train,
+)
 
 FULL_CONFIG = replace(
     CONFIG,
@@ -255,13 +266,30 @@ def test_a_linear_probe_changes_the_head_only(tmp_path, optimizer):
     assert changed == {f"{HEAD}.weight", f"{HEAD}.bias"}  # not even the running statistics of the normalisation
 
 
+@pytest.mark.usefixtures("tiny_network", "no_reports")
+def test_a_linear_probe_of_a_run_keeps_all_but_the_head_of_its_weights(in_process, make_npz):
+    data, start, found = make_npz(), "none", []
+    for train_layers in ("all", "head"):
+        folder = in_process.folder / train_layers
+        settings = ("--optimizer", "adamw", "--ema_decay", "0.9", "--epochs", "1", "--batch_size", "16")
+        places = ("--dataset", data, "--weights", start, "--output_dir", folder)
+        done = in_process(*places, *settings, "--train_layers", train_layers)
+        assert done.returncode == 0, done.stderr
+        (path,) = folder.rglob("best_model.pth")
+        start = str(path)
+        found.append(torch.load(path, weights_only=True))
+
+    first, second = found
+    assert {name for name in first if not torch.equal(first[name], second[name])} == {"fc.weight", "fc.bias"}
+
+
 def test_only_blocks_without_trainable_parameters_are_in_evaluation_mode():
     block = nn.Sequential(nn.Conv2d(3, 4, 1), nn.BatchNorm2d(4), StochasticDepth(0.5, "row"))
     model = nn.Sequential(block, nn.Flatten(), nn.Sequential(nn.Dropout(0.5), nn.Linear(4, 2)))
     select_trainable(model, "head", "2.1")
     set_training_mode(model)
     assert not any(module.training for module in block.modules())
-    assert model[2][0].training  # the dropout before the head
+    assert model.get_submodule("2.0").training  # the dropout before the head
     model.requires_grad_(True)
     set_training_mode(model)
     assert all(module.training for module in model.modules())
@@ -274,20 +302,25 @@ def test_the_decay_is_small_in_the_first_steps():
     assert [ema_decay_of(step, 0.99) for step in (0, 1, 90, 10_000)] == [0.1, 2 / 11, 0.91, 0.99]
 
 
-def test_averaged_weights_are_those_of_an_explicit_computation_over_some_steps():
-    config = replace(CONFIG, ema_decay=0.3, lr=0.1)
+def test_averaged_weights_are_those_of_an_explicit_computation_after_every_step():
+    config, split = replace(CONFIG, ema_decay=0.45, lr=0.1), examples(20)
     state = begin_training(small_network(), config, CPU, head=HEAD)
     assert state.averaged is not None
     expected = {name: value.double() for name, value in state.model.state_dict().items()}
-    state.model.train()
-    for step, decay in enumerate((0.1, 2 / 11, 0.25, 0.3, 0.3)):
-        training_step(state.model, state.optimizer, *batch())
-        update_average(state.averaged, state.model, ema_decay_of(step, config.ema_decay))
+    decays = iter((0.1, 2 / 11, 0.25, 4 / 13, 5 / 14, 0.4, 7 / 16, 0.45, 0.45))
+
+    def recompute() -> None:
+        decay = next(decays)
         for name, value in state.model.state_dict().items():
-            expected[name] = value.double() if "num_batches" in name else decay * expected[name] + (1 - decay) * value
+            is_copied = "num_batches" in name
+            expected[name] = value.double() if is_copied else decay * expected[name] + (1 - decay) * value
+
+    for epoch in (1, 2, 3):  # of three steps
+        train_epoch(state, split, plan_for(split, config, epoch=epoch), config, after_step=recompute)
+        state.finish_epoch(record(epoch))
 
     found = state.averaged.state_dict()
-    assert found["1.num_batches_tracked"].item() == 5  # copied
+    assert found["1.num_batches_tracked"].item() == 9  # copied
     assert "1.running_var" in found
     for name, value in found.items():
         assert_close(value.double(), expected[name], rtol=1e-5, atol=1e-6)
@@ -320,8 +353,7 @@ class Random(nn.Module):
 
     def __init__(self, seed: int = 0) -> None:
         super().__init__()
-        inner = small_network(seed)
-        self.stem, self.norm, self.head = inner[0], inner[1], inner[4]
+        self.stem, self.norm, _, _, self.head = small_network(seed).children()
         self.depth, self.dropout = StochasticDepth(0.5, "row"), nn.Dropout(0.5)
 
     def forward(self, images):
@@ -361,6 +393,14 @@ def test_random_layers_draw_by_the_seed_and_the_step_and_not_by_the_state_of_the
     other, _ = train(tmp_path / "other", replace(config, seed=43), model=Random())
     assert outcome(first) == outcome(second)
     assert outcome(first) != outcome(other)
+
+
+def test_a_finished_training_keeps_its_averaged_weights_as_the_best_when_it_is_resumed(tmp_path):
+    config = replace(CONFIG, epochs=1, ema_decay=0.9)
+    paths, _ = train(tmp_path, config)
+    before = outcome(paths)
+    train(tmp_path, config, resume=True)
+    assert outcome(paths) == before
 
 
 def test_a_checkpoint_of_the_format_before_averaged_weights_is_refused(tmp_path):

@@ -14,9 +14,7 @@ from torch import nn
 from torch.testing import assert_close
 
 from scripts.core.config import Config
-from scripts.core.records import EpochRecord
 from scripts.data_handler.dataset import Split
-from scripts.data_handler.plan import EpochPlan, draw_plan
 from scripts.data_handler.sources import DeviceSplit, make_device_split
 from scripts.data_handler.tasks import MULTI_LABEL_TASK
 from scripts.models.resnet import adapted_resnet18
@@ -26,6 +24,7 @@ from scripts.trainer.optimisation import make_schedule
 from scripts.trainer.state import EarlyStopping, TrainingState
 from scripts.trainer.step import mix, train_epoch, training_step, validate
 from tests.conftest import coloured_squares
+from tests.trainer.toys import plan_for, record
 
 CONFIG = Config(seed=1, batch_size=8, lr=0.05, schedule="constant", momentum=0.0, mixup_alpha=0.0, precision="fp32")
 CPU, META = torch.device("cpu"), torch.device("meta")
@@ -45,20 +44,6 @@ def squares(count: int = 20, channels: int = 3) -> DeviceSplit:
     images, labels = coloured_squares(count, side=4, channels=channels)
     split = Split(images, labels[:, 0].astype(np.int64))
     return make_device_split(split, 2, feed="resident", device=CPU, num_workers=0)
-
-
-def plan_for(examples: DeviceSplit, config: Config = CONFIG, *, epoch: int = 1) -> EpochPlan:
-    return draw_plan(
-        examples.size,
-        seed=config.seed,
-        epoch=epoch,
-        batch_size=config.batch_size,
-        hflip=config.hflip,
-        rotation_angle=config.rotation_angle,
-        jitter=config.jitter_val,
-        mixup_alpha=config.mixup_alpha,
-        device=examples.targets.device,
-    )
 
 
 def test_a_step_is_one_step_down_the_gradient_of_the_cross_entropy():
@@ -150,9 +135,17 @@ def test_an_epoch_sets_the_rates_of_every_step_of_the_training_and_reports_the_m
     assert mean_loss == pytest.approx(validate(model, examples, precision="fp32")[0], abs=0.15)
 
 
-def record(epoch: int = 1) -> EpochRecord:
-    figures = dict.fromkeys(("train_loss", "val_loss", "val_accuracy", "learning_rate", "seconds"), 0.5)
-    return EpochRecord(epoch=epoch, images_per_second=None, is_best=True, **figures)
+def test_an_epoch_clips_gradients_and_computes_in_the_precision_of_its_settings():
+    examples, config = squares(20), replace(CONFIG, lr=1.0, weight_decay=0.0)
+    losses, moved = [], []
+    for settings in (config, replace(config, grad_clip=1e-6), replace(config, precision="bf16")):
+        state = begin_training(two_layers(), settings, CPU, head="3")
+        losses.append(train_epoch(state, examples, plan_for(examples, settings), settings))
+        before, after = two_layers().state_dict(), state.model.state_dict()
+        moved.append(max(float((after[name] - before[name]).abs().max()) for name in before))
+
+    assert moved[1] <= 3e-6 < moved[0]  # three steps
+    assert losses[2] not in losses[:2]
 
 
 def test_validation_counts_right_answers_and_averages_over_images():

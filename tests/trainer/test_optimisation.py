@@ -29,11 +29,13 @@ from scripts.trainer import checkpoint
 from scripts.trainer.checkpoint import load_checkpoint, require_space, restore, stored_copies
 from scripts.trainer.fit import begin_training
 from scripts.trainer.optimisation import (
+    Rates,
     ema_decay_of,
     make_optimizer,
     make_schedule,
     parameter_groups,
     select_trainable,
+    set_rates,
     set_training_mode,
 )
 from scripts.trainer.step import train_epoch, training_losses, training_step, validate
@@ -177,6 +179,14 @@ def test_the_optimizer_has_the_settings():
     assert isinstance(sgd, SGD)
     (group,) = sgd.param_groups
     assert (group["momentum"], group["nesterov"], group["weight_decay"]) == (0.8, True, 0.05)
+
+
+@pytest.mark.parametrize(("optimizer", "momenta"), [("sgd", {"momentum": 0.7}), ("adamw", {"betas": (0.7, 0.999)})])
+def test_a_step_takes_its_rates_in_every_group(optimizer, momenta):
+    own = make_optimizer(small_network(), Config(optimizer=optimizer, decay_params="weights"), CPU)
+    set_rates(own, Rates(lr=0.03, momentum=0.7))
+    assert len(own.param_groups) == 2
+    assert all(momenta.items() <= group.items() and group["lr"] == 0.03 for group in own.param_groups)
 
 
 @pytest.mark.parametrize(("grad_clip", "norm"), [(0.5, 0.5), (1e9, None), (0.0, None)])

@@ -73,10 +73,10 @@ def begin_or_resume(run: Run) -> TrainingState:
     weights = "none" if saved else config.weights  # a checkpoint replaces the weights that the run began with
     names, data_dir = run.dataset.class_names, config.data_dir
     model = build_model(class_names=names, weights=weights, data_dir=data_dir, seed=config.seed, stem=config.stem)
-    require_space(run.paths.root, sum(tensor.nbytes for tensor in model.state_dict().values()))
+    require_space(run.paths.root, sum(tensor.nbytes for tensor in model.state_dict().values()), config)
     # the memory layout in which convolutions are fastest
     model.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    state = begin_training(model, config, run.device)
+    state = begin_training(model, config, run.device, head="fc")
     if config.resume:
         restore(state, saved, run.provenance, run.paths)
     return state

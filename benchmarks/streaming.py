@@ -221,11 +221,11 @@ def _epochs(given: argparse.Namespace, device: torch.device) -> Callable[..., Ca
 
     All share one network.
     """
-    config = Config(weights="none", batch_size=given.batch_size)
+    precision, _ = select_precision("auto", device, reproducible=False)
+    config = Config(weights="none", batch_size=given.batch_size, schedule="constant", lr=0.001, precision=precision)
     model = new_model("resnet18", NUM_CLASSES, stem="stock", seed=0)
     model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    state = begin_training(model, config, device)
-    precision, _ = select_precision("auto", device, reproducible=False)
+    state = begin_training(model, config, device, head="fc")
 
     def of(split: DeviceSplit, before: Callable[[], None] = lambda: None) -> Callable[[], float]:
         def epoch() -> float:
@@ -243,15 +243,7 @@ def _epochs(given: argparse.Namespace, device: torch.device) -> Callable[..., Ca
             )
             state.steps_done = 0
             started = time.perf_counter()
-            training.train_epoch(
-                state,
-                split,
-                plan,
-                batch_size=config.batch_size,
-                rotates=True,
-                learning_rate=lambda _: 0.001,
-                precision=precision,
-            )
+            training.train_epoch(state, split, plan, config)
             return time.perf_counter() - started  # the epoch's loss, read at its end, waited for the device
 
         return epoch

@@ -86,7 +86,7 @@ class Bench:
         """A training before its first step."""
         model = new_model("resnet18", NUM_CLASSES, seed=0)
         model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return begin_training(model.to(self.device), self.config, torch.device(self.device))
+        return begin_training(model.to(self.device), self.config, torch.device(self.device), head="fc")
 
     def plan(self, size: int, *, with_mixup: bool = True) -> EpochPlan:
         """The random decisions of an epoch."""
@@ -137,18 +137,12 @@ def train_steps(bench: Bench, task: Task) -> Work:
 def train_epoch(bench: Bench, task: Task) -> Work:
     """One whole epoch, from stored bytes to updated weights; its plan is drawn each time."""
     examples, state = bench.device_split(task), bench.state()
+    precision = "fp32" if task.precision == REPRODUCIBLE else task.precision
+    config = replace(bench.config, schedule="constant", lr=0.001, precision=precision)
 
     def work() -> None:
         state.steps_done = 0
-        training.train_epoch(
-            state,
-            examples,
-            bench.plan(task.num_images),
-            batch_size=bench.config.batch_size,
-            rotates=True,
-            learning_rate=lambda _: 0.001,
-            precision="fp32" if task.precision == REPRODUCIBLE else task.precision,
-        )
+        training.train_epoch(state, examples, bench.plan(task.num_images), config)
 
     return work
 

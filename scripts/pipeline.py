@@ -18,7 +18,7 @@ from scripts.core.system import StopRequest, memory_advice, prepare_machine
 from scripts.data_handler.dataset import Dataset, Split
 from scripts.data_handler.opening import open_dataset
 from scripts.data_handler.sources import DeviceSplit, make_device_split
-from scripts.models.factory import build_model
+from scripts.models.factory import build_model, head_name
 from scripts.models.weights import load_best_weights
 from scripts.provenance import describe_model, record_provenance
 from scripts.resolve import applied_views, resolve_settings
@@ -81,10 +81,10 @@ def begin_or_resume(run: Run) -> TrainingState:
         sides=(run.dataset.height, run.dataset.width),
         dropout=config.dropout,
     )
-    require_space(run.paths.root, sum(tensor.nbytes for tensor in model.state_dict().values()))
+    require_space(run.paths.root, sum(tensor.nbytes for tensor in model.state_dict().values()), config)
     # the memory layout in which convolutions are fastest
     model.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    state = begin_training(model, config, run.device)
+    state = begin_training(model, config, run.device, head=head_name(config.backbone))
     if config.resume:
         restore(state, saved, run.provenance, run.paths)
     return state

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scripts.core.system.device import to_device
 
 # one independent stream of numbers per decision
-ORDER, FLIP, ANGLE, BRIGHTNESS, CONTRAST, PARTNER, MIX = range(7)
+ORDER, FLIP, ANGLE, BRIGHTNESS, CONTRAST, PARTNER, MIX, STEP_SEED = range(8)
 MAX_STREAMS = 256
 
 
@@ -44,6 +44,7 @@ class EpochPlan:
     augmentation: AugmentationPlan  # by position
     partner: torch.Tensor  # (N,) int64, by position: the place, within its own batch, of the image mixed in
     mix: tuple[float, ...]  # lambda of each step, in [0, 1]; empty without MixUp
+    step_seeds: tuple[int, ...]  # of each step, 63 bits: for dropout and stochastic depth
 
 
 def uniform(seed: int, epoch: int, stream: int, count: int) -> NDArray[np.float64]:
@@ -88,12 +89,14 @@ def draw_plan(
         brightness=of_images(BRIGHTNESS, 1 - jitter, 1 + jitter),
         contrast=of_images(CONTRAST, 1 - jitter, 1 + jitter),
     )
+    num_steps = -(-num_images // batch_size)
     return EpochPlan(
         order=order,
         order_on_device=to_device(order, device),
         augmentation=augmentation,
         partner=to_device(_partners(num_images, seed, epoch, batch_size), device),
-        mix=_mix_weights(-(-num_images // batch_size), seed, epoch, mixup_alpha),
+        mix=_mix_weights(num_steps, seed, epoch, mixup_alpha),
+        step_seeds=tuple((_bit_generator(seed, epoch, STEP_SEED).random_raw(num_steps) >> np.uint64(1)).tolist()),
     )
 
 

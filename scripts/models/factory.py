@@ -88,7 +88,7 @@ def refusal(model: nn.Module, batch_size: int, sides: Sides) -> str | None:
     except NotImplementedError:  # an operation without shapes on the meta device, which is no reason
         return None
     except (ValueError, RuntimeError, AssertionError, ZeroDivisionError) as error:
-        return str(error).partition("\n")[0]
+        return str(error).partition("\n")[0] or type(error).__name__
     return None
 
 

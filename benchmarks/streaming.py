@@ -40,7 +40,7 @@ from scripts.data_handler.dataset import Dataset
 from scripts.data_handler.opening import open_dataset
 from scripts.data_handler.plan import draw_plan
 from scripts.data_handler.sources import DeviceSplit, make_device_split
-from scripts.models.resnet import stock_resnet18
+from scripts.models.factory import new_model
 from scripts.trainer import step as training
 from scripts.trainer.fit import begin_training
 
@@ -223,7 +223,8 @@ def _epochs(given: argparse.Namespace, device: torch.device) -> Callable[..., Ca
     """
     precision, _ = select_precision("auto", device, reproducible=False)
     config = Config(weights="none", batch_size=given.batch_size, schedule="constant", lr=0.001, precision=precision)
-    model = stock_resnet18(NUM_CLASSES, seed=0).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = new_model("resnet18", NUM_CLASSES, stem="stock", seed=0)
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     state = begin_training(model, config, device, head="fc")
 
     def of(split: DeviceSplit, before: Callable[[], None] = lambda: None) -> Callable[[], float]:

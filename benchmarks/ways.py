@@ -31,7 +31,7 @@ from scripts.data_handler.plan import EpochPlan, draw_plan
 from scripts.data_handler.sources import DeviceSplit, make_device_split
 from scripts.data_handler.synthetic import open_synthblood
 from scripts.evaluation.inference import predict
-from scripts.models.resnet import adapted_resnet18
+from scripts.models.factory import new_model
 from scripts.trainer import step as training
 from scripts.trainer.fit import begin_training, epoch_line
 from scripts.trainer.state import TrainingState
@@ -84,7 +84,8 @@ class Bench:
 
     def state(self) -> TrainingState:
         """A training before its first step."""
-        model = adapted_resnet18(NUM_CLASSES, seed=0).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = new_model("resnet18", NUM_CLASSES, seed=0)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return begin_training(model.to(self.device), self.config, torch.device(self.device), head="fc")
 
     def plan(self, size: int, *, with_mixup: bool = True) -> EpochPlan:

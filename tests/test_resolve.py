@@ -195,6 +195,43 @@ def test_without_mirrored_and_rotated_views_there_is_no_tta():
     assert resolve_settings(Config(no_tta=True), images_of(28), CPU).no_tta is True
 
 
+@pytest.mark.parametrize(
+    ("backbone", "side", "model_name", "layers", "window"),
+    [
+        ("swin_v2_t", 28, "SwinV2-Tiny Adapted", "2x2, stride 2, window 7x7", 7),
+        ("swin_v2_t", 64, "SwinV2-Tiny Adapted", "2x2, stride 2, window 8x8", 8),
+        ("efficientnet_b0", 224, "EfficientNet-B0", "3x3, stride 2", None),
+    ],
+)
+def test_the_model_and_its_card_are_named_after_the_backbone(caplog, backbone, side, model_name, layers, window):
+    dataset = images_of(side)
+    with caplog.at_level("INFO"):
+        config = resolve_settings(Config(backbone=backbone), dataset, CPU)
+        again = resolve_settings(config, dataset, CPU)
+    card = describe_model(config, dataset)
+
+    assert config.model_name == model_name
+    assert again == config
+    assert [card[name] for name in ("backbone", "model_name", "stem_layers", "recipe")] == [
+        backbone,
+        model_name,
+        layers,
+        "seed",
+    ]
+    assert card.get("window") == window
+    assert next(message for message in caplog.messages if message.startswith("stem ")).startswith(
+        f"stem {config.stem} ({layers}): images of {side} × {side} pixels"
+    )
+    assert sum(f"the model is named {model_name}, " in message for message in caplog.messages) == 1
+
+
+def test_images_below_the_smallest_sensible_side_are_warned_about(caplog):
+    resolve_settings(Config(backbone="mobilenet_v3_large"), images_of(16), CPU)
+    assert caplog.messages == []
+    resolve_settings(Config(backbone="mobilenet_v3_large"), images_of(15), CPU)
+    assert caplog.messages == ["MobileNetV3-Large reduces 16 pixels of a side to one, which these images do not have"]
+
+
 def test_resolved_settings_are_resolved_to_themselves():
     for dataset in (images_of(224, orientation_free=False), images_of(28)):
         once = resolve_settings(Config(), dataset, CPU)

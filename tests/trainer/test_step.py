@@ -17,7 +17,7 @@ from scripts.core.config import Config
 from scripts.data_handler.dataset import Split
 from scripts.data_handler.sources import DeviceSplit, make_device_split
 from scripts.data_handler.tasks import MULTI_LABEL_TASK
-from scripts.models.resnet import adapted_resnet18
+from scripts.models.factory import new_model
 from scripts.trainer import step
 from scripts.trainer.fit import begin_training
 from scripts.trainer.optimisation import make_schedule
@@ -314,7 +314,7 @@ def on_meta(monkeypatch: pytest.MonkeyPatch) -> DeviceSplit:
 @pytest.mark.parametrize("train_layers", ["all", "head"])
 def test_no_value_is_read_from_the_device_before_an_epoch_ends(on_meta: DeviceSplit, optimizer, train_layers):
     config = replace(FULL_CONFIG, optimizer=optimizer, train_layers=train_layers)
-    state = begin_training(adapted_resnet18(2, seed=0).to(META), config, META, head="fc")
+    state = begin_training(new_model("resnet18", 2, seed=0).to(META), config, META, head="fc")
     with pytest.raises(RuntimeError, match="meta"):  # by the mean loss, which is read when all steps are done
         train_epoch(state, on_meta, plan_for(on_meta, config), config)
     assert state.steps_done == 8
@@ -325,6 +325,6 @@ def test_no_value_is_read_from_the_device_before_a_validation_ends(on_meta: Devi
     examples = replace(on_meta, eval_batch_size=16)
     with pytest.raises(RuntimeError, match="meta"):
         validate(
-            adapted_resnet18(2, seed=0).to(META), examples, precision="fp32", after_batch=lambda: done.append(None)
+            new_model("resnet18", 2, seed=0).to(META), examples, precision="fp32", after_batch=lambda: done.append(None)
         )
     assert len(done) == 4

@@ -370,7 +370,7 @@ def test_a_path_without_a_file_is_refused(tmp_path):
 
 def test_torchvisions_address_carries_the_hash():
     assert imagenet_entry("resnet18").url.endswith("/resnet18-f37072fd.pth")
-    assert imagenet_entry("resnet50") is get_model_weights("resnet50").IMAGENET1K_V2
+    assert imagenet_entry("resnet50") is get_model_weights("resnet50")["IMAGENET1K_V2"]
 
 
 def test_the_cache_is_below_the_data_folder_unless_torch_home_is_set(tmp_path, monkeypatch):

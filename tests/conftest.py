@@ -51,6 +51,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
 
 
+@pytest.fixture
+def hangup_not_ignored() -> Iterator[None]:
+    """Undo, here and in child processes, what a test suite that runs under nohup inherits."""
+    earlier = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, earlier)
+
+
 @pytest.fixture(autouse=True)
 def _restore_sigchld() -> Iterator[None]:
     """Restore the handler of SIGCHLD: PyTorch sets one with its first worker, and it raises in any later test."""

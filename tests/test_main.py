@@ -405,6 +405,7 @@ LONG = ("--weights", "none", "--epochs", "1000", "--patience", "1000", "--batch_
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("hangup_not_ignored")
 @pytest.mark.parametrize(
     ("number", "code"),
     [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)],
@@ -424,6 +425,7 @@ def test_a_signal_during_training_saves_the_step_and_prints_the_resume_command(
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("hangup_not_ignored")
 def test_a_closed_terminal_ends_the_run_with_129_and_its_state_saved(command_line: CommandLine, make_npz: Npz):
     ours, theirs = pty.openpty()
     own_terminal = [sys.executable, "-c", OWN_TERMINAL, *command_line.command("--dataset", make_npz(), *LONG)]

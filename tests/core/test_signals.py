@@ -12,13 +12,7 @@ from scripts.core.errors import Interrupted
 from scripts.core.system.signals import STOP_SIGNALS, stop_request
 from tests.core.conftest import line_of
 
-
-@pytest.fixture(autouse=True)
-def _hangup_not_ignored():
-    """Undo what a test suite that runs under nohup inherits."""
-    earlier = signal.signal(signal.SIGHUP, signal.SIG_DFL)
-    yield
-    signal.signal(signal.SIGHUP, earlier)
+pytestmark = pytest.mark.usefixtures("hangup_not_ignored")
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGINT, 130), (signal.SIGHUP, 129)])

@@ -139,7 +139,13 @@ def test_only_what_the_settings_ask_for_is_drawn(settings, names):
 
 
 def test_no_setting_changes_the_numbers_of_another():
-    everything = {"scale": 0.2, "translate": 2, "erasing": 0.4, "cutmix_alpha": 1.0, "rotation_prob": 0.5}
+    everything: dict[str, Any] = {
+        "scale": 0.2,
+        "translate": 2,
+        "erasing": 0.4,
+        "cutmix_alpha": 1.0,
+        "rotation_prob": 0.5,
+    }
     usual, full = plan(), plan(**everything)
     for name in ("flip", "brightness", "contrast"):
         assert torch.equal(parameter(name, usual), parameter(name, full))

@@ -129,7 +129,7 @@ def test_a_certain_flip_is_certain_and_one_that_cannot_be_is_not_drawn():
             {"flip", "shift_x", "shift_y", "erased"},
         ),
     ],
-    ids=str,
+    ids=range(7),
 )
 def test_only_what_the_settings_ask_for_is_drawn(settings, names):
     drawn = plan(10, **settings).augmentation

@@ -230,17 +230,7 @@ def _epochs(given: argparse.Namespace, device: torch.device) -> Callable[..., Ca
     def of(split: DeviceSplit, before: Callable[[], None] = lambda: None) -> Callable[[], float]:
         def epoch() -> float:
             before()
-            plan = draw_plan(
-                split.size,
-                seed=config.seed,
-                epoch=1,
-                batch_size=config.batch_size,
-                hflip=config.hflip,
-                rotation_angle=config.rotation_angle,
-                jitter=config.jitter_val,
-                mixup_alpha=config.mixup_alpha,
-                device=device,
-            )
+            plan = draw_plan(config, split.size, epoch=1, image_size=split.image_size, device=device)
             state.steps_done = 0
             started = time.perf_counter()
             training.train_epoch(state, split, plan, config)

@@ -18,7 +18,7 @@ from scripts.core.system import StopRequest, memory_advice, prepare_machine
 from scripts.data_handler.dataset import Dataset, Split
 from scripts.data_handler.opening import open_dataset
 from scripts.data_handler.sources import DeviceSplit, make_device_split
-from scripts.models.factory import build_model, head_name
+from scripts.models.factory import build_model, head_name, normalisation
 from scripts.models.weights import load_best_weights
 from scripts.provenance import describe_model, record_provenance
 from scripts.resolve import applied_views, resolve_settings
@@ -141,4 +141,6 @@ def report(run: Run, training: TrainingResult, evaluation: EvaluationResult, tra
 
 def _on_device(run: Run, split: Split) -> DeviceSplit:
     config, num_classes = run.config, len(run.dataset.class_names)
-    return make_device_split(split, num_classes, feed=config.feed, device=run.device, num_workers=config.num_workers)
+    (mean, std), feed = normalisation(config.backbone), config.feed
+    workers = config.num_workers
+    return make_device_split(split, num_classes, feed=feed, device=run.device, num_workers=workers, mean=mean, std=std)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 from scripts.core.config import Config
@@ -12,6 +13,7 @@ from scripts.core.errors import DataError
 from scripts.core.files import write_json
 from scripts.core.log import log
 from scripts.core.paths import RunPaths
+from scripts.core.recipes import RECIPES, overridden
 from scripts.core.resume import differences
 from scripts.data_handler.dataset import Dataset
 from scripts.data_handler.registry import BINARY, MULTI_CLASS, MULTI_LABEL, ORDINAL
@@ -37,6 +39,7 @@ def record_provenance(config: Config, dataset: Dataset, paths: RunPaths) -> dict
         DataError: The data are not those that the run was started with.
     """
     now = describe_run(config, dataset)
+    _log_recipe(now["recipe"])
     if not config.resume:
         write_json(paths.config, now)
         return now
@@ -51,11 +54,21 @@ def record_provenance(config: Config, dataset: Dataset, paths: RunPaths) -> dict
     return stored
 
 
+def _log_recipe(recipe: Mapping[str, Any]) -> None:
+    changes = [f"{name} {value['applied']} (not {value['recipe']})" for name, value in recipe["overridden"].items()]
+    log.info("recipe %s%s", recipe["name"], f", overridden: {', '.join(changes)}" if changes else "")
+
+
 def describe_run(config: Config, dataset: Dataset) -> dict[str, Any]:
     """Everything the result depends on, as JSON values."""
     return {
         "command": [str(word) for word in sys.argv],
         "settings": config.as_dict(),
+        "recipe": {
+            "name": config.recipe,
+            "source": RECIPES[config.recipe].source,
+            "overridden": overridden(config.as_dict()),
+        },
         "backbone": config.backbone,
         "memory_format": "channels_last",
         "dataset": dataset.as_dict(),

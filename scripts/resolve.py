@@ -10,10 +10,11 @@ from torch import nn
 from scripts.core.config import DEFAULT_MODEL_NAME, Config
 from scripts.core.errors import ConfigError
 from scripts.core.log import log
-from scripts.data_handler.augmentation import View, tta_views
+from scripts.core.recipes import RECIPES
 from scripts.data_handler.dataset import Dataset
 from scripts.data_handler.memory import free_shared_memory, plan_memory, workers_that_fit
 from scripts.data_handler.registry import MULTI_LABEL
+from scripts.data_handler.views import View, tta_views
 from scripts.models.backbones import choose_stem, default_model_name, find_backbone
 from scripts.models.factory import outline, refusal
 from scripts.models.stem import stem_layers
@@ -34,7 +35,7 @@ def resolve_settings(config: Config, dataset: Dataset, device: torch.device) -> 
 
 def applied_views(config: Config) -> tuple[View, ...]:
     """The views of test-time augmentation that follow from the settings; none without it."""
-    return () if config.no_tta else tta_views(hflip=config.hflip, rotation_angle=config.rotation_angle)
+    return () if config.no_tta else tta_views(config)
 
 
 def _resolve_feed(config: Config, dataset: Dataset, device: torch.device) -> Config:
@@ -95,6 +96,7 @@ def _require_trainable(config: Config, dataset: Dataset, model: nn.Module) -> No
 
 def _resolve_views(config: Config, dataset: Dataset) -> Config:
     """The views that make sense for the images, in training and so in TTA."""
+    config = _resolve_symmetries(config, dataset)
     if not dataset.orientation_free:
         log.info(
             "no image is mirrored, whatever --hflip is: left and right are not interchangeable in %s (given by its "
@@ -107,6 +109,22 @@ def _resolve_views(config: Config, dataset: Dataset) -> Config:
         log.info("no test-time augmentation: training shows every image in one view only")
         config = replace(config, no_tta=True)
     return config
+
+
+def _resolve_symmetries(config: Config, dataset: Dataset) -> Config:
+    """Only flips where the eight symmetries of the square make no sense, if it was the recipe that asked for them."""
+    if config.symmetries != "all":
+        return config
+    if not dataset.orientation_free:
+        reason = f"the orientation of the images of {dataset.title} has a meaning"
+    elif dataset.height != dataset.width:
+        reason = f"images of {dataset.width} × {dataset.height} pixels are not square"
+    else:
+        return config
+    if RECIPES[config.recipe].settings(config.epochs).get("symmetries") != "all":
+        raise ConfigError(f"--symmetries all cannot be used here: {reason}. Take --symmetries flip or none.")
+    log.info("symmetries flip instead of all, as recipe %s has it: %s", config.recipe, reason)
+    return replace(config, symmetries="flip")
 
 
 def _resolve_monitor(config: Config, dataset: Dataset) -> Config:

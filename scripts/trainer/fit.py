@@ -122,17 +122,7 @@ def _run_epoch(
         state.seconds = seconds_before + time.perf_counter() - started
         check(f"epoch {epoch}, step {state.steps_done} of {num_steps},")
 
-    plan = draw_plan(
-        train.size,
-        seed=config.seed,
-        epoch=epoch,
-        batch_size=config.batch_size,
-        hflip=config.hflip,
-        rotation_angle=config.rotation_angle,
-        jitter=config.jitter_val,
-        mixup_alpha=config.mixup_alpha,
-        device=train.targets.device,
-    )
+    plan = draw_plan(config, train.size, epoch=epoch, image_size=train.image_size, device=train.targets.device)
     title = f"epoch {epoch}/{config.epochs}"
     with tqdm(total=num_steps, initial=first_step, desc=title, unit="step", leave=False, disable=None) as bar:
         train_loss = train_epoch(state, train, plan, config, after_step=after_step)

@@ -15,8 +15,8 @@ from torch.optim import Optimizer
 
 from scripts.core.config import Config
 from scripts.core.system.device import autocast
-from scripts.data_handler.augmentation import augment, normalise, to_float
-from scripts.data_handler.plan import EpochPlan
+from scripts.data_handler.augmentation import augment, erase, normalise, to_float
+from scripts.data_handler.plan import EpochPlan, Mix
 from scripts.data_handler.sources import DeviceSplit
 from scripts.data_handler.tasks import SINGLE_LABEL_TASK
 from scripts.trainer.optimisation import ema_decay_of, make_schedule, set_rates, set_training_mode, update_average
@@ -35,13 +35,20 @@ class Validation(NamedTuple):
     auc: float | None  # a fraction in [0, 1]; None where it is undefined or was not requested
 
 
-def mix(images: Tensor, targets: Tensor, partner: Tensor, weight: float) -> tuple[Tensor, Tensor]:
-    """Blend images (B, C, H, W) and targets (B, K) with their partners': weight·own + (1 - weight)·partner's.
+def mix(images: Tensor, targets: Tensor, partner: Tensor, how: Mix) -> tuple[Tensor, Tensor]:
+    """Mix images (B, C, H, W) and targets (B, K) with their partners': weight·own + (1 - weight)·partner's.
 
-    ``partner`` holds each partner's place in the batch, int64, shape (B,); ``weight`` is lambda, in [0, 1].
-    Source: Zhang et al., "mixup: Beyond Empirical Risk Minimization", ICLR 2018.
+    MixUp blends every pixel, CutMix takes those of the box from the partner. ``partner`` holds each partner's place in
+    the batch, int64, shape (B,).
+    Sources: Zhang et al., "mixup", ICLR 2018; Yun et al., "CutMix", ICCV 2019.
     """
-    return images[partner].lerp_(images, weight), targets[partner].lerp_(targets, weight)
+    mixed_targets = targets[partner].lerp_(targets, how.weight)
+    if how.box is None:
+        return images[partner].lerp_(images, how.weight), mixed_targets
+    top, bottom, left, right = how.box
+    mixed = images.clone()
+    mixed[:, :, top:bottom, left:right] = images[:, :, top:bottom, left:right][partner]
+    return mixed, mixed_targets
 
 
 def training_step(
@@ -94,7 +101,8 @@ def train_epoch(
         step = state.steps_done
         step_of_training = (state.epoch - 1) * steps_per_epoch + step
         window = slice(step * batch_size, (step + 1) * batch_size)
-        inputs = normalise(augment(to_float(images), plan.augmentation.part(window), rotates=config.rotation_angle > 0))
+        augmentation = plan.augmentation.part(window)
+        inputs = erase(normalise(augment(to_float(images), augmentation), train.mean, train.std), augmentation)
         targets = train.targets[plan.order_on_device[window]]
         if plan.mix:
             inputs, targets = mix(inputs, targets, plan.partner[window], plan.mix[step])
@@ -147,7 +155,7 @@ def validate(
     num_answers, probabilities = 0, list[Tensor]()
     batches = val.source.batches(np.arange(val.size), val.eval_batch_size)
     for targets, images in zip(val.targets.split(val.eval_batch_size), batches, strict=True):
-        inputs = normalise(to_float(images)).contiguous(memory_format=torch.channels_last)
+        inputs = normalise(to_float(images), val.mean, val.std).contiguous(memory_format=torch.channels_last)
         with autocast(device, precision):
             logits = model(inputs).float()
         loss_sum += val.task.losses(logits, targets).sum()

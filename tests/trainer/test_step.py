@@ -15,6 +15,7 @@ from torch.testing import assert_close
 
 from scripts.core.config import Config
 from scripts.data_handler.dataset import Split
+from scripts.data_handler.plan import Mix
 from scripts.data_handler.sources import DeviceSplit, make_device_split
 from scripts.data_handler.tasks import MULTI_LABEL_TASK
 from scripts.models.factory import new_model
@@ -89,10 +90,24 @@ def test_mixing_blends_every_image_and_target_with_its_partners():
     images = torch.tensor([0.0, 10.0]).view(2, 1, 1, 1)
     targets = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
 
-    mixed_images, mixed_targets = mix(images, targets, torch.tensor([1, 0]), 0.75)
+    mixed_images, mixed_targets = mix(images, targets, torch.tensor([1, 0]), Mix(0.75))
 
     assert mixed_images.flatten().tolist() == [2.5, 7.5]
     assert mixed_targets.tolist() == [[0.75, 0.25], [0.25, 0.75]]
+
+
+def test_cutmix_takes_the_box_from_the_partner_and_its_share_of_the_target():
+    images, partner = torch.arange(2 * 3 * 4 * 5.0).view(2, 3, 4, 5), torch.tensor([1, 0])
+    before, how = images.clone(), Mix(1 - 6 / 20, (1, 3, 2, 5))
+
+    mixed, targets = mix(images, torch.eye(2), partner, how)
+
+    box = torch.zeros(4, 5, dtype=torch.bool)
+    box[1:3, 2:5] = True
+    assert torch.equal(mixed[:, :, box], before[partner][:, :, box])
+    assert torch.equal(mixed[:, :, ~box], before[:, :, ~box])
+    assert_close(targets, torch.tensor([[0.7, 0.3], [0.3, 0.7]]))
+    assert torch.equal(images, before)
 
 
 @pytest.mark.parametrize("channels", [1, 3])

@@ -49,17 +49,8 @@ def examples(count: int, feed: str = "resident", num_workers: int = 0) -> Device
 
 
 def plan_for(examples: DeviceSplit, config: Config, *, epoch: int = 1) -> EpochPlan:
-    return draw_plan(
-        examples.size,
-        seed=config.seed,
-        epoch=epoch,
-        batch_size=config.batch_size,
-        hflip=config.hflip,
-        rotation_angle=config.rotation_angle,
-        jitter=config.jitter_val,
-        mixup_alpha=config.mixup_alpha,
-        device=examples.targets.device,
-    )
+    device = examples.targets.device
+    return draw_plan(config, examples.size, epoch=epoch, image_size=examples.image_size, device=device)
 
 
 def record(epoch: int = 1) -> EpochRecord:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -149,6 +151,25 @@ def test_models_that_timm_does_not_have_are_refused(name, part):
 def test_images_are_normalised_as_the_model_expects():
     assert normalisation("timm/test_resnet") == ((0.5, 0.5, 0.5), (0.5, 0.5, 0.5))
     assert normalisation("timm/resnet18") == ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+
+
+def test_a_run_normalises_images_as_its_card_says(in_process: InProcess, make_npz: Npz, monkeypatch):
+    scores: list[np.ndarray] = []
+    monkeypatch.setattr("scripts.pipeline.report", lambda *args: scores.append(args[2].plain_scores))
+    path = make_npz()
+    settings = ("--weights", "none", "--epochs", "1", "--batch_size", "16", "--precision", "fp32")
+    assert in_process("--backbone", "timm/test_resnet", "--dataset", path, *settings).returncode == 0
+
+    models = in_process.run_folder() / "models"
+    card = json.loads((models / "best_model.json").read_text(encoding="utf-8"))
+    model = new_model("timm/test_resnet", 2, seed=0, sides=(12, 12)).eval()
+    model.load_state_dict(torch.load(models / "best_model.pth", weights_only=True))
+    mean, std = (torch.tensor(card["normalisation"][name]) for name in ("mean", "std"))
+    with np.load(path) as data, torch.inference_mode():
+        inputs = ((torch.from_numpy(data["test_images"]) / 255 - mean) / std).permute(0, 3, 1, 2)
+        expected = model(inputs).softmax(1).numpy()
+    assert card["normalisation"]["mean"] == [0.5, 0.5, 0.5]
+    np.testing.assert_allclose(scores[0], expected, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["timm/mixer_s32_224", "timm/test_resnet"])

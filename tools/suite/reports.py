@@ -103,14 +103,16 @@ def _escaped(text: str) -> str:
 def _write_workbook(path: Path, tables: Tables, settings: str) -> None:
     caption = Caption(TITLE, settings or "default settings", None)
     official = [f"official {metric} {side}" for side in (28, 224) for metric in ("ACC", "AUC")]
-    titles = ["Data set", "Pixels", "Seeds"]
+    titles = ["Data set", "Pixels", *tables.varied.values(), "Seeds"]
     for title in FIGURE_TITLES:
         titles += [title, "standard deviation"]
     titles += [*official, "difference ACC", "difference AUC", "Notes"]
     pixels: list[Any] = [int(text) if text.isdigit() else text or None for text in tables.rows["pixels"]]
     rows = tables.rows.assign(pixels=pixels)
-    rows = rows[["title", "pixels", "seeds_finished", *STATISTICS, *OFFICIAL_COLUMNS, *DIFFERENCES, "note_numbers"]]
-    row_formats = [None, "0", COUNT, *[FIGURE] * len(STATISTICS), *["0.000"] * 4, SIGNED, SIGNED]
+    columns = ["title", "pixels", *tables.varied, "seeds_finished", *STATISTICS, *OFFICIAL_COLUMNS, *DIFFERENCES]
+    rows = rows[[*columns, "note_numbers"]]
+    row_formats = [None, "0", *[None] * len(tables.varied), COUNT, *[FIGURE] * len(STATISTICS)]
+    row_formats += [*["0.000"] * 4, SIGNED, SIGNED]
     cells = tables.cells[["name", "state", "test_images", *FIGURES, "best_epoch", "epochs", "seconds", "data_md5"]]
     cell_titles = ["Cell", "State", "Test images", *FIGURE_TITLES]
     cell_titles += ["Best epoch", "Epochs", "Training, seconds", "Data MD5"]
@@ -120,7 +122,7 @@ def _write_workbook(path: Path, tables: Tables, settings: str) -> None:
     notes = pd.DataFrame({"Number": numbers, heading: [*tables.notes, *GENERAL_NOTES]}, dtype=object)
     with workbook_writer(path, caption.origin) as writer:
         for name, frame, formats, widths in (
-            ("Results", rows.set_axis(titles, axis="columns"), row_formats, (28, 10, 8, *[12] * (len(titles) - 4), 16)),
+            ("Results", rows.set_axis(titles, axis="columns"), row_formats, (28, *[12] * (len(titles) - 2), 16)),
             ("Cells", cells.set_axis(cell_titles, axis="columns"), cell_formats, (34, 12, 12, *[12] * 8, 14, 36)),
             ("Notes", notes, ("0",), (10, 130)),
         ):
@@ -145,9 +147,12 @@ def draw_results(tables: Tables, settings: str) -> Figure:
         _draw_panel(axes, tables, metric)
         set_panel_title(axes, {"accuracy": "Accuracy", "auc": "AUC"}[metric])
         axes.set_xlabel(unit)
+    columns = ["title", "pixels", "seeds_finished", "seeds_planned", *tables.varied]
     labels = [
-        f"{_fitted(title)}\n{pixels or '?'} px, {finished} of {planned} seeds"
-        for title, pixels, finished, planned in rows[["title", "pixels", "seeds_finished", "seeds_planned"]].to_numpy()
+        "\n".join(
+            [_fitted(title), *filter(None, [", ".join(how)]), f"{pixels or '?'} px, {finished} of {planned} seeds"]
+        )
+        for title, pixels, finished, planned, *how in rows[columns].to_numpy()
     ]
     panels[0].set(yticks=range(len(rows)), yticklabels=labels, ylim=(len(rows) - 0.5, -0.5))
     entries = [entry for axes in panels for entry in zip(*axes.get_legend_handles_labels(), strict=True)]

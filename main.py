@@ -23,8 +23,10 @@ from scripts.core.paths import run_folder
 from scripts.core.resume import next_step, start_command
 from scripts.core.system import StopRequest, device_problems, restart_with_fixed_hashing, stop_request, terminate_ghosts
 from scripts.data_handler import dataset_problems
+from scripts.models.backbones import backbone_problems
 
 ENTRY_POINT = Path(__file__).resolve()
+CHECKS = (backbone_problems, dataset_problems, device_problems)  # of a command line, besides the limits of its settings
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -34,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         try:
             with stop_request() as stop:
                 stop.advice = f"Start again with: {start_command()}"
-                config = parse_command_line(argv, checks=(dataset_problems, device_problems))
+                config = parse_command_line(argv, checks=CHECKS)
                 if config.reproducible:
                     restart_with_fixed_hashing(config.seed)
                 run(config, stop)

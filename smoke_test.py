@@ -25,7 +25,7 @@ import numpy as np
 import torch
 from openpyxl import load_workbook
 from PIL import Image
-from torchvision.models import resnet18
+from torchvision.models import get_model
 
 from main import run
 from scripts.core import Config, RunPaths, ensure_single_instance, parse_command_line
@@ -35,8 +35,8 @@ from scripts.data_handler.dataset import Dataset
 from scripts.data_handler.npz import validate_npz_keys
 from scripts.data_handler.opening import open_dataset
 from scripts.data_handler.synthetic import open_synthblood
-from scripts.models.factory import build_model
-from scripts.models.resnet import adapted_resnet18, transfer_stem
+from scripts.models.factory import build_model, new_model
+from scripts.models.stem import transfer_kernels
 
 NUM_IMAGES = {"train": 128, "val": 32, "test": 48}
 EPOCHS = 2
@@ -116,14 +116,19 @@ def check_data(trial: Trial) -> None:
 def check_weight_transfer(trial: Trial) -> None:
     """Weights: torchvision's 7×7 stem becomes 3×3, the rest is copied."""
     torch.manual_seed(0)
-    source = resnet18(weights=None).state_dict()
+    source = get_model(trial.config.backbone).state_dict()
     torch.save(source, trial.config.weights)
     model = build_model(
-        class_names=list("abcdefgh"), weights=trial.config.weights, data_dir=trial.config.data_dir, seed=0
+        trial.config.backbone,
+        class_names=list("abcdefgh"),
+        weights=trial.config.weights,
+        data_dir=trial.config.data_dir,
+        seed=0,
     )
     state = model.state_dict()
     expect(
-        torch.equal(state["conv1.weight"], transfer_stem(source["conv1.weight"])), "conv1 is not the transferred stem"
+        torch.equal(state["conv1.weight"], transfer_kernels(source["conv1.weight"], 3)),
+        "conv1 is not the transferred stem",
     )
     expect(torch.equal(state["layer4.1.conv2.weight"], source["layer4.1.conv2.weight"]), "layer4 was not copied")
     trial.large_stem = source["conv1.weight"]
@@ -141,9 +146,12 @@ def check_training(trial: Trial) -> None:
 
 def check_weights(trial: Trial) -> None:
     """Weights: best_model.pth loads into the model, and training has changed it."""
-    model = adapted_resnet18(8, seed=0)
+    model = new_model(trial.config.backbone, 8, seed=0)
     model.load_state_dict(torch.load(trial.paths.best_model, weights_only=True))
-    expect(not torch.equal(model.conv1.weight, transfer_stem(trial.large_stem)), "training did not change the stem")
+    expect(
+        not torch.equal(model.state_dict()["conv1.weight"], transfer_kernels(trial.large_stem, 3)),
+        "training did not change the stem",
+    )
     card = json.loads(trial.paths.best_model_card.read_text(encoding="utf-8"))
     expect(card["class_names"] == list(trial.dataset.class_names), f"the card names the classes {card['class_names']}")
     state = torch.load(trial.paths.last_checkpoint, weights_only=True)

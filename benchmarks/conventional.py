@@ -26,7 +26,7 @@ from torchvision import transforms
 from torchvision.transforms import functional as pil
 
 from scripts.data_handler.augmentation import MEAN, STD
-from scripts.models.resnet import adapted_resnet18
+from scripts.models.factory import new_model
 
 BATCH_SIZE = 128
 NUM_WORKERS = max(2, min(os.cpu_count() or 1, 16))
@@ -85,7 +85,7 @@ def loader(
 
 def new_training(num_classes: int, device: torch.device) -> tuple[nn.Module, torch.optim.Optimizer]:
     """Build the pipeline's network and PyTorch's SGD with default options."""
-    model = adapted_resnet18(num_classes, seed=42).to(device)
+    model = new_model("resnet18", num_classes, seed=42).to(device)
     return model, torch.optim.SGD(model.parameters(), lr=0.008, momentum=0.9, weight_decay=5e-4)
 
 

@@ -40,7 +40,7 @@ from scripts.data_handler.dataset import Dataset
 from scripts.data_handler.opening import open_dataset
 from scripts.data_handler.plan import draw_plan
 from scripts.data_handler.sources import DeviceSplit, make_device_split
-from scripts.models.resnet import stock_resnet18
+from scripts.models.factory import new_model
 from scripts.trainer import step as training
 from scripts.trainer.fit import begin_training
 
@@ -221,36 +221,19 @@ def _epochs(given: argparse.Namespace, device: torch.device) -> Callable[..., Ca
 
     All share one network.
     """
-    config = Config(weights="none", batch_size=given.batch_size)
-    model = stock_resnet18(NUM_CLASSES, seed=0).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    state = begin_training(model, config, device)
     precision, _ = select_precision("auto", device, reproducible=False)
+    config = Config(weights="none", batch_size=given.batch_size, schedule="constant", lr=0.001, precision=precision)
+    model = new_model("resnet18", NUM_CLASSES, stem="stock", seed=0)
+    model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    state = begin_training(model, config, device, head="fc")
 
     def of(split: DeviceSplit, before: Callable[[], None] = lambda: None) -> Callable[[], float]:
         def epoch() -> float:
             before()
-            plan = draw_plan(
-                split.size,
-                seed=config.seed,
-                epoch=1,
-                batch_size=config.batch_size,
-                hflip=config.hflip,
-                rotation_angle=config.rotation_angle,
-                jitter=config.jitter_val,
-                mixup_alpha=config.mixup_alpha,
-                device=device,
-            )
+            plan = draw_plan(config, split.size, epoch=1, image_size=split.image_size, device=device)
             state.steps_done = 0
             started = time.perf_counter()
-            training.train_epoch(
-                state,
-                split,
-                plan,
-                batch_size=config.batch_size,
-                rotates=True,
-                learning_rate=lambda _: 0.001,
-                precision=precision,
-            )
+            training.train_epoch(state, split, plan, config)
             return time.perf_counter() - started  # the epoch's loss, read at its end, waited for the device
 
         return epoch

@@ -25,13 +25,14 @@ from scripts.core.log import log
 from scripts.core.paths import RunPaths
 from scripts.core.records import EpochRecord
 from scripts.core.system.machine import CUBLAS_WORKSPACE, keep_freed_memory, use_kernels
-from scripts.data_handler.augmentation import augment, normalise, to_float, tta_views
+from scripts.data_handler.augmentation import augment, normalise, to_float
 from scripts.data_handler.dataset import Split
 from scripts.data_handler.plan import EpochPlan, draw_plan
 from scripts.data_handler.sources import DeviceSplit, make_device_split
 from scripts.data_handler.synthetic import open_synthblood
+from scripts.data_handler.views import tta_views
 from scripts.evaluation.inference import predict
-from scripts.models.resnet import adapted_resnet18
+from scripts.models.factory import new_model
 from scripts.trainer import step as training
 from scripts.trainer.fit import begin_training, epoch_line
 from scripts.trainer.state import TrainingState
@@ -84,23 +85,14 @@ class Bench:
 
     def state(self) -> TrainingState:
         """A training before its first step."""
-        model = adapted_resnet18(NUM_CLASSES, seed=0).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        return begin_training(model.to(self.device), self.config, torch.device(self.device))
+        model = new_model("resnet18", NUM_CLASSES, seed=0)
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return begin_training(model.to(self.device), self.config, torch.device(self.device), head="fc")
 
-    def plan(self, size: int, *, with_mixup: bool = True) -> EpochPlan:
+    def plan(self, split: DeviceSplit, *, with_mixup: bool = True) -> EpochPlan:
         """The random decisions of an epoch."""
-        config = self.config
-        return draw_plan(
-            size,
-            seed=config.seed,
-            epoch=1,
-            batch_size=config.batch_size,
-            hflip=config.hflip,
-            rotation_angle=config.rotation_angle,
-            jitter=config.jitter_val,
-            mixup_alpha=config.mixup_alpha if with_mixup else 0,
-            device=torch.device(self.device),
-        )
+        config = self.config if with_mixup else replace(self.config, mixup_alpha=0.0)
+        return draw_plan(config, split.size, epoch=1, image_size=split.image_size, device=torch.device(self.device))
 
 
 # the function that is timed; if it returns a function, that is called after the clock is read
@@ -112,10 +104,10 @@ def augment_all(bench: Bench, task: Task) -> Work:
     examples = bench.device_split(task)
 
     def work() -> None:
-        plan, start = bench.plan(task.num_images, with_mixup=False), 0  # no MixUp, as the loader has none
+        plan, start = bench.plan(examples, with_mixup=False), 0  # no MixUp, as the loader has none
         for images in examples.source.batches(plan.order, bench.config.batch_size):
             part = plan.augmentation.part(slice(start, start + len(images)))
-            normalise(augment(to_float(images), part, rotates=True)).contiguous(memory_format=torch.channels_last)
+            normalise(augment(to_float(images), part)).contiguous(memory_format=torch.channels_last)
             start += len(images)
 
     return work
@@ -136,18 +128,12 @@ def train_steps(bench: Bench, task: Task) -> Work:
 def train_epoch(bench: Bench, task: Task) -> Work:
     """One whole epoch, from stored bytes to updated weights; its plan is drawn each time."""
     examples, state = bench.device_split(task), bench.state()
+    precision = "fp32" if task.precision == REPRODUCIBLE else task.precision
+    config = replace(bench.config, schedule="constant", lr=0.001, precision=precision)
 
     def work() -> None:
         state.steps_done = 0
-        training.train_epoch(
-            state,
-            examples,
-            bench.plan(task.num_images),
-            batch_size=bench.config.batch_size,
-            rotates=True,
-            learning_rate=lambda _: 0.001,
-            precision="fp32" if task.precision == REPRODUCIBLE else task.precision,
-        )
+        training.train_epoch(state, examples, bench.plan(examples), config)
 
     return work
 
@@ -210,7 +196,7 @@ def do_bookkeeping(bench: Bench, task: Task) -> Work:
 def evaluate(bench: Bench, task: Task) -> Work:
     """Class probabilities of every image, averaged over four views."""
     model, examples = bench.state().model, bench.device_split(task)
-    views = tta_views(hflip=bench.config.hflip, rotation_angle=bench.config.rotation_angle)
+    views = tta_views(bench.config)
     return lambda: predict(model, examples, views, precision=task.precision)
 
 

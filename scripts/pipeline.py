@@ -18,7 +18,7 @@ from scripts.core.system import StopRequest, memory_advice, prepare_machine
 from scripts.data_handler.dataset import Dataset, Split
 from scripts.data_handler.opening import open_dataset
 from scripts.data_handler.sources import DeviceSplit, make_device_split
-from scripts.models.factory import build_model
+from scripts.models.factory import build_model, head_name, normalisation
 from scripts.models.weights import load_best_weights
 from scripts.provenance import describe_model, record_provenance
 from scripts.resolve import applied_views, resolve_settings
@@ -71,12 +71,20 @@ def begin_or_resume(run: Run) -> TrainingState:
     config = run.config
     saved = load_checkpoint(run.paths) if config.resume else None
     weights = "none" if saved else config.weights  # a checkpoint replaces the weights that the run began with
-    names, data_dir = run.dataset.class_names, config.data_dir
-    model = build_model(class_names=names, weights=weights, data_dir=data_dir, seed=config.seed, stem=config.stem)
-    require_space(run.paths.root, sum(tensor.nbytes for tensor in model.state_dict().values()))
+    model = build_model(
+        backbone=config.backbone,
+        class_names=run.dataset.class_names,
+        weights=weights,
+        data_dir=config.data_dir,
+        seed=config.seed,
+        stem=config.stem,
+        sides=(run.dataset.height, run.dataset.width),
+        dropout=config.dropout,
+    )
+    require_space(run.paths.root, sum(tensor.nbytes for tensor in model.state_dict().values()), config)
     # the memory layout in which convolutions are fastest
     model.to(run.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    state = begin_training(model, config, run.device)
+    state = begin_training(model, config, run.device, head=head_name(config.backbone))
     if config.resume:
         restore(state, saved, run.provenance, run.paths)
     return state
@@ -133,4 +141,6 @@ def report(run: Run, training: TrainingResult, evaluation: EvaluationResult, tra
 
 def _on_device(run: Run, split: Split) -> DeviceSplit:
     config, num_classes = run.config, len(run.dataset.class_names)
-    return make_device_split(split, num_classes, feed=config.feed, device=run.device, num_workers=config.num_workers)
+    (mean, std), feed = normalisation(config.backbone), config.feed
+    workers = config.num_workers
+    return make_device_split(split, num_classes, feed=feed, device=run.device, num_workers=workers, mean=mean, std=std)

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from typing import Any
 
-from scripts.core.config import BACKBONE, Config
+from scripts.core.config import Config
 from scripts.core.environment import describe_environment
 from scripts.core.errors import DataError
 from scripts.core.files import write_json
 from scripts.core.log import log
 from scripts.core.paths import RunPaths
+from scripts.core.recipes import RECIPES, overridden
 from scripts.core.resume import differences
-from scripts.data_handler.augmentation import MEAN, STD
 from scripts.data_handler.dataset import Dataset
 from scripts.data_handler.registry import BINARY, MULTI_CLASS, MULTI_LABEL, ORDINAL
-from scripts.models.resnet import STEMS
+from scripts.models.backbones import find_backbone
+from scripts.models.factory import normalisation, outline
+from scripts.models.stem import stem_layers, window_of
 from scripts.resolve import applied_views
 
 DECISIONS = {  # by task; p is the activation's output
@@ -36,6 +39,7 @@ def record_provenance(config: Config, dataset: Dataset, paths: RunPaths) -> dict
         DataError: The data are not those that the run was started with.
     """
     now = describe_run(config, dataset)
+    _log_recipe(now["recipe"])
     if not config.resume:
         write_json(paths.config, now)
         return now
@@ -50,12 +54,22 @@ def record_provenance(config: Config, dataset: Dataset, paths: RunPaths) -> dict
     return stored
 
 
+def _log_recipe(recipe: Mapping[str, Any]) -> None:
+    changes = [f"{name} {value['applied']} (not {value['recipe']})" for name, value in recipe["overridden"].items()]
+    log.info("recipe %s%s", recipe["name"], f", overridden: {', '.join(changes)}" if changes else "")
+
+
 def describe_run(config: Config, dataset: Dataset) -> dict[str, Any]:
     """Everything the result depends on, as JSON values."""
     return {
         "command": [str(word) for word in sys.argv],
         "settings": config.as_dict(),
-        "backbone": BACKBONE,
+        "recipe": {
+            "name": config.recipe,
+            "source": RECIPES[config.recipe].source,
+            "overridden": overridden(config.as_dict()),
+        },
+        "backbone": config.backbone,
         "memory_format": "channels_last",
         "dataset": dataset.as_dict(),
         "environment": describe_environment(config.device),
@@ -64,11 +78,16 @@ def describe_run(config: Config, dataset: Dataset) -> dict[str, Any]:
 
 def describe_model(config: Config, dataset: Dataset) -> dict[str, Any]:
     """What a user of the weights needs to know, as JSON values."""
+    backbone = find_backbone(config.backbone)
+    model = outline(config.backbone, stem=config.stem, sides=(dataset.height, dataset.width))
+    window, (mean, std) = window_of(model), normalisation(config.backbone)
     return {
         "model_name": config.model_name,
-        "backbone": BACKBONE,
+        "backbone": config.backbone,
         "stem": config.stem,
-        "stem_layers": STEMS[config.stem].layers,
+        "stem_layers": stem_layers(model, backbone),
+        **({} if window is None else {"window": window}),
+        "recipe": config.recipe,
         "class_names": list(dataset.class_names),
         "task": dataset.task,
         "input": {
@@ -78,7 +97,7 @@ def describe_model(config: Config, dataset: Dataset) -> dict[str, Any]:
             "stored_channels": dataset.channels,
             "range": "uint8 / 255, then normalised; RGB; grey images become three equal channels",
         },
-        "normalisation": {"mean": list(MEAN), "std": list(STD)},
+        "normalisation": {"mean": list(mean), "std": list(std)},
         "activation": "sigmoid, label by label" if dataset.task == MULTI_LABEL else "softmax over the classes",
         "decision": DECISIONS[dataset.task],
         "tta_views": [view.name for view in applied_views(config)],

@@ -5,42 +5,37 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from torch import nn
 
-from scripts.core.config import DEFAULT_MODEL_NAME, STOCK_MODEL_NAME, Config
+from scripts.core.config import DEFAULT_MODEL_NAME, Config
 from scripts.core.errors import ConfigError
 from scripts.core.log import log
-from scripts.data_handler.augmentation import View, tta_views
+from scripts.core.recipes import RECIPES
 from scripts.data_handler.dataset import Dataset
 from scripts.data_handler.memory import free_shared_memory, plan_memory, workers_that_fit
 from scripts.data_handler.registry import MULTI_LABEL
-from scripts.models.resnet import STEMS, choose_stem
+from scripts.data_handler.views import View, tta_views
+from scripts.models.backbones import choose_stem, default_model_name, find_backbone
+from scripts.models.factory import outline, refusal
+from scripts.models.stem import stem_layers
 
 
 def resolve_settings(config: Config, dataset: Dataset, device: torch.device) -> Config:
     """The settings as applied to this data set; each choice is logged with its reason.
 
     Raises:
-        ConfigError: A batch would hold a single value per channel, which batch normalisation cannot train on.
+        ConfigError: The network cannot train on images of this size, or on a batch as small as the last one.
         DataError: All images were requested to be in memory, which cannot hold them.
     """
     config = _resolve_feed(config, dataset, device)
     config = _resolve_stem(config, dataset)
     config = _resolve_views(config, dataset)
-    config = _resolve_monitor(config, dataset)
-    images = dataset.num_samples["train"]
-    smallest_batch = images % config.batch_size or config.batch_size
-    if smallest_batch == 1 and max(dataset.height, dataset.width) <= STEMS[config.stem].reduction:
-        raise ConfigError(
-            f"--batch_size {config.batch_size} leaves one of the {images} training images in a batch of its own, which "
-            f"batch normalisation cannot train on with images of {dataset.width} × {dataset.height} pixels and the "
-            f"{config.stem} stem. Take another --batch_size."
-        )
-    return config
+    return _resolve_monitor(config, dataset)
 
 
 def applied_views(config: Config) -> tuple[View, ...]:
     """The views of test-time augmentation that follow from the settings; none without it."""
-    return () if config.no_tta else tta_views(hflip=config.hflip, rotation_angle=config.rotation_angle)
+    return () if config.no_tta else tta_views(config)
 
 
 def _resolve_feed(config: Config, dataset: Dataset, device: torch.device) -> Config:
@@ -63,17 +58,45 @@ def _resolve_feed(config: Config, dataset: Dataset, device: torch.device) -> Con
 
 def _resolve_stem(config: Config, dataset: Dataset) -> Config:
     """The stem that suits the image size, and a model name that agrees with it."""
-    stem, reason = choose_stem(config.stem, dataset.height, dataset.width)
-    log.info("stem %s (%s): %s", stem, STEMS[stem].layers, _reason(config, config.stem, reason))
+    sides, backbone = (dataset.height, dataset.width), find_backbone(config.backbone)
+    stem, reason = choose_stem(config.stem, *sides)
+    reason = _reason(config, config.stem, reason)
+    if stem == "adapted" and not backbone.is_adaptable:
+        stem, reason = "stock", f"the first layers of {backbone.title} cannot be adapted, so they stay as published"
+    model = outline(config.backbone, stem=stem, sides=sides)
+    log.info("stem %s (%s): %s", stem, stem_layers(model, backbone), reason)
+    _require_trainable(replace(config, stem=stem), dataset, model)
+    if max(sides) < backbone.min_side:
+        log.warning(
+            "%s reduces %d pixels of a side to one, which these images do not have", backbone.title, backbone.min_side
+        )
     model_name = config.model_name
-    if stem == "stock" and model_name == DEFAULT_MODEL_NAME:
-        model_name = STOCK_MODEL_NAME
-        log.info("the model is named %s, since nothing in it is adapted", model_name)
+    if model_name == DEFAULT_MODEL_NAME != (own := default_model_name(backbone, stem)):
+        model_name = own
+        adapted = "since nothing in it is adapted" if stem == "stock" else "after its backbone"
+        log.info("the model is named %s, %s", model_name, adapted)
     return replace(config, stem=stem, model_name=model_name)
+
+
+def _require_trainable(config: Config, dataset: Dataset, model: nn.Module) -> None:
+    """Require that the outline of a model can train on the images, and on the last batch of an epoch."""
+    sides, num_images = (dataset.height, dataset.width), dataset.num_samples["train"]
+    where = f"images of {dataset.width} × {dataset.height} pixels and the {config.stem} stem"
+    if reason := refusal(model, 2, sides):
+        raise ConfigError(
+            f"--backbone {config.backbone} cannot be trained on {where} ({reason}). Take another --backbone or --stem."
+        )
+    smallest_batch = num_images % config.batch_size or config.batch_size
+    if smallest_batch == 1 and refusal(model, 1, sides):
+        raise ConfigError(
+            f"--batch_size {config.batch_size} leaves one of the {num_images} training images in a batch of its own, "
+            f"which batch normalisation cannot train on with {where}. Take another --batch_size."
+        )
 
 
 def _resolve_views(config: Config, dataset: Dataset) -> Config:
     """The views that make sense for the images, in training and so in TTA."""
+    config = _resolve_symmetries(config, dataset)
     if not dataset.orientation_free:
         log.info(
             "no image is mirrored, whatever --hflip is: left and right are not interchangeable in %s (given by its "
@@ -86,6 +109,22 @@ def _resolve_views(config: Config, dataset: Dataset) -> Config:
         log.info("no test-time augmentation: training shows every image in one view only")
         config = replace(config, no_tta=True)
     return config
+
+
+def _resolve_symmetries(config: Config, dataset: Dataset) -> Config:
+    """Only flips where the eight symmetries of the square make no sense, if it was the recipe that asked for them."""
+    if config.symmetries != "all":
+        return config
+    if not dataset.orientation_free:
+        reason = f"the orientation of the images of {dataset.title} has a meaning"
+    elif dataset.height != dataset.width:
+        reason = f"images of {dataset.width} × {dataset.height} pixels are not square"
+    else:
+        return config
+    if RECIPES[config.recipe].settings(config.epochs).get("symmetries") != "all":
+        raise ConfigError(f"--symmetries all cannot be used here: {reason}. Take --symmetries flip or none.")
+    log.info("symmetries flip instead of all, as recipe %s has it: %s", config.recipe, reason)
+    return replace(config, symmetries="flip")
 
 
 def _resolve_monitor(config: Config, dataset: Dataset) -> Config:

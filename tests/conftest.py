@@ -24,10 +24,10 @@ for _name in CHANGING_VARIABLES:
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+import torch.nn.functional as F  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 import main  # noqa: E402
-from scripts.core.config import BACKBONE  # noqa: E402
 from scripts.core.paths import RunPaths  # noqa: E402
 
 torch.set_num_threads(1)
@@ -113,26 +113,26 @@ def make_npz(tmp_path: Path) -> Npz:
 
 
 class TinyNetwork(nn.Module):
-    """A network of 2,000 parameters with the parts of a ResNet-18 that the pipeline looks at: either stem, ``fc``."""
+    """A network of some thousand parameters with the parts of a ResNet-18 that the pipeline looks at."""
 
-    def __init__(self, num_classes: int, *, stem: str, seed: int) -> None:
+    def __init__(self, num_classes: int, *, stem: str = "stock") -> None:
         super().__init__()
-        kernel = {"adapted": 3, "stock": 7}[stem]
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            self.conv1 = nn.Conv2d(3, 64, kernel, stride=4, padding=kernel // 2, bias=False)
-            self.bn1 = nn.BatchNorm2d(64)
-            self.fc = nn.Linear(64, num_classes)
+        kernel, stride = {"adapted": (3, 1), "stock": (7, 2)}[stem]
+        self.conv1 = nn.Conv2d(3, 64, kernel, stride, padding=kernel // 2, bias=False)
+        self.bn1 = nn.BatchNorm2d(64)
+        self.maxpool = nn.MaxPool2d(3, stride=2, padding=1) if stem == "stock" else nn.Identity()
+        self.fc = nn.Linear(64, num_classes)
 
     def forward(self, images: Tensor) -> Tensor:
-        return self.fc(self.bn1(self.conv1(images)).relu().mean((2, 3)))
+        last_stage = F.avg_pool2d(self.maxpool(self.conv1(images)), 8, ceil_mode=True)  # 8 pixels of a side become one
+        return self.fc(self.bn1(last_stage).relu().mean((2, 3)))
 
 
 @contextmanager
 def tiny_backbone() -> Iterator[None]:
     """Let every run that starts in this process train a ``TinyNetwork`` instead of a ResNet-18."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("scripts.models.factory.BACKBONES", {BACKBONE: TinyNetwork})
+        patch.setattr("scripts.models.factory.build_published", lambda _, num_classes: TinyNetwork(num_classes))
         yield
 
 

@@ -103,7 +103,7 @@ def bench(make_npz: Npz, monkeypatch: pytest.MonkeyPatch) -> Bench:
     """Works on tiny images with a tiny network, and without worker processes."""
     for module in (ways_module, conventional):
         monkeypatch.setattr(
-            module, "adapted_resnet18", lambda classes, seed: TinyNetwork(classes, stem="adapted", seed=seed)
+            module, "new_model", lambda _, num_classes, **options: TinyNetwork(num_classes, stem="adapted")
         )
     monkeypatch.setattr(conventional, "NUM_WORKERS", 0)
     config = Config(weights="none", batch_size=16)

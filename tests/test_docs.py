@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from scripts.core.config import SETTINGS
-from scripts.models.resnet import adapted_resnet18
+from scripts.models.factory import new_model
 from tests.conftest import PROJECT_ROOT
 from tools import readme_picture
 
@@ -24,7 +24,7 @@ LARGEST_FIGURE = 400_000  # bytes
 
 def test_the_weights_load_into_torchvisions_resnet_as_readme_shows(tmp_path: Path, monkeypatch):
     (snippet,) = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
-    trained = adapted_resnet18(8, seed=1).eval()
+    trained = new_model("resnet18", 8, seed=1).eval()
     torch.save(trained.state_dict(), tmp_path / "best_model.pth")
     monkeypatch.chdir(tmp_path)
 

@@ -32,7 +32,7 @@ from scripts.core.errors import LockHeldError, StorageError
 from scripts.core.paths import RunPaths
 from scripts.core.system import StopRequest, ensure_single_instance
 from scripts.data_handler.registry import DATASET_REGISTRY
-from scripts.models.resnet import adapted_resnet18
+from scripts.models.factory import new_model
 from tests.conftest import CommandLine, FinishedRun, InProcess, Launcher, Npz, tiny_backbone, write_npz
 
 QUICK = ("--weights", "none", "--epochs", "1", "--batch_size", "16")
@@ -68,7 +68,7 @@ def test_a_run_leaves_a_folder_that_explains_itself(finished_resnet_run: Finishe
     }
     named = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["files"]
     assert set(named) == files - {"summary.json", "logs/.lock"}
-    model = adapted_resnet18(3, seed=0)
+    model = new_model("resnet18", 3, seed=0)
     model.load_state_dict(torch.load(folder / "models/best_model.pth", weights_only=True))
     epochs = [line for line in finished_resnet_run.stdout.splitlines() if line.startswith("epoch ")]
     assert len(epochs) == 2
@@ -192,7 +192,7 @@ def test_a_disk_without_room_for_the_images_ends_with_6_before_training(run_in_p
 
 @pytest.mark.usefixtures("no_reports")
 def test_an_earlier_runs_weights_are_taken_as_they_are(in_process: InProcess, make_npz: Npz):
-    torch.save(adapted_resnet18(2, seed=5).state_dict(), in_process.folder / "earlier.pth")
+    torch.save(new_model("resnet18", 2, seed=5).state_dict(), in_process.folder / "earlier.pth")
     done = in_process("--dataset", make_npz(), "--weights", "earlier.pth", "--epochs", "1", "--batch_size", "48")
 
     assert done.returncode == 0, done.stderr
@@ -530,7 +530,7 @@ def test_the_card_is_enough_to_use_the_weights(finished_resnet_run: FinishedRun)
         images, labels = data["test_images"], data["test_labels"][:, 0]
     mean, std = (torch.tensor(card["normalisation"][name]) for name in ("mean", "std"))
     inputs = ((torch.from_numpy(images) / 255 - mean) / std).permute(0, 3, 1, 2)
-    model = adapted_resnet18(len(card["class_names"]), seed=0).eval()
+    model = new_model("resnet18", len(card["class_names"]), seed=0).eval()
     model.load_state_dict(torch.load(folder / "models/best_model.pth", weights_only=True))
     with torch.inference_mode():
         probabilities = model(inputs).softmax(1).numpy()

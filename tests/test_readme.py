@@ -19,7 +19,7 @@ README = (PROJECT_ROOT / "README.md").read_text(encoding="utf-8")
 NOT_RUN = {
     "they run this test": r"make test(-all)?",
     ".ci/run does": r"\.venv/bin/python smoke_test\.py",
-    "needs a network": r"\.venv/bin/python main\.py( --dataset \w+mnist.*)?",
+    "needs a network": r"\.venv/bin/python main\.py( --(dataset \w+mnist|recipe|backbone).*)?",
     "needs Docker": r"docker .*",
 }
 

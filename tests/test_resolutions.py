@@ -15,7 +15,7 @@ import torch
 from openpyxl import load_workbook
 
 from scripts.data_handler.registry import DATASET_REGISTRY
-from scripts.models.resnet import adapted_resnet18, stock_resnet18
+from scripts.models.factory import new_model
 from tests.conftest import InProcess, Npz, TinyNetwork, coloured_squares
 
 Place = Callable[..., Path]
@@ -75,7 +75,7 @@ def test_a_set_is_trained_on_at_another_resolution(tiny_network: None, in_proces
     assert len(predictions) == 2
     assert all(name.startswith("bloodmnist_64_test_[AUC]") for name in predictions)
     weights = torch.load(folder / "models/best_model.pth", weights_only=True)
-    TinyNetwork(8, stem="adapted", seed=0).load_state_dict(weights)
+    TinyNetwork(8, stem="adapted").load_state_dict(weights)
 
 
 def test_large_images_get_the_stock_stem_and_every_report_says_so(in_process: InProcess, make_npz: Npz):
@@ -94,7 +94,9 @@ def test_large_images_get_the_stock_stem_and_every_report_says_so(in_process: In
     assert (rows["--stem"], rows["--model_name"]) == ("stock", "ResNet-18")
     assert "stem stock (7x7, stride 2, max-pool 3x3, stride 2): images of 72 × 72 pixels" in done.stdout
     assert "model resnet18: 11,178,051 parameters, stock stem, weights none" in done.stdout
-    stock_resnet18(3, seed=0).load_state_dict(torch.load(folder / "models/best_model.pth", weights_only=True))
+    new_model("resnet18", 3, stem="stock", seed=0).load_state_dict(
+        torch.load(folder / "models/best_model.pth", weights_only=True)
+    )
 
 
 def test_weights_of_a_stock_stem_are_taken_as_they_are_or_transferred_to_the_small_one(
@@ -120,13 +122,13 @@ def test_small_images_may_be_given_the_stock_stem(
     folder = in_process.run_folder()
     assert read(folder / "config.json")["settings"]["stem"] == "stock"
     weights = torch.load(folder / "models/best_model.pth", weights_only=True)
-    TinyNetwork(2, stem="stock", seed=0).load_state_dict(weights)
+    TinyNetwork(2).load_state_dict(weights)
 
 
 def test_weights_with_a_small_stem_end_with_3_where_the_stem_is_the_stock_one(
     in_process: InProcess, make_npz: Npz, tmp_path: Path
 ):
-    torch.save(adapted_resnet18(2, seed=0).state_dict(), tmp_path / "earlier.pth")
+    torch.save(new_model("resnet18", 2, seed=0).state_dict(), tmp_path / "earlier.pth")
     done = in_process("--dataset", str(make_npz(side=72)), "--weights", "earlier.pth")
 
     assert done.returncode == 3

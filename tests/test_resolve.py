@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -11,13 +12,15 @@ import torch
 
 from scripts.core.config import Config
 from scripts.core.errors import ConfigError
-from scripts.data_handler.augmentation import tta_views
+from scripts.core.paths import RunPaths
+from scripts.core.recipes import RECIPES
 from scripts.data_handler.dataset import Dataset, Split
 from scripts.data_handler.plan import draw_plan
 from scripts.data_handler.registry import BINARY, MULTI_CLASS, MULTI_LABEL, ORDINAL
+from scripts.data_handler.views import tta_views
 from scripts.evaluation.metrics import Estimate
 from scripts.evaluation.reports import _figure_in_words
-from scripts.provenance import describe_model, describe_run
+from scripts.provenance import describe_model, describe_run, record_provenance
 from scripts.resolve import resolve_settings
 
 CPU = torch.device("cpu")
@@ -50,23 +53,13 @@ def images_of(
 
 
 def views(config: Config) -> list[str]:
-    return [view.name for view in tta_views(hflip=config.hflip, rotation_angle=config.rotation_angle)]
+    return [view.name for view in tta_views(config)]
 
 
 def mirrored(config: Config) -> float:
     """The share of the training images that an epoch mirrors."""
-    plan = draw_plan(
-        1000,
-        seed=0,
-        epoch=1,
-        batch_size=100,
-        hflip=config.hflip,
-        rotation_angle=config.rotation_angle,
-        jitter=config.jitter_val,
-        mixup_alpha=0,
-        device=CPU,
-    )
-    return float(plan.augmentation.flip.float().mean())
+    plan = draw_plan(config, 1000, epoch=1, image_size=(28, 28), device=CPU)
+    return 0.0 if plan.augmentation.flip is None else float(plan.augmentation.flip.float().mean())
 
 
 @pytest.mark.parametrize(
@@ -195,6 +188,43 @@ def test_without_mirrored_and_rotated_views_there_is_no_tta():
     assert resolve_settings(Config(no_tta=True), images_of(28), CPU).no_tta is True
 
 
+@pytest.mark.parametrize(
+    ("backbone", "side", "model_name", "layers", "window"),
+    [
+        ("swin_v2_t", 28, "SwinV2-Tiny Adapted", "2x2, stride 2, window 7x7", 7),
+        ("swin_v2_t", 64, "SwinV2-Tiny Adapted", "2x2, stride 2, window 8x8", 8),
+        ("efficientnet_b0", 224, "EfficientNet-B0", "3x3, stride 2", None),
+    ],
+)
+def test_the_model_and_its_card_are_named_after_the_backbone(caplog, backbone, side, model_name, layers, window):
+    dataset = images_of(side)
+    with caplog.at_level("INFO"):
+        config = resolve_settings(Config(backbone=backbone), dataset, CPU)
+        again = resolve_settings(config, dataset, CPU)
+    card = describe_model(config, dataset)
+
+    assert config.model_name == model_name
+    assert again == config
+    assert [card[name] for name in ("backbone", "model_name", "stem_layers", "recipe")] == [
+        backbone,
+        model_name,
+        layers,
+        "seed",
+    ]
+    assert card.get("window") == window
+    assert next(message for message in caplog.messages if message.startswith("stem ")).startswith(
+        f"stem {config.stem} ({layers}): images of {side} × {side} pixels"
+    )
+    assert sum(f"the model is named {model_name}, " in message for message in caplog.messages) == 1
+
+
+def test_images_below_the_smallest_sensible_side_are_warned_about(caplog):
+    resolve_settings(Config(backbone="mobilenet_v3_large"), images_of(16), CPU)
+    assert caplog.messages == []
+    resolve_settings(Config(backbone="mobilenet_v3_large"), images_of(15), CPU)
+    assert caplog.messages == ["MobileNetV3-Large reduces 16 pixels of a side to one, which these images do not have"]
+
+
 def test_resolved_settings_are_resolved_to_themselves():
     for dataset in (images_of(224, orientation_free=False), images_of(28)):
         once = resolve_settings(Config(), dataset, CPU)
@@ -204,3 +234,43 @@ def test_resolved_settings_are_resolved_to_themselves():
 def test_a_figure_in_the_log_is_undefined_rather_than_nan():
     assert _figure_in_words("AUC", Estimate(math.nan, math.nan, math.nan)) == "AUC undefined"
     assert _figure_in_words("AUC", Estimate(0.5, 0.25, 0.75)) == "AUC 0.5000 [0.2500, 0.7500]"
+
+
+STRONG = RECIPES["strong"].settings(Config().epochs)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "reason"),
+    [
+        (images_of(28, orientation_free=False), "the orientation of the images of ToyMNIST has a meaning"),
+        (images_of(28, width=20), "images of 20 × 28 pixels are not square"),
+    ],
+)
+def test_all_symmetries_are_refused_with_the_reason_unless_a_recipe_set_them(dataset, reason, caplog):
+    with pytest.raises(ConfigError) as caught:
+        resolve_settings(Config(symmetries="all"), dataset, CPU)
+    assert str(caught.value) == f"--symmetries all cannot be used here: {reason}. Take --symmetries flip or none."
+
+    with caplog.at_level("INFO", logger="medmnist"):
+        config = resolve_settings(Config(recipe="strong", **STRONG), dataset, CPU)
+    assert config.symmetries == "flip"
+    assert (config.hflip == 0) == (not dataset.orientation_free)
+    assert f"symmetries flip instead of all, as recipe strong has it: {reason}" in caplog.messages
+
+
+def test_all_symmetries_are_applied_where_they_make_sense():
+    config = resolve_settings(Config(symmetries="all", rotation_angle=0), images_of(28), CPU)
+    assert config.symmetries == "all"
+    assert len(views(config)) == 8
+
+
+def test_config_json_and_the_log_name_the_recipe_and_what_was_overridden(tmp_path, caplog):
+    config = Config(**{"recipe": "strong", "device": "cpu", **STRONG, "lr": 0.5})
+    paths = RunPaths.create(tmp_path, "toy", "resnet18", now=datetime(2026, 1, 31))
+    with caplog.at_level("INFO", logger="medmnist"):
+        recorded = record_provenance(config, images_of(28), paths)["recipe"]
+    assert recorded["name"] == "strong"
+    assert recorded["source"] == RECIPES["strong"].source
+    assert recorded["overridden"] == {"lr": {"recipe": STRONG["lr"], "applied": 0.5}}
+    assert f"recipe strong, overridden: lr 0.5 (not {STRONG['lr']})" in caplog.messages
+    assert describe_run(Config(device="cpu"), images_of(28))["recipe"]["overridden"] == {}

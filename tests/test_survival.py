@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from datetime import datetime
 from pathlib import Path
 
@@ -15,7 +16,16 @@ import pytest
 from benchmarks.faults import make_tries
 from benchmarks.fuzzing import FuzzTarget, fuzz
 from benchmarks.survival import FAULTS, Row, table
-from benchmarks.trainings import NotSurvivedError, Training, outcome_of, require_whole_files
+from benchmarks.trainings import (
+    TINY,
+    Campaign,
+    NotSurvivedError,
+    Training,
+    ends_within,
+    outcome_of,
+    require_whole_files,
+    wait_until,
+)
 from scripts.core.environment import PROJECT_ROOT
 from scripts.core.paths import RunPaths
 
@@ -32,6 +42,48 @@ def test_every_fault_is_survived(tmp_path):
     assert all(row["survived"] == row["tries"] > 0 for row in figures["rows"])
     assert {"seed", "command", "environment", "training"} <= figures.keys()
     assert figures["environment"]["commit"]
+
+
+@pytest.mark.slow
+def test_adamw_one_cycle_averages_and_cutmix_survive_five_kills(tmp_path):
+    campaign, rng, kills = Campaign(tmp_path, seed=7, size=TINY), random.Random(7), 0
+    settings = {
+        "optimizer": "adamw",
+        "schedule": "onecycle",
+        "decay_params": "weights",
+        "ema_decay": "0.9",
+        "label_smoothing": "0.1",
+        "class_weights": "balanced",
+        "grad_clip": "1",
+        "dropout": "0.2",
+        "cutmix_alpha": "1",
+        "checkpoint_every": "0",
+    }
+    flags = [word for name, value in settings.items() for word in (f"--{name}", value)]
+
+    def is_training(training: Training) -> bool:
+        return "model resnet18:" in training.output()
+
+    reference = campaign.training("reference", *flags)
+    process = reference.start()
+    wait_until(lambda: is_training(reference), "the training")
+    started = time.monotonic()
+    reference.finish(process)
+    seconds, expected = time.monotonic() - started, outcome_of(reference.paths)
+
+    while kills < 5:
+        training = campaign.training(f"after_{kills}_kills", *flags)
+        process = training.start()
+        while kills < 5:
+            wait_until(lambda: is_training(training), "the training")  # noqa: B023 (called at once)
+            if ends_within(process, rng.uniform(0, seconds / 2)):
+                break
+            process.kill()
+            process.wait()
+            kills += 1
+            process = training.resume()
+        training.finish(process)
+        training.require_same(expected)
 
 
 def test_the_full_campaign_has_the_tries_that_were_promised():

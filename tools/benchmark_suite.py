@@ -1,7 +1,8 @@
-"""Train a matrix of data sets, resolutions and seeds with main.py, and compare the results with the official ones.
+"""Train data sets, resolutions, backbones, recipes and seeds with main.py, and compare with the official results.
 
 python tools/benchmark_suite.py                                       all twelve 2D sets at 28 pixels, seeds 1, 2, 3
 python tools/benchmark_suite.py --datasets bloodmnist pathmnist --resolutions 28 64 --seeds 1 2 3 4 5
+python tools/benchmark_suite.py --datasets bloodmnist --backbones resnet18 convnext_tiny --recipes seed strong
 python tools/benchmark_suite.py --datasets synthblood --seeds 1 2 -- --weights none --epochs 2
 python tools/benchmark_suite.py --datasets path/to/pbc28.npz --beside pbc28=bloodmnist
 python tools/benchmark_suite.py --help
@@ -25,6 +26,7 @@ from typing import TYPE_CHECKING
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
 
+from main import CHECKS
 from scripts.core import Config, ensure_single_instance, log, parse_command_line
 from scripts.core.command_line import ArgumentParser
 from scripts.core.config import RESOLUTIONS, SETTINGS, STANDARD_RESOLUTION
@@ -40,13 +42,18 @@ from scripts.core.errors import (
 )
 from scripts.core.log import file_log, screen_log
 from scripts.core.paths import slug
+from scripts.core.recipes import RECIPES
 from scripts.core.resume import FREE, start_command
-from scripts.core.system import StopRequest, device_problems, stop_request
-from scripts.data_handler import DATASET_REGISTRY, dataset_problems
+from scripts.core.system import StopRequest, stop_request
+from scripts.data_handler import DATASET_REGISTRY
+from scripts.models.backbones import BACKBONES
 from tools.suite.cells import (
+    BACKBONE,
     FINISHED,
     INTERRUPTED,
     NEW,
+    RECIPE,
+    VARIED,
     Cell,
     as_flag,
     file_problems,
@@ -65,7 +72,8 @@ if TYPE_CHECKING:
     from tools.suite.tables import Tables
 
 TRAINING_PROGRAM = PROJECT_ROOT / "main.py"
-OWN_FLAGS = ("dataset", "resolution", "seed", "output_dir", "resume")  # of main.py, which the suite itself passes
+UNLISTED = ("dataset", "resolution", "seed", "output_dir", "resume")  # not among the settings above a table
+OWN_FLAGS = (*UNLISTED, *VARIED)  # of main.py, which the suite itself passes
 LOCK_HELD, STORAGE = LockHeldError.exit_code, StorageError.exit_code
 MIN_PAUSE_S, MAX_PAUSE_S = 2.0, 30.0  # between two attempts to get a lock that another training holds
 
@@ -81,10 +89,16 @@ class Suite:
 
     @property
     def common_settings(self) -> str:
-        """The settings of all trainings that are not defaults and may change a result."""
-        settings = next(iter(self.cells.values())).as_dict()
-        names = [name for name in settings if name not in (*OWN_FLAGS, *FREE)]
-        return " ".join(as_flag(name, settings[name]) for name in names if settings[name] != SETTINGS[name].default)
+        """The settings of all trainings that are not those of the recipe and may change a result."""
+        configs = list(self.cells.values())
+        recipes = [RECIPES[config.recipe].settings(config.epochs) for config in configs]
+        flags = []
+        for name in (name for name in SETTINGS if name not in (*UNLISTED, *FREE)):
+            values = [getattr(config, name) for config in configs]
+            usual = [recipe.get(name, SETTINGS[name].default) for recipe in recipes]
+            if len(set(values)) == 1 and values != usual:
+                flags.append(as_flag(name, values[0]))
+        return " ".join(flags)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -104,7 +118,7 @@ def build_parser() -> ArgumentParser:
     parser = ArgumentParser(
         prog="tools/benchmark_suite.py",
         usage="benchmark_suite.py [--flag value ...] [-- more flags of main.py]",
-        description="Train data sets x resolutions x seeds with main.py, one after another, and tabulate the results.",
+        description="Train data sets x resolutions x backbones x recipes x seeds with main.py, and tabulate them.",
         epilog="The same command, entered again, continues the suite.",
         allow_abbrev=False,
     )
@@ -114,6 +128,9 @@ def build_parser() -> ArgumentParser:
     sides = f"any of {', '.join(map(str, RESOLUTIONS))} pixels; own files have a size of their own (default: 28)"
     add("--resolutions", nargs="*", default=["28"], metavar="N", help=sides)
     add("--seeds", nargs="*", default=["1", "2", "3"], metavar="N", help="whole numbers (default: 1 2 3)")
+    for name, values, default in (("backbones", (*BACKBONES, "timm/NAME"), BACKBONE), ("recipes", RECIPES, RECIPE)):
+        about = f"any of {', '.join(values)} (default: {default})"
+        add(f"--{name}", nargs="*", default=[default], metavar="NAME", help=about)
     beside = "compare an own file, named without .npz, with the official values of a MedMNIST set"
     add("--beside", nargs="*", default=[], metavar="FILE=SET", help=beside)
     folder = "outputs/suite"
@@ -137,9 +154,13 @@ def parse_suite(argv: Sequence[str]) -> Suite:
     problems = [*map(_unexpected_problem, unexpected), *reserved_problems]
     resolutions, resolution_problems = parse_numbers("--resolutions", given.resolutions, RESOLUTIONS)
     seeds, seed_problems = parse_numbers("--seeds", given.seeds)
-    cells = make_cells(dict.fromkeys(given.datasets), resolutions or [STANDARD_RESOLUTION], seeds or [0])
+    backbones, recipes = dict.fromkeys(given.backbones or [BACKBONE]), dict.fromkeys(given.recipes or [RECIPE])
+    sizes = resolutions or [STANDARD_RESOLUTION]
+    cells = make_cells(dict.fromkeys(given.datasets), sizes, seeds or [0], backbones, recipes)
     references, reference_problems = _parse_references(given.beside, cells)
-    problems += [*list_problems("--datasets", given.datasets), *resolution_problems, *seed_problems]
+    for name in ("datasets", "backbones", "recipes"):
+        problems += list_problems(f"--{name}", getattr(given, name))
+    problems += [*resolution_problems, *seed_problems]
     problems += [*file_problems(cells), *reference_problems]
     if not given.suite_dir:
         problems.append("--suite_dir must be a path, got ''.")
@@ -148,7 +169,7 @@ def parse_suite(argv: Sequence[str]) -> Suite:
     for cell in cells:
         try:
             arguments = [*cell.arguments(folder), *not_reserved]
-            configs[cell] = parse_command_line(arguments, checks=(dataset_problems, device_problems))
+            configs[cell] = parse_command_line(arguments, checks=CHECKS)
         except ConfigError as error:
             problems += error.problems
     problems = list(dict.fromkeys(problems)) or list(setting_conflicts(configs, folder))

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 
 from scripts.core.config import SETTINGS, Config, Setting
 from scripts.core.errors import ConfigError
+from scripts.core.recipes import RECIPES, with_recipe
 from scripts.core.resume import with_stored_settings
 
 REPRODUCIBILITY_VARIABLE = "DOCKER_REPRODUCIBILITY_MODE"
@@ -50,12 +51,19 @@ def build_parser() -> ArgumentParser:
     )
     names = dict.fromkeys(known.metadata["group"] for known in SETTINGS.values())
     groups = {name: parser.add_argument_group(name) for name in names}
+    of_recipes = {name: recipe.settings(SETTINGS["epochs"].default) for name, recipe in RECIPES.items()}
     for known in SETTINGS.values():
         group = groups[known.metadata["group"]]
-        default = "" if known.kind is bool or known.default == "" else f" (default: {known.default})"
-        about = f"{known.metadata['help']}{default}".replace("%", "%%")
+        default = "" if known.kind is bool or known.default == "" else f"default: {known.default}"
+        in_recipes = [f"{name}: {values[known.name]}" for name, values in of_recipes.items() if known.name in values]
+        # where a recipe turns a switch on, a flag must be able to turn it off
+        negative = f"--no_{known.name}" if known.kind is bool and in_recipes else ""
+        values_in_words = "; ".join(filter(None, (default, *in_recipes, negative and f"off: {negative}")))
+        about = f"{known.metadata['help']}{values_in_words and f' ({values_in_words})'}".replace("%", "%%")
         if known.kind is bool:
             group.add_argument(known.flag, action="store_true", help=about)
+            if negative:
+                group.add_argument(negative, dest=known.name, action="store_false", help=argparse.SUPPRESS)
             continue
         choices = "|".join(map(str, known.metadata.get("choices", ())))
         metavar = known.metadata.get("metavar") or choices or known.kind.__name__.upper()
@@ -89,6 +97,8 @@ def parse_command_line(
             values["reproducible"] = True
         if "resume" in values:
             values = with_stored_settings(values)
+        else:
+            values = with_recipe(values, usual_epochs=SETTINGS["epochs"].default)
     except ConfigError as error:
         problems.extend(error.problems)
         values.pop("resume", None)
@@ -107,7 +117,10 @@ def parse_command_line(
 
 def _filter_for_argparse(argv: Iterable[str]) -> tuple[list[str], list[str]]:
     """The arguments that argparse can parse, and a problem for each of the others, at which it would stop."""
-    switches = {"--help", *(known.flag for known in SETTINGS.values() if known.kind is bool)}
+    switches = {"--help"}
+    for known in SETTINGS.values():
+        if known.kind is bool:
+            switches |= {known.flag, f"--no_{known.name}"}
     kept, problems = [], []
     for argument in argv:
         flag, equals, value = argument.partition("=")

@@ -15,10 +15,9 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from scripts.core.errors import ConfigError
+from scripts.core.recipes import RECIPES
 
-BACKBONE = "resnet18"
-DEFAULT_MODEL_NAME = "ResNet-18 Adapted"
-STOCK_MODEL_NAME = "ResNet-18"  # replaces the default where the stem is not adapted
+DEFAULT_MODEL_NAME = "ResNet-18 Adapted"  # stands for the name that follows from the backbone and its stem
 RESOLUTIONS = (28, 64, 128, 224)  # in which MedMNIST publishes its 2D sets, in pixels of a side
 STANDARD_RESOLUTION = RESOLUTIONS[0]  # not part of a run folder's name, as the others are
 MAX_COUNT = 1_000_000  # larger counts are typing mistakes
@@ -61,23 +60,54 @@ class Config:
         ConfigError: At least one value is outside its limits; the message has one line per value.
     """
 
+    recipe: str = _training(tuple(RECIPES), "Named set of settings; flags that are given win over it.")
     epochs: int = _training(60, "Maximum number of passes over the training split.", ge=1, le=MAX_COUNT)
     batch_size: int = _training(128, "Images per optimiser step.", ge=1, le=MAX_COUNT)
-    lr: float = _training(0.008, "Initial learning rate of SGD; a cosine takes it to 0.", gt=0)
-    momentum: float = _training(0.9, "Momentum of SGD.", ge=0, lt=1)
-    weight_decay: float = _training(5e-4, "L2 penalty of SGD.", ge=0)
+    optimizer: str = _training(("sgd", "adamw"), "SGD with momentum, or AdamW (momentum is then its first beta).")
+    lr: float = _training(0.008, "Largest learning rate; --schedule says how it changes.", gt=0)
+    schedule: str = _training(
+        ("cosine", "onecycle", "constant"), "Learning rate over the steps; onecycle moves the momentum too."
+    )
+    warmup_epochs: float = _training(0.0, "Epochs in which the learning rate rises linearly at first.", ge=0)
+    momentum: float = _training(0.9, "Momentum of SGD; with onecycle the middle of its range of 0.1.", ge=0, lt=1)
+    nesterov: bool = _training(False, "Nesterov's momentum; no effect with adamw.")
+    weight_decay: float = _training(5e-4, "L2 penalty of SGD; decoupled weight decay of AdamW.", ge=0)
+    decay_params: str = _training(
+        ("all", "weights"), "What weight decay applies to: all parameters, or only weights (neither biases nor norms)."
+    )
+    label_smoothing: float = _training(0.0, "Share of each target spread evenly over all classes.", ge=0, lt=1)
+    class_weights: str = _training(
+        ("none", "balanced"), "Weights of the classes in the training loss; balanced is inverse to their frequency."
+    )
+    ema_decay: float = _training(
+        0.0, "Decay per step of the averaged weights, which are then evaluated and saved; 0 is off.", ge=0, lt=1
+    )
+    grad_clip: float = _training(0.0, "Largest norm of the gradient; 0 is off.", ge=0)
+    train_layers: str = _training(("all", "head"), "Layers to train: all, or only the last one (linear probe).")
     patience: int = _training(15, "Epochs without a better monitored figure before stopping.", ge=1, le=MAX_COUNT)
     monitor: str = _training(
         ("auto", "accuracy", "auc", "loss"),
         "Validation figure for selection and patience; auto is AUC for multi-label sets, accuracy for the others.",
     )
     mixup_alpha: float = _training(0.002, "Alpha of MixUp's Beta(alpha, alpha); 0 disables it.", ge=0)
+    cutmix_alpha: float = _training(
+        0.0, "Alpha of CutMix's Beta(alpha, alpha); 0 disables it. With MixUp on, each takes half of the steps.", ge=0
+    )
     seed: int = _training(42, "Seeds weights, data order, augmentation and MixUp.", ge=0, le=MAX_SEED)
 
+    symmetries: str = _augmentation(
+        ("flip", "none", "all"),
+        "Exact moves of pixels: 'flip' (by --hflip), 'none', 'all' eight symmetries of the square, where orientation "
+        "does not matter.",
+    )
     hflip: float = _augmentation(
         0.5, "Probability of a horizontal flip; 0 for the MedMNIST sets in which left and right differ.", ge=0, le=1
     )
     rotation_angle: int = _augmentation(10, "Largest random rotation, in degrees.", ge=0, le=180)
+    rotation_prob: float = _augmentation(1.0, "Probability that an image is rotated.", ge=0, le=1)
+    translate: int = _augmentation(0, "Largest random shift along each axis, in whole pixels.", ge=0, le=1000)
+    scale: float = _augmentation(0.0, "Largest random change of size, as a fraction.", ge=0, lt=1)
+    erasing: float = _augmentation(0.0, "Probability that a random rectangle is erased.", ge=0, le=1)
     jitter_val: float = _augmentation(0.2, "Strength of the brightness and contrast jitter.", ge=0, le=1)
     no_tta: bool = _augmentation(False, "No test-time augmentation in the final evaluation.")
 
@@ -88,22 +118,31 @@ class Config:
         RESOLUTIONS,
         "Published size of a MedMNIST set's images, in pixels of a side; own files have a size of their own.",
     )
+    backbone: str = _data_and_model(
+        "resnet18",
+        "Architecture: a key of BACKBONES in scripts/models/backbones.py, or 'timm/NAME' where timm is installed.",
+        pattern=r"[\w./-]{1,100}",
+        pattern_help="the name of a backbone",
+    )
+    dropout: float = _data_and_model(
+        0.0, "Dropout before the last layer; 0 leaves the backbone as its authors made it.", ge=0, lt=1
+    )
     model_name: str = _data_and_model(
         DEFAULT_MODEL_NAME,
-        "Identifier in logs, reports and the run folder's name; never selects an architecture.",
+        "Identifier in logs, reports and the run folder's name; never selects an architecture; follows --backbone.",
         pattern=r"(?=.*[A-Za-z0-9])[^\x00-\x1f\x7f-\x9f\ud800-\udfff]{1,100}",
         pattern_help="1 to 100 printable characters with a letter or a digit among them",
     )
     weights: str = _data_and_model(
         "imagenet",
-        "Where training starts: 'imagenet', 'none', or the path of a ResNet-18 state dict.",
+        "Where training starts: 'imagenet', 'none', or the path of a state dict of the backbone.",
         pattern=r".+",
         pattern_help="'imagenet', 'none', or a path",
     )
     stem: str = _data_and_model(
         ("auto", "adapted", "stock"),
-        "The network's first layers: 'adapted' (3x3, keeps every pixel), 'stock' (7x7 and max-pool, a quarter of the "
-        "side), 'auto' (adapted up to 64 pixels).",
+        "The network's first layers: 'adapted' (smaller strides, for small images), 'stock' (as published), 'auto' "
+        "(adapted up to 64 pixels).",
     )
     data_dir: Path = _data_and_model(Path("dataset"), "Folder of the downloaded data and weights.")
     output_dir: Path = _data_and_model(Path("outputs"), "Folder in which each run gets its own.")
@@ -139,6 +178,10 @@ class Config:
         problems = [problem for name in SETTINGS for problem in _problems(name, getattr(self, name))]
         if self.reproducible and self.precision == "bf16":
             problems.append("--precision bf16 cannot be used with --reproducible, which computes in fp32; drop one.")
+        if self.nesterov and self.optimizer == "sgd" and self.momentum == 0:
+            problems.append("--nesterov needs a --momentum above 0.")
+        if not problems and self.warmup_epochs >= self.epochs:
+            problems.append(f"--warmup_epochs must be below --epochs ({self.epochs}), got {self.warmup_epochs:g}.")
         if problems:  # all of them at once, not one per start
             raise ConfigError(*problems)
 
@@ -157,7 +200,7 @@ class Config:
     @property
     def model_part(self) -> str:
         """The model's part of the run folder's name: the user's name for it, or the backbone's key."""
-        return BACKBONE if self.model_name == DEFAULT_MODEL_NAME else self.model_name
+        return self.backbone if self.model_name == DEFAULT_MODEL_NAME else self.model_name
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as JSON values, in the order of their declaration."""

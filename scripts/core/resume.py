@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 import shlex
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from scripts.core.config import DEFAULT_MODEL_NAME, SETTINGS, STOCK_MODEL_NAME, Config
+from scripts.core.config import DEFAULT_MODEL_NAME, SETTINGS, Config
 from scripts.core.errors import ConfigError
 from scripts.core.paths import RunPaths
 
@@ -46,6 +47,16 @@ def free_settings(dataset: Mapping[str, Any]) -> frozenset[str]:
 def is_same_choice(name: str, requested: Any, applied: Any) -> bool:
     """Whether a requested value is the one that was applied; ``cuda`` is ``cuda:0``."""
     return bool(requested == applied or (name, requested, applied) == ("device", "cuda", "cuda:0"))
+
+
+def names_backbone(model_name: str, backbone: str) -> bool:
+    """Whether a model's name is the one that follows from its backbone.
+
+    >>> names_backbone("ConvNeXt-Tiny Adapted", "convnext_tiny")
+    True
+    """
+    plain = (re.sub(r"[^a-z0-9]", "", text.lower().removeprefix("timm/")) for text in (model_name, backbone))
+    return next(plain).removesuffix("adapted") == next(plain)
 
 
 def start_command() -> str:
@@ -120,15 +131,15 @@ def _conflict(name: str, value: Any, stored: Mapping[str, Any], folder: Path) ->
     known = SETTINGS[name]
     if is_same_choice(name, value, stored[name]) or value == known.default == "auto":
         return None  # what a run takes for auto is stored
-    if name == "model_name" and (value, stored[name]) == (DEFAULT_MODEL_NAME, STOCK_MODEL_NAME):
-        return None  # the run replaced the default, because the stem is not adapted
+    if name == "model_name" and value == DEFAULT_MODEL_NAME and names_backbone(stored[name], stored["backbone"]):
+        return None  # the default stands for the name that follows from the backbone and its stem
     if name == "dataset" and all(Config(dataset=text).is_dataset_path for text in (value, stored[name])):
         return None  # the file may have moved; its MD5 is compared later
     start = f"{known.flag} {value} cannot be used with --resume {folder}, which was started with {stored[name]}"
     if name == "epochs":
         return (
-            f"{start}: the learning rate follows a cosine over all epochs, so another number would have changed every "
-            "epoch so far. Leave it out, or start a new run, from these weights if you like "
+            f"{start}: the learning rate follows its schedule over all epochs, so another number would have changed "
+            "every epoch so far. Leave it out, or start a new run, from these weights if you like "
             f"(--weights {RunPaths(folder).best_model})."
         )
     reason = "the run already has its folder and its name" if name in NAMING else "the result would change"

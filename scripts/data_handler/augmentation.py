@@ -1,11 +1,11 @@
-"""From uint8 images to the network's input, as batched tensor operations on the device; the views of TTA.
+"""From uint8 images to the network's input, as batched tensor operations on the device.
 
 Shapes: B images of a batch, H height, W width, C channels (1 or 3).
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -14,9 +14,11 @@ from torch import Tensor
 
 from scripts.data_handler.plan import AugmentationPlan
 
-# ImageNet's statistics, for every data set: the pretrained stem was trained on inputs normalised with them
+# ImageNet's statistics, for every data set: most pretrained stems were trained on inputs normalised with them
 MEAN = (0.485, 0.456, 0.406)
 STD = (0.229, 0.224, 0.225)
+
+FLIPPED, UPSIDE_DOWN, TRANSPOSED = 1, 2, 4  # parts of a symmetry of the square, of which there are eight
 
 # weights of the colours in an image's brightness (ITU-R BT.601), as in torchvision's contrast jitter
 LUMA = (0.299, 0.587, 0.114)
@@ -31,39 +33,82 @@ def to_float(images: Tensor) -> Tensor:
     return images_bchw.float().div_(255)
 
 
-def augment(images: Tensor, plan: AugmentationPlan, *, rotates: bool) -> Tensor:
-    """Flip, rotate and jitter each image by its own parameters.
+def augment(images: Tensor, plan: AugmentationPlan) -> Tensor:
+    """Move, flip, rotate, scale and jitter each image by its own parameters; see ``erase`` for the last step.
 
-    Flip and rotation are one bilinear resampling, so pixels are interpolated once; outside the image is its reflection.
-    Brightness comes before contrast, each clamped to [0, 1].
+    Symmetries and shifts only move pixels. Flip, rotation and scale are one bilinear resampling, so pixels are
+    interpolated once; an image that is neither rotated nor scaled is not resampled at all. Outside the image is its
+    reflection. Brightness comes before contrast, each clamped to [0, 1].
 
     Args:
         images: float32 in [0, 1], shape (B, C, H, W).
         plan: Parameters of shape (B,).
-        rotates: Whether any angle may differ from 0; if none does, the flip moves whole pixels exactly.
 
     Returns:
         float32 in [0, 1], shape (B, C, H, W).
     """
-    if rotates:
-        images = flip_and_rotate(images, plan.flip, plan.angle)
+    if plan.symmetry is not None or plan.shift_x is not None:
+        images = move(images, plan.symmetry, plan.shift_x, plan.shift_y)
+    exact = images if plan.flip is None else torch.where(_per_image(plan.flip), images.flip(3), images)
+    if plan.angle is None and plan.scale is None:
+        images = exact
     else:
-        images = torch.where(_per_image(plan.flip), images.flip(3), images)
+        images = resample(images, plan.flip, plan.angle, plan.scale)
+        if plan.is_resampled is not None:
+            images = torch.where(_per_image(plan.is_resampled), images, exact)
+    if plan.brightness is None or plan.contrast is None:
+        return images
     return jitter(images, plan.brightness, plan.contrast)
 
 
-def flip_and_rotate(images: Tensor, flip: Tensor, angle: Tensor) -> Tensor:
-    """Mirror the images of ``flip`` left to right, then rotate all about their centre, in one resampling.
+def move(images: Tensor, symmetry: Tensor | None, shift_x: Tensor | None, shift_y: Tensor | None) -> Tensor:
+    """Apply a symmetry of the square and then a shift to each image, by moving whole pixels once.
+
+    Args:
+        images: Any type, shape (B, C, H, W), as the result; symmetries above 3 need H = W.
+        symmetry: Integers, shape (B,): the sum of ``TRANSPOSED`` (first), ``UPSIDE_DOWN`` and ``FLIPPED``; None is 0.
+        shift_x: Pixels to the right, int64, shape (B,); None is 0.
+        shift_y: Pixels down.
+    """
+    count, _, height, width = images.shape
+    device = images.device
+    row, column = (torch.arange(side, device=device).expand(count, side) for side in (height, width))
+    row = row if shift_y is None else _reflected(row - shift_y.unsqueeze(1), height)
+    column = column if shift_x is None else _reflected(column - shift_x.unsqueeze(1), width)
+    if symmetry is not None:
+        symmetry = symmetry.unsqueeze(1)
+        row = torch.where((symmetry & UPSIDE_DOWN) > 0, height - 1 - row, row)
+        column = torch.where((symmetry & FLIPPED) > 0, width - 1 - column, column)
+        is_transposed = ((symmetry & TRANSPOSED) > 0).unsqueeze(2)
+        row, column = row.unsqueeze(2), column.unsqueeze(1)
+        row, column = torch.where(is_transposed, column, row), torch.where(is_transposed, row, column)
+    else:
+        row, column = row.unsqueeze(2), column.unsqueeze(1)
+    number = torch.arange(count, device=device).view(-1, 1, 1)
+    return images.permute(0, 2, 3, 1)[number, row, column].permute(0, 3, 1, 2)
+
+
+def _reflected(places: Tensor, side: int) -> Tensor:
+    """The pixels that an image of ``side`` pixels shows beyond its border, where it is continued by reflection."""
+    places = places % (2 * side)
+    return torch.where(places < side, places, 2 * side - 1 - places)
+
+
+def resample(images: Tensor, flip: Tensor | None, angle: Tensor | None, scale: Tensor | None) -> Tensor:
+    """Mirror the images of ``flip`` left to right, then rotate and scale all about their centre, in one resampling.
 
     Args:
         images: float32, shape (B, C, H, W), as the result.
-        flip: bool, shape (B,).
-        angle: Degrees, shape (B,); positive is counter-clockwise.
+        flip: bool, shape (B,); None flips none.
+        angle: Degrees, shape (B,); positive is counter-clockwise; None is 0.
+        scale: Factors, shape (B,); above 1 enlarges; None is 1.
     """
     height, width = images.shape[-2:]
-    radians = torch.deg2rad(angle)
+    radians = torch.deg2rad(images.new_zeros(len(images)) if angle is None else angle)
     cosine, sine = torch.cos(radians), torch.sin(radians)
-    sign = 1 - 2 * flip.to(images.dtype)
+    if scale is not None:
+        cosine, sine = cosine / scale, sine / scale
+    sign = 1 if flip is None else 1 - 2 * flip.to(images.dtype)
     # coordinates run over [-1, 1] on both axes, hence the aspect ratio
     by_x = torch.stack((sign * cosine, sine * (width / height)))
     by_y = torch.stack((-sign * sine * (height / width), cosine))
@@ -89,13 +134,27 @@ def jitter(images: Tensor, brightness: Tensor, contrast: Tensor) -> Tensor:
     return (bright * _per_image(contrast)).add_(_per_image(mean * (1 - contrast))).clamp_(0, 1)
 
 
-def normalise(images: Tensor) -> Tensor:
-    """Subtract ImageNet's mean and divide by its standard deviation; grey images become three equal channels.
+def normalise(images: Tensor, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> Tensor:
+    """Subtract each channel's mean and divide by its standard deviation; grey images become three equal channels.
 
-    From float32 in [0, 1] of shape (B, C, H, W) to float32 of shape (B, 3, H, W).
+    From float32 in [0, 1] of shape (B, C, H, W) to float32 of shape (B, 3, H, W); ImageNet's statistics by default.
     """
-    mean, std = (_constant(values, images.device).view(1, -1, 1, 1) for values in (MEAN, STD))
-    return (images - mean) / std
+    on_device = (_constant(tuple(values), images.device).view(1, -1, 1, 1) for values in (mean, std))
+    subtracted, divisor = on_device
+    return (images - subtracted) / divisor
+
+
+def erase(inputs: Tensor, plan: AugmentationPlan) -> Tensor:
+    """Set the erased box of each image to 0, which is the mean of normalised images, float32 (B, 3, H, W).
+
+    Source: Zhong et al., "Random Erasing Data Augmentation", AAAI 2020.
+    """
+    if plan.erased is None:
+        return inputs
+    top, bottom, left, right = plan.erased.unsqueeze(2).unbind(1)
+    rows, columns = (torch.arange(side, device=inputs.device) for side in inputs.shape[-2:])
+    is_row, is_column = (rows >= top) & (rows < bottom), (columns >= left) & (columns < right)
+    return inputs.masked_fill((is_row.unsqueeze(2) & is_column.unsqueeze(1)).unsqueeze(1), 0)
 
 
 def _per_image(values: Tensor) -> Tensor:
@@ -112,41 +171,3 @@ def _centres(count: int, device: torch.device) -> Tensor:
 def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
     """Values on the device; cached, because sending them in each step would make the host wait for the device."""
     return torch.tensor(values, device=device)
-
-
-@dataclass(frozen=True, slots=True)
-class View:
-    """A flip and a rotation under which an image is evaluated."""
-
-    name: str
-    flip: bool = False
-    angle: float = 0.0  # degrees, counter-clockwise
-
-
-PLAIN = View("plain")
-
-
-def tta_views(*, hflip: float, rotation_angle: float) -> tuple[View, ...]:
-    """The views of test-time augmentation: only those that training produces too.
-
-    Args:
-        hflip: Probability of a flip in training; with 0 no view is flipped, with 1 all are.
-        rotation_angle: Largest rotation in training, in degrees; views are rotated by half of it.
-    """
-    flipped = View("flipped", flip=True)
-    views = [PLAIN] if hflip < 1 else [flipped]
-    if 0 < hflip < 1:
-        views.append(flipped)
-    if rotation_angle > 0:
-        usual, half = views[0], rotation_angle / 2
-        prefix = "flipped, " if usual.flip else ""
-        views += [View(f"{prefix}rotated {angle:+g}°", usual.flip, angle) for angle in (half, -half)]
-    return tuple(views)
-
-
-def apply_view(images: Tensor, view: View) -> Tensor:
-    """Flip and rotate a batch of images, float32 of shape (B, C, H, W), as the view says."""
-    if not view.flip and view.angle == 0:
-        return images
-    flip = torch.full((len(images),), view.flip, device=images.device)
-    return flip_and_rotate(images, flip, torch.full((len(images),), view.angle, device=images.device))

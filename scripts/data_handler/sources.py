@@ -21,6 +21,7 @@ from scripts.core.errors import DataError, ResourceError
 from scripts.core.system.device import to_device
 from scripts.core.system.machine import worker_init_fn
 from scripts.core.system.signals import leave_signals_to_parent
+from scripts.data_handler.augmentation import MEAN, STD
 from scripts.data_handler.dataset import Split
 from scripts.data_handler.memory import MAX_EVAL_BATCH_SIZE, PREFETCH, eval_batch_size
 from scripts.data_handler.tasks import Task, task_of
@@ -152,7 +153,10 @@ class DeviceSplit:
     source: ImageSource
     targets: torch.Tensor  # float32 on the device, shape (N, C): one-hot rows or rows of 0 and 1, which MixUp can mix
     task: Task  # how logits are read and compared with the targets
+    image_size: tuple[int, int]  # height and width
     eval_batch_size: int = MAX_EVAL_BATCH_SIZE  # in validation and test
+    mean: tuple[float, ...] = MEAN  # of the channels of images in [0, 1], as the network expects them normalised
+    std: tuple[float, ...] = STD
 
     @property
     def size(self) -> int:
@@ -161,7 +165,14 @@ class DeviceSplit:
 
 
 def make_device_split(
-    split: Split, num_classes: int, *, feed: str, device: torch.device, num_workers: int
+    split: Split,
+    num_classes: int,
+    *,
+    feed: str,
+    device: torch.device,
+    num_workers: int,
+    mean: tuple[float, ...] = MEAN,
+    std: tuple[float, ...] = STD,
 ) -> DeviceSplit:
     """Make the image source of a split by ``feed``, and its labels rows of ``num_classes`` targets on the device."""
     task = task_of(split.labels)
@@ -172,4 +183,4 @@ def make_device_split(
         source = ResidentSource(split.images, device)
     else:
         source = StreamedSource(ImageReader(split.file) if split.file else split.images, device, num_workers)
-    return DeviceSplit(source, targets, task, eval_batch_size(height, width))
+    return DeviceSplit(source, targets, task, (height, width), eval_batch_size(height, width), mean, std)

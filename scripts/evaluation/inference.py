@@ -10,9 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from scripts.core.system.device import autocast
-from scripts.data_handler.augmentation import PLAIN, View, apply_view, normalise, to_float
+from scripts.data_handler.augmentation import normalise, to_float
 from scripts.data_handler.dataset import Dataset
 from scripts.data_handler.sources import DeviceSplit
+from scripts.data_handler.views import PLAIN, View, apply_view
 from scripts.evaluation.metrics import EvaluationResult, compute_metrics
 
 
@@ -58,7 +59,9 @@ def predict(
     plain, mean = torch.zeros_like(split.targets), torch.zeros_like(split.targets)
 
     def probabilities(images: Tensor, view: View) -> Tensor:
-        inputs = normalise(apply_view(images, view)).contiguous(memory_format=torch.channels_last)
+        inputs = normalise(apply_view(images, view), split.mean, split.std).contiguous(
+            memory_format=torch.channels_last
+        )
         with autocast(images.device, precision):
             logits = model(inputs)
         return split.task.probabilities(logits.float())

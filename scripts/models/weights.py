@@ -4,35 +4,43 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models import ResNet18_Weights
+from torchvision.models import get_model_weights
 
 from scripts.core.download import fetch
 from scripts.core.errors import DataError
-from scripts.models.resnet import STEMS, transfer_stem
+from scripts.models.backbones import BACKBONES, TIMM, Backbone, build_published, find_backbone
+from scripts.models.stem import Sides, fit_to_images
 
 StateDict = dict[str, Tensor]
 
-IMAGENET_URL: str = ResNet18_Weights.IMAGENET1K_V1.url
-IMAGENET_CLASSES: Sequence[str] = ResNet18_Weights.IMAGENET1K_V1.meta["categories"]
 ALTERNATIVES = "start without them (--weights none) or from a file of your own (--weights PATH)"
+# buffers that a model computes from its windows; a file's are of the windows that it was trained with
+COMPUTED_BUFFERS = ("relative_coords_table", "relative_position_index")
 
 
-def imagenet_weights_file(data_dir: Path) -> Path:
+def imagenet_entry(name: str) -> Any:
+    """Torchvision's description of a backbone's ImageNet weights: ``url``, ``meta``, ``transforms``."""
+    return get_model_weights(name)[BACKBONES[name].weights]
+
+
+def imagenet_weights_file(url: str, data_dir: Path) -> Path:
     """Name the cached file: in ``TORCH_HOME`` where the user set it, else below the data folder."""
-    name = IMAGENET_URL.rsplit("/", 1)[-1]
+    name = url.rsplit("/", 1)[-1]
     if torch_home := os.environ.get("TORCH_HOME"):
         return Path(torch_home).expanduser() / "hub" / "checkpoints" / name
     return data_dir / "weights" / name
 
 
-def fetch_imagenet_weights(data_dir: Path, *, url: str = IMAGENET_URL) -> Path:
-    """Download torchvision's ResNet-18 weights, or find them in the cache; their digest is checked in any case.
+def fetch_imagenet_weights(name: str, data_dir: Path, *, url: str | None = None) -> Path:
+    """Download torchvision's weights of a backbone, or find them in the cache; their digest is checked in any case.
 
     Like torchvision's names, ``url`` ends in ``-<first 8 digits of the SHA-256>.pth``.
 
@@ -40,10 +48,31 @@ def fetch_imagenet_weights(data_dir: Path, *, url: str = IMAGENET_URL) -> Path:
         DataError: They can neither be found nor downloaded, or are damaged.
         StorageError: They cannot be written.
     """
-    path = imagenet_weights_file(data_dir)
+    url = url or imagenet_entry(name).url
+    path = imagenet_weights_file(url, data_dir)
     digest_start = Path(url).stem.rsplit("-", 1)[-1]
-    fetch(url, path, digest=digest_start, algorithm="sha256", what="the ImageNet weights", offline=ALTERNATIVES)
+    what = f"the ImageNet weights of {find_backbone(name).title}"
+    fetch(url, path, digest=digest_start, algorithm="sha256", what=what, offline=ALTERNATIVES)
     return path
+
+
+def load_timm_weights(name: str, num_classes: int, data_dir: Path) -> nn.Module:
+    """Build one of timm's models with the weights that timm downloads for it, below the data folder, and a new head.
+
+    Raises:
+        DataError: There are none, or they cannot be downloaded.
+    """
+    import timm
+
+    folder = str(data_dir / "weights")
+    try:
+        return timm.create_model(name.removeprefix(TIMM), pretrained=True, num_classes=num_classes, cache_dir=folder)
+    except Exception as error:  # of many kinds: timm's, its hub's, the network's
+        reason = " ".join(str(error).split())
+        raise DataError(
+            f"--weights imagenet: timm cannot load the weights of {name} ({type(error).__name__}: {reason}). Check the "
+            f"network, or {ALTERNATIVES}."
+        ) from error
 
 
 def read_class_names(weights: Path) -> list[str] | None:
@@ -55,7 +84,7 @@ def read_class_names(weights: Path) -> list[str] | None:
     return names if isinstance(names, list) else None
 
 
-def read_state_dict(path: Path, *, origin: str | None = None) -> StateDict:
+def read_state_dict(path: Path, *, origin: str | None = None, title: str = "the model") -> StateDict:
     """Read the tensors of a state dict file, and unpickle nothing else; messages call it ``origin``.
 
     Raises:
@@ -64,7 +93,7 @@ def read_state_dict(path: Path, *, origin: str | None = None) -> StateDict:
     name = origin or f"--weights {path}"
     if not path.is_file():
         found = "a folder" if path.is_dir() else "nothing"
-        raise DataError(f"{name} must be the file of a ResNet-18 state dict, found {found} there.")
+        raise DataError(f"{name} must be the file of a state dict of {title}, found {found} there.")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # the error below replaces PyTorch's warnings about unexpected files
@@ -96,54 +125,98 @@ def _file_problem(path: Path) -> str:
 
 
 def load_weights(
-    model: nn.Module, state: StateDict, *, class_names: Sequence[str], earlier_names: Sequence[str] | None, origin: str
+    model: nn.Module, path: Path, name: str, *, origin: str, class_names: Sequence[str], stem: str, sides: Sides
 ) -> str:
-    """Copy a ResNet-18 state dict into a ResNet-18 with either stem; return what became of stem and ``fc``, in words.
+    """Copy a state dict file into a backbone as published, which then gets its stem; return what was done, in words.
 
-    A stem of the model's kind is copied; a 7×7 one is transferred to 3×3. ``fc`` is kept if ``class_names``, of the
-    model's outputs in their order, equal ``earlier_names``, of the state's outputs. If the earlier names are unknown,
-    which is None, the same number of classes is enough. ``origin`` is where the state came from, for messages.
+    A file with the published stem is copied before the stem is adapted, which carries its kernels over; one with the
+    adapted stem is copied afterwards. The head is kept if ``class_names``, of the model's outputs in their order, equal
+    those of the file: ImageNet's, or those in the ``best_model.json`` beside it. If they are unknown, the same number
+    of classes is enough. ``origin`` is the value of ``--weights``, for messages.
 
     Raises:
-        DataError: The state is of another architecture, or has a 3×3 stem and the model a 7×7 one.
+        DataError: The file cannot be read, is of another architecture, or has an adapted stem and the model a stock
+            one.
     """
-    own, fitted = model.state_dict(), dict(state)
-    # files older than PyTorch 0.4.1, such as torchvision's, lack these counters, which are not used here
-    fitted |= {name: own[name] for name in own.keys() - state.keys() if name.endswith("num_batches_tracked")}
-    given = state.get("conv1.weight", torch.zeros(0))
-    fitted["conv1.weight"], summary = _fit_stem(own["conv1.weight"], given, origin)
-    head = ("fc.weight", "fc.bias")
-    fits = all(name in state and state[name].shape == own[name].shape for name in head)
+    backbone = find_backbone(name)
+    earlier_names = imagenet_entry(name).meta["categories"] if origin == "imagenet" else read_class_names(path)
+    read = read_state_dict(path, title=backbone.title)
+    if backbone.renamed:
+        read = {re.sub(*backbone.renamed, key): tensor for key, tensor in read.items()}
+    state, head_summary = _fit_head(read, model.state_dict(), backbone.head, class_names, earlier_names)
+    published = model.state_dict()
+    completed = _complete(state, published)
+    kernels = f"{backbone.conv}.weight"
+    given = state.get(kernels, torch.zeros(0))
+    if is_published := not (problems := _differences(published, completed)):
+        model.load_state_dict(completed)
+    _require_large_stem(given, published[kernels], backbone, stem, origin)
+    fit_to_images(model, backbone, stem, sides, new=not is_published)
+    own = model.state_dict()
+    if not is_published:
+        completed = _complete(state, own)
+        if given.shape != published[kernels].shape:
+            problems = _differences(own, completed)
+        if _differences(own, completed):
+            raise DataError(_other_architecture(name, origin, problems, read))
+        model.load_state_dict(completed)
+    before, after = given.shape[-1], own[kernels].shape[-1]
+    change = "taken as it is" if before == after else f"transferred to {after}×{after}"
+    return f"{before}×{before} stem {change}, {head_summary}"
+
+
+def _fit_head(
+    state: StateDict, own: StateDict, head: str, class_names: Sequence[str], earlier_names: Sequence[str] | None
+) -> tuple[StateDict, str]:
+    """Replace the head of a state by the model's ``own`` unless it is of the same classes; and what was done."""
+    tensors = [key for key in own if key.startswith(f"{head}.")]
+    fits = all(key in state and state[key].shape == own[key].shape for key in tensors)
     if fits and earlier_names is None:
-        summary += ", fc kept (class names unknown)"
-    elif fits and list(earlier_names or ()) == list(class_names):
-        summary += ", fc kept (same class names)"
-    else:
-        fitted |= {name: own[name] for name in head}
-        summary += f", fc new, for {len(class_names)} classes{' with other names' if fits else ''}"
-
-    differences = _differences(own, fitted)
-    if differences:
-        raise DataError(
-            f"--weights {origin} are not those of a ResNet-18: {'; '.join(differences)}. They must be torchvision's "
-            "resnet18 (7×7 stem) or the best_model.pth of an earlier run (of either stem)."
-        )
-    model.load_state_dict(fitted)
-    return summary
+        return state, f"{head} kept (class names unknown)"
+    if fits and list(earlier_names or ()) == list(class_names):
+        return state, f"{head} kept (same class names)"
+    others = " with other names" if fits else ""
+    return state | {key: own[key] for key in tensors}, f"{head} new, for {len(class_names)} classes{others}"
 
 
-def _fit_stem(own: Tensor, given: Tensor, origin: str) -> tuple[Tensor, str]:
-    """Convert given kernels of ``conv1`` to the shape of the model's ``own``; return them and what was done."""
-    adapted, stock = ((64, 3, STEMS[name].kernel, STEMS[name].kernel) for name in ("adapted", "stock"))
-    if (own.shape, given.shape) == (adapted, stock):
-        return transfer_stem(given), "7×7 stem transferred to 3×3"
-    if (own.shape, given.shape) == (stock, adapted):
+def _complete(state: StateDict, own: StateDict) -> StateDict:
+    """Add what a model computes itself, and counters that files older than PyTorch 0.4.1 lack; both are not learned."""
+    computed = {key for key in own if key.endswith(COMPUTED_BUFFERS)}
+    counters = {key for key in own.keys() - state.keys() if key.endswith("num_batches_tracked")}
+    kept = {key: tensor for key, tensor in state.items() if not key.endswith(COMPUTED_BUFFERS)}
+    return kept | {key: own[key] for key in computed | counters}
+
+
+def _require_large_stem(given: Tensor, published: Tensor, backbone: Backbone, stem: str, origin: str) -> None:
+    side = backbone.adapted[0] if backbone.adapted else 0
+    if stem == "stock" and given.shape == (*published.shape[:2], side, side) != published.shape:
         # 9 taps do not determine 49: enlarged kernels would respond to an equally enlarged image
+        own, large = f"{side}×{side}", f"{published.shape[-1]}×{published.shape[-1]}"
         raise DataError(
-            f"--weights {origin} have the 3×3 stem of --stem adapted, which does not make the 7×7 one of --stem stock. "
-            "Add --stem adapted, or take weights with a 7×7 stem."
+            f"--weights {origin} have the {own} stem of --stem adapted, which does not make the {large} one of --stem "
+            f"stock. Add --stem adapted, or take weights with a {large} stem."
         )
-    return given, f"{own.shape[-1]}×{own.shape[-1]} stem taken as it is"
+
+
+def _other_architecture(name: str, origin: str, problems: Sequence[str], state: StateDict) -> str:
+    library, _, model = name.rpartition("/")
+    advice = f"They must be {library or 'torchvision'}'s {model} or the best_model.pth of an earlier run with it."
+    if owner := _owner(state):
+        advice = f"They are those of {owner}: add --backbone {owner}, or take others."
+    title = find_backbone(name).title
+    article = "an" if title[0] in "AEIOU" else "a"
+    return f"--weights {origin} are not those of {article} {title}: {'; '.join(problems)}. {advice}"
+
+
+def _owner(state: StateDict) -> str | None:
+    """Name the backbone of torchvision whose tensors have the names in a state; None if there is none."""
+    names = {key for key in state if not key.endswith("num_batches_tracked")}
+    with torch.device("meta"):
+        for name in BACKBONES:
+            own = build_published(name, 2).state_dict()
+            if names == {key for key in own if not key.endswith("num_batches_tracked")}:
+                return name
+    return None
 
 
 def load_best_weights(model: nn.Module, path: Path) -> None:

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 
+from scripts.core.config import Config
 from scripts.core.errors import DataError, storage_errors
 from scripts.core.files import require_free, write_bytes, write_json, write_text
 from scripts.core.log import log
@@ -22,7 +23,7 @@ from scripts.core.paths import RunPaths
 from scripts.core.records import EpochRecord
 from scripts.trainer.state import StateDict, TrainingState
 
-FORMAT_VERSION = 2
+FORMAT_VERSION = 3
 
 # A checkpoint is a zip archive, and a zip archive may end with a comment: the SHA-256 of everything before it. PyTorch
 # reads the file as any other. The zip format's own checksums leave out its headers and its directory.
@@ -30,9 +31,7 @@ NO_COMMENT = b"\0\0"  # ends an archive: the length of its comment
 COMMENT_START = b"sha256:"
 COMMENT_BYTES = len(COMMENT_START) + 2 * hashlib.sha256().digest_size
 
-# of the model's parameters, what a run may have on the disk at once: the best weights; three checkpoints (the newest,
-# the previous, the one being written) of weights, momentum and best weights
-STORED_COPIES = 1 + 3 * 3
+MOMENTS = {"sgd": 1, "adamw": 2}  # tensors that an optimiser keeps for each parameter
 REPORT_BYTES = 20_000_000
 
 
@@ -145,11 +144,20 @@ def delete_previous_checkpoint(paths: RunPaths) -> None:
         paths.previous_checkpoint.unlink(missing_ok=True)
 
 
-def require_space(folder: Path, model_bytes: int) -> None:
+def stored_copies(config: Config) -> int:
+    """Count the copies of the model's parameters that a run may have on the disk at once.
+
+    These are the best weights, and three checkpoints: the newest, the previous and the one being written. Each holds
+    weights, best weights, the optimiser's moments and averaged weights.
+    """
+    return 1 + 3 * (2 + MOMENTS[config.optimizer] + (config.ema_decay > 0))
+
+
+def require_space(folder: Path, model_bytes: int, config: Config) -> None:
     """Raise ``StorageError`` if the files that a run will write, less those in its folder, do not fit on the disk."""
     with storage_errors(folder, "look up the free space"):
         held = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
-    needed = max(0, STORED_COPIES * model_bytes + REPORT_BYTES - held)
+    needed = max(0, stored_copies(config) * model_bytes + REPORT_BYTES - held)
     require_free(folder, needed, "Checkpoints and reports need", " with --output_dir")
 
 

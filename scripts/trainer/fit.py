@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
 import torch
 from torch import nn
-from torch.optim import SGD
 from tqdm import tqdm
 
 from scripts.core.config import Config
@@ -21,6 +21,7 @@ from scripts.core.records import EpochRecord, TrainingResult
 from scripts.core.system.signals import StopRequest
 from scripts.data_handler.plan import draw_plan
 from scripts.data_handler.sources import DeviceSplit
+from scripts.trainer.optimisation import make_optimizer, make_schedule, select_trainable
 from scripts.trainer.state import EarlyStopping, TrainingState
 from scripts.trainer.step import AucFunction, train_epoch, validate
 from scripts.trainer.writer import TrainingWriter
@@ -79,11 +80,6 @@ def fit(
     return _result(state, config)
 
 
-def cosine_lr(step: int, *, num_steps: int, initial: float) -> float:
-    """Anneal from ``initial`` to 0 at ``num_steps`` (Loshchilov and Hutter, "SGDR", ICLR 2017, without restarts)."""
-    return 0.5 * initial * (1 + math.cos(math.pi * step / num_steps))
-
-
 def _result(state: TrainingState, config: Config) -> TrainingResult:
     """Sum up a finished training, also in the log."""
     best = state.history[state.stopping.best_epoch - 1]
@@ -100,13 +96,12 @@ def _result(state: TrainingState, config: Config) -> TrainingResult:
     )
 
 
-def begin_training(model: nn.Module, config: Config, device: torch.device) -> TrainingState:
-    """Make the state before the first step, with SGD, momentum and an L2 penalty."""
-    fused = device.type in ("cpu", "cuda")  # one update of all parameters, where PyTorch has one
-    optimizer = SGD(
-        model.parameters(), lr=config.lr, momentum=config.momentum, weight_decay=config.weight_decay, fused=fused
-    )
-    return TrainingState(model, optimizer, EarlyStopping(config.patience), torch.zeros((), device=device))
+def begin_training(model: nn.Module, config: Config, device: torch.device, *, head: str) -> TrainingState:
+    """Make the state before the first step; ``head`` is the name of the model's last layer, for --train_layers."""
+    select_trainable(model, config.train_layers, head)
+    optimizer, loss_sum = make_optimizer(model, config, device), torch.zeros((), device=device)
+    averaged = deepcopy(model).eval().requires_grad_(False) if config.ema_decay > 0 else None
+    return TrainingState(model, optimizer, EarlyStopping(config.patience), loss_sum, averaged)
 
 
 def _run_epoch(
@@ -122,40 +117,18 @@ def _run_epoch(
     started = time.perf_counter()
     num_steps, first_step = -(-train.size // config.batch_size), state.steps_done
 
-    def learning_rate(step: int) -> float:
-        return cosine_lr((epoch - 1) * num_steps + step, num_steps=config.epochs * num_steps, initial=config.lr)
-
     def after_step() -> None:
         bar.update()
         state.seconds = seconds_before + time.perf_counter() - started
         check(f"epoch {epoch}, step {state.steps_done} of {num_steps},")
 
-    plan = draw_plan(
-        train.size,
-        seed=config.seed,
-        epoch=epoch,
-        batch_size=config.batch_size,
-        hflip=config.hflip,
-        rotation_angle=config.rotation_angle,
-        jitter=config.jitter_val,
-        mixup_alpha=config.mixup_alpha,
-        device=train.targets.device,
-    )
+    plan = draw_plan(config, train.size, epoch=epoch, image_size=train.image_size, device=train.targets.device)
     title = f"epoch {epoch}/{config.epochs}"
     with tqdm(total=num_steps, initial=first_step, desc=title, unit="step", leave=False, disable=None) as bar:
-        train_loss = train_epoch(
-            state,
-            train,
-            plan,
-            batch_size=config.batch_size,
-            rotates=config.rotation_angle > 0,
-            learning_rate=learning_rate,
-            precision=config.precision,
-            after_step=after_step,
-        )
+        train_loss = train_epoch(state, train, plan, config, after_step=after_step)
     train_seconds = time.perf_counter() - started
     after_batch = partial(check, f"the training steps of epoch {epoch}")
-    validation = validate(state.model, val, precision=config.precision, auc=auc, after_batch=after_batch)
+    validation = validate(state.evaluated, val, precision=config.precision, auc=auc, after_batch=after_batch)
     trained_here = max(0, train.size - first_step * config.batch_size)
     figure = {"accuracy": validation.accuracy, "auc": validation.auc, "loss": -validation.loss}[config.monitor]
     return EpochRecord(
@@ -164,7 +137,7 @@ def _run_epoch(
         val_loss=validation.loss,
         val_accuracy=validation.accuracy,
         val_auc=validation.auc,
-        learning_rate=learning_rate(0),
+        learning_rate=make_schedule(config, config.epochs * num_steps)((epoch - 1) * num_steps).lr,
         images_per_second=trained_here / train_seconds if trained_here else None,
         seconds=seconds_before + time.perf_counter() - started,
         is_best=state.stopping.update(epoch, figure=figure, loss=validation.loss),

@@ -79,18 +79,25 @@ class EarlyStopping:
 class TrainingState:
     """All that the rest of a training depends on.
 
-    It holds no generator: random decisions are pure functions of the seed and of the place in the training.
+    It holds no generator: random decisions are pure functions of the seed and of the place in the training. Nor does it
+    hold a schedule: the learning rate and the momentum are pure functions of the step.
     """
 
     model: nn.Module
     optimizer: Optimizer
     stopping: EarlyStopping
     loss_sum: Tensor  # of the images of the current epoch, on the device, shape ()
+    averaged: nn.Module | None = None  # a model of averaged weights, with --ema_decay
     history: list[EpochRecord] = field(default_factory=list)
     steps_done: int = 0  # in the current epoch; all of them if only its validation is left
     seconds: float = 0.0  # spent on the current epoch before an interruption
     best_weights: StateDict = field(default_factory=dict)  # of the best epoch, on the host; empty before the first
     _buffers: HostBuffers = field(default_factory=HostBuffers)
+
+    @property
+    def evaluated(self) -> nn.Module:
+        """The model that is validated and whose best weights are kept."""
+        return self.model if self.averaged is None else self.averaged
 
     @property
     def epoch(self) -> int:
@@ -107,7 +114,7 @@ class TrainingState:
         self.loss_sum.zero_()
         self.steps_done, self.seconds = 0, 0.0
         if record.is_best:
-            self.best_weights = self._buffers.copy(self.model.state_dict(), "best_weights")
+            self.best_weights = self._buffers.copy(self.evaluated.state_dict(), "best_weights")
 
     def snapshot(self) -> dict[str, Any]:
         """Copy the state as values that ``torch.load(…, weights_only=True)`` reads.
@@ -116,9 +123,11 @@ class TrainingState:
         """
         best_is_current = self.steps_done == 0 and 0 < self.stopping.best_epoch == len(self.history)
         copy = self._buffers.copy
+        # the same tensors are neither copied nor written twice
+        evaluated = self.best_weights if best_is_current else copy(self.evaluated.state_dict(), "evaluated")
         return {
-            # the same tensors are neither copied nor written twice
-            "model": self.best_weights if best_is_current else copy(self.model.state_dict(), "model"),
+            "model": evaluated if self.averaged is None else copy(self.model.state_dict(), "model"),
+            "averaged": None if self.averaged is None else evaluated,
             "optimizer": copy(self.optimizer.state_dict(), "optimizer"),
             "early_stopping": asdict(self.stopping),
             "history": [asdict(record) for record in self.history],
@@ -131,9 +140,12 @@ class TrainingState:
     def restore(self, saved: dict[str, Any]) -> None:
         """Load what ``snapshot`` returned; KeyError, RuntimeError, TypeError or ValueError if it does not fit."""
         self.model.load_state_dict(saved["model"])
+        if self.averaged is not None:
+            self.averaged.load_state_dict(saved["averaged"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.stopping = EarlyStopping(**saved["early_stopping"])
         self.history = [EpochRecord(**record) for record in saved["history"]]
         self.steps_done, self.seconds = saved["steps_done"], saved["seconds"]
         self.loss_sum.copy_(saved["loss_sum"])
-        self.best_weights = saved["model"] if saved["best_weights"] is None else saved["best_weights"]
+        evaluated = saved["model"] if self.averaged is None else saved["averaged"]
+        self.best_weights = evaluated if saved["best_weights"] is None else saved["best_weights"]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from scripts.core.command_line import ArgumentParser, build_parser, parse_command_line
 from scripts.core.config import SETTINGS, Config
 from scripts.core.errors import ConfigError
+from scripts.core.recipes import RECIPES
 from tests.core.test_config import CONTRACT
 
 CHANGED = {
@@ -183,7 +184,16 @@ def test_help_shows_every_flag_with_its_default(capsys):
     for name, (kind, default) in CONTRACT.items():
         assert f"--{name} " in shown
         # argparse may break a long path, but nothing else, at a hyphen
-        assert kind is bool or name in ("lock_file", "resume") or f"(default: {default})" in shown, name
+        assert kind is bool or name in ("lock_file", "resume") or f"(default: {default}" in shown, name
+
+
+def test_help_shows_what_a_recipe_sets_beside_the_defaults(capsys):
+    with pytest.raises(SystemExit):
+        parse_command_line(["--help"], {})
+    shown = " ".join(capsys.readouterr().out.split())
+    strong = RECIPES["strong"].settings(Config().epochs)
+    assert f"(default: 0.008; strong: {strong['lr']})" in shown
+    assert "(strong: True; off: --no_nesterov)" in shown
 
 
 def test_help_shows_the_choices_whether_they_are_words_or_numbers(capsys):
@@ -196,7 +206,7 @@ def test_help_shows_the_choices_whether_they_are_words_or_numbers(capsys):
 
 def test_the_parser_and_the_config_cannot_disagree():
     flags = {flag for action in build_parser()._actions for flag in action.option_strings}
-    assert flags == {f"--{name}" for name in SETTINGS} | {"-h", "--help"}
+    assert flags == {f"--{name}" for name in SETTINGS} | {"-h", "--help", "--no_nesterov"}
 
 
 FLAGS = st.sampled_from([known.flag for known in SETTINGS.values()] + ["--unknown", "--epoch", "-x", "--", ""])

@@ -17,6 +17,25 @@ from scripts.core.errors import ConfigError
 
 # copied from the specification, so that a default cannot change by accident
 CONTRACT = {
+    "recipe": (str, "seed"),
+    "backbone": (str, "resnet18"),
+    "dropout": (float, 0.0),
+    "optimizer": (str, "sgd"),
+    "schedule": (str, "cosine"),
+    "warmup_epochs": (float, 0.0),
+    "nesterov": (bool, False),
+    "decay_params": (str, "all"),
+    "label_smoothing": (float, 0.0),
+    "class_weights": (str, "none"),
+    "ema_decay": (float, 0.0),
+    "grad_clip": (float, 0.0),
+    "train_layers": (str, "all"),
+    "cutmix_alpha": (float, 0.0),
+    "symmetries": (str, "flip"),
+    "rotation_prob": (float, 1.0),
+    "translate": (int, 0),
+    "scale": (float, 0.0),
+    "erasing": (float, 0.0),
     "epochs": (int, 60),
     "batch_size": (int, 128),
     "lr": (float, 0.008),
@@ -56,6 +75,20 @@ def test_every_setting_has_the_type_and_default_of_the_contract(name, kind, defa
     assert type(value) is (type(default) if kind is Path else kind)
     assert value == default
     assert SETTINGS[name].default == default
+
+
+@pytest.mark.parametrize(
+    ("settings", "problem"),
+    [
+        ({"nesterov": True, "momentum": 0.0}, "--nesterov needs a --momentum above 0."),
+        ({"warmup_epochs": 3.0, "epochs": 3}, "--warmup_epochs must be below --epochs (3), got 3."),
+    ],
+)
+def test_settings_that_contradict_each_other_are_refused(settings, problem):
+    with pytest.raises(ConfigError) as caught:
+        Config(**settings)
+    assert caught.value.problems == (problem,)
+    assert Config(nesterov=True, momentum=0.0, optimizer="adamw").nesterov  # has no effect there
 
 
 def test_there_are_no_settings_beside_the_contract():

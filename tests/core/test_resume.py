@@ -173,8 +173,8 @@ def test_the_environment_counts_as_a_flag(folder):
 
 def test_other_epochs_are_refused_with_the_reason(folder):
     assert problems_of(folder, "--epochs", "8") == [
-        f"--epochs 8 cannot be used with --resume {folder}, which was started with 4: the learning rate follows a "
-        "cosine over all epochs, so another number would have changed every epoch so far. "
+        f"--epochs 8 cannot be used with --resume {folder}, which was started with 4: the learning rate follows its "
+        "schedule over all epochs, so another number would have changed every epoch so far. "
         f"Leave it out, or start a new run, from these weights if you like (--weights {folder}/models/best_model.pth)."
     ]
 
@@ -223,7 +223,7 @@ def test_an_empty_variable_does_not_start_a_new_training():
         ("", "JSONDecodeError: Expecting value"),
         ("[]", "TypeError: list indices must be integers"),
         ("{}", "KeyError: 'settings'"),
-        ('{"settings": {}, "dataset": {"source": "generated"}}', "KeyError: 'epochs'"),
+        ('{"settings": {}, "dataset": {"source": "generated"}}', "KeyError: 'recipe'"),
         ('{"settings": null, "dataset": {"source": "generated"}}', "TypeError: 'NoneType' object"),
         ("[" * 100_000, "RecursionError: maximum recursion depth exceeded"),
         ("\udcff", "UnicodeDecodeError: 'utf-8' codec"),

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.testing import assert_close
 
-from scripts.data_handler.augmentation import PLAIN, View, apply_view, tta_views
+from scripts.core.config import Config
+from scripts.data_handler.augmentation import move
+from scripts.data_handler.views import FLIP, PLAIN, SQUARE, View, apply_view, tta_views
 
 
 @pytest.mark.parametrize(
@@ -19,17 +23,41 @@ from scripts.data_handler.augmentation import PLAIN, View, apply_view, tta_views
         (1.0, 10, ["flipped", "flipped, rotated +5°", "flipped, rotated -5°"]),
     ],
 )
-def test_views_are_those_that_training_produces(hflip, angle, names):
-    views = tta_views(hflip=hflip, rotation_angle=angle)
-
-    assert [view.name for view in views] == names
-    assert all(abs(view.angle) <= angle for view in views)
-    assert all(view.flip for view in views) or hflip < 1
+def test_the_views_of_flips_and_rotations(hflip, angle, names):
+    assert [view.name for view in tta_views(Config(hflip=hflip, rotation_angle=angle))] == names
 
 
-def test_looking_turns_and_flips():
+@given(
+    symmetries=st.sampled_from(["none", "flip", "all"]),
+    hflip=st.sampled_from([0.0, 0.3, 1.0]),
+    angle=st.integers(0, 180),
+    prob=st.sampled_from([0.0, 0.5, 1.0]),
+)
+def test_views_are_those_that_training_produces(symmetries, hflip, angle, prob):
+    config = Config(symmetries=symmetries, hflip=hflip, rotation_angle=angle, rotation_prob=prob)
+    views = tta_views(config)
+
+    assert len({view.name for view in views}) == len(views) == len({(view.symmetry, view.angle) for view in views})
+    flips = {"none": {0}, "all": set(range(8))}.get(symmetries, {0, 1} if 0 < hflip < 1 else {int(hflip)})
+    assert {view.symmetry for view in views} == flips
+    angles = {view.angle for view in views}
+    assert angles <= ({0, angle / 2, -angle / 2} if prob else {0})
+
+
+def test_the_eight_of_the_square_are_exact_and_the_moves_of_training():
+    images = torch.arange(75.0).view(1, 3, 5, 5)
+    assert tta_views(Config(symmetries="all")) == SQUARE
+    assert SQUARE[0] is PLAIN
+    for view in SQUARE:
+        assert torch.equal(apply_view(images, view), move(images, torch.tensor([view.symmetry]), None, None))
+    shown = {view.name: apply_view(images, view) for view in SQUARE}
+    for name, turns in (("rotated +90°", 1), ("rotated 180°", 2), ("rotated -90°", 3)):
+        assert torch.equal(shown[name], torch.rot90(images, turns, (2, 3)))
+
+
+def test_a_view_flips_and_rotates_counter_clockwise():
     images = torch.arange(9.0).view(1, 1, 3, 3)
 
     assert apply_view(images, PLAIN) is images
-    assert_close(apply_view(images, View("flipped", flip=True)), images.flip(3), atol=1e-5, rtol=0)
+    assert torch.equal(apply_view(images, FLIP), images.flip(3))
     assert_close(apply_view(images, View("quarter", angle=90.0)), torch.rot90(images, 1, (2, 3)), atol=1e-4, rtol=0)

@@ -7,9 +7,11 @@ import pytest
 import torch
 from torch import nn
 
-from scripts.data_handler.augmentation import PLAIN, View, normalise, to_float, tta_views
+from scripts.core.config import Config
+from scripts.data_handler.augmentation import normalise, to_float
 from scripts.data_handler.dataset import Dataset, Split
 from scripts.data_handler.sources import DeviceSplit, make_device_split
+from scripts.data_handler.views import FLIP, PLAIN, tta_views
 from scripts.evaluation.inference import evaluate, predict
 from tests.conftest import coloured_squares
 
@@ -35,7 +37,7 @@ def test_tta_is_the_mean_of_the_views_probabilities():
     mirrored = Split(split.images[:, :, ::-1].copy(), split.labels)
     other = make_device_split(mirrored, 2, feed="resident", device=CPU, num_workers=0)
 
-    plain, mean = predict(LeftBrightness(), examples, (PLAIN, View("flipped", flip=True)), precision="fp32")
+    plain, mean = predict(LeftBrightness(), examples, (PLAIN, FLIP), precision="fp32")
     of_mirrored, nothing = predict(LeftBrightness(), other, (), precision="fp32")
 
     assert nothing is None
@@ -54,7 +56,7 @@ def test_the_scores_of_several_labels_are_sigmoids_and_tta_averages_them():
         for pixels in (images, images[:, :, ::-1])
     )
 
-    plain, mean = predict(LeftBrightness(), examples, (PLAIN, View("flipped", flip=True)), precision="fp32")
+    plain, mean = predict(LeftBrightness(), examples, (PLAIN, FLIP), precision="fp32")
     of_mirrored, _ = predict(LeftBrightness(), mirrored, (), precision="fp32")
 
     left = normalise(to_float(torch.from_numpy(images)))[:, :, :, 0].mean(dim=(1, 2))
@@ -67,7 +69,7 @@ def test_the_scores_of_several_labels_are_sigmoids_and_tta_averages_them():
 def test_scores_come_in_the_order_of_the_images_from_either_source():
     split, resident = toy_splits()
     streamed = make_device_split(split, 2, feed="streamed", device=CPU, num_workers=1)
-    views = tta_views(hflip=0.5, rotation_angle=10)
+    views = tta_views(Config())
 
     scores, streamed_scores = (predict(LeftBrightness(), it, views, precision="fp32") for it in (resident, streamed))
 
@@ -96,7 +98,7 @@ def test_evaluation_carries_both_variants(with_tta):
         note=None,
         load={"test": split}.__getitem__,
     )
-    views = tta_views(hflip=0.5, rotation_angle=10) if with_tta else ()
+    views = tta_views(Config()) if with_tta else ()
 
     result = evaluate(LeftBrightness(), examples, split.labels, dataset, views, precision="fp32", seed=0)
 

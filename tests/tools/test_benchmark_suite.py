@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import os
 import shutil
 import signal
@@ -39,6 +40,7 @@ def test_without_arguments_it_is_every_set_at_28_pixels_with_three_seeds():
     assert given.datasets == list(DATASET_REGISTRY)
     assert len(given.datasets) == 12
     assert (given.resolutions, given.seeds, given.suite_dir) == (["28"], ["1", "2", "3"], "outputs/suite")
+    assert (given.backbones, given.recipes) == (["resnet18"], ["seed"])
 
 
 def test_arguments_after_the_dashes_go_to_every_training(tmp_path):
@@ -59,6 +61,22 @@ def test_arguments_after_the_dashes_go_to_every_training(tmp_path):
     assert [config.seed for config in suite.cells.values()] == [4, 4, 5, 5]
     assert suite.common_settings == "--epochs 15 --weights none"
     assert not (tmp_path / "s").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "listed"),
+    [
+        ((), ""),
+        (("--recipes", "seed", "strong", "--backbones", "resnet18", "resnet34"), ""),
+        (("--recipes", "strong"), "--recipe strong"),
+        (("--backbones", "resnet34"), "--backbone resnet34"),
+        (("--recipes", "seed", "strong", "--", "--lr", "0.1"), "--lr 0.1"),
+        (("--recipes", "strong", "--", "--lr", "0.1"), "--recipe strong"),
+        (("--recipes", "strong", "--", "--lr", "0.008"), "--recipe strong --lr 0.008"),
+    ],
+)
+def test_the_common_settings_are_those_that_no_row_and_no_recipe_names(argv, listed):
+    assert parse_suite(["--datasets", "bloodmnist", *argv]).common_settings == listed
 
 
 def test_all_problems_are_reported_at_once_before_anything_starts(tmp_path):
@@ -102,12 +120,23 @@ def test_all_problems_are_reported_at_once_before_anything_starts(tmp_path):
         (("--dataset", "bloodmnist"), "Unexpected argument '--dataset'. See --help."),
         (("--datasets", "organmnist3d"), "--dataset organmnist3d is a set of 3D volumes"),
         (("--", "--resume", "x"), "--resume belongs to the suite"),
+        (("--", "--recipe", "strong"), "--recipe belongs to the suite"),
+        (("--backbones",), "--backbones needs at least one value."),
+        (("--recipes", "seed", "seed"), "--recipes has seed more than once."),
+        (("--recipes", "strog"), "--recipe must be one of seed, strong, got 'strog'."),
+        (("--backbones", "resnet18", ""), "--backbone must be the name of a backbone, got ''."),
         (("--", "--"), "Unexpected argument '--'"),
     ],
 )
 def test_each_mistake_has_its_sentence(argv, problem, tmp_path):
     found = problems("--datasets", "bloodmnist", *argv) if "--datasets" not in argv else problems(*argv)
     assert any(one.startswith(problem) for one in found), found
+
+
+def test_an_unknown_backbone_is_refused_with_a_suggestion_before_the_first_cell():
+    (problem,) = problems("--datasets", "bloodmnist", "pathmnist", "--backbones", "resnet18", "convnext_tiney")
+    assert problem.startswith("--backbone must be one of resnet18, ")
+    assert problem.endswith("got 'convnext_tiney'. Did you mean convnext_tiny?")
 
 
 @pytest.mark.parametrize(
@@ -161,9 +190,11 @@ class Toy:
         path.with_suffix(".order").write_text(text)
         return str(path)
 
-    def run(self, datasets: list[str], *further: str, seeds: tuple[str, ...] = ("1", "2")) -> int:
+    def run(
+        self, datasets: list[str], *further: str, seeds: tuple[str, ...] = ("1", "2"), varied: tuple[str, ...] = ()
+    ) -> int:
         argv = ["--datasets", *datasets, "--seeds", *seeds, "--suite_dir", str(self.suite)]
-        return main([*argv, "--", "--lock_file", str(self.folder / "lock"), *further])
+        return main([*argv, *varied, "--", "--lock_file", str(self.folder / "lock"), *further])
 
     def calls(self) -> list[str]:
         """What was started since the last call: data set and seed, or "resume" and data set."""
@@ -228,6 +259,29 @@ def test_another_seed_is_added_to_the_finished_ones(toy: Toy):
     assert toy.run(sets, seeds=("1",)) == 0
     assert toy.run(sets, seeds=("1", "2", "3")) == 0
     assert toy.calls() == ["ants 1", "ants 2", "ants 3"]
+
+
+def test_backbones_and_recipes_are_run_once_each_kept_and_resumed(toy: Toy, capsys):
+    sets, backbones = [toy.order("ants", "fine")], ("--backbones", "resnet18", "resnet34")
+    assert toy.run(sets, "--epochs", "3", seeds=("1",)) == 0
+    assert toy.run(sets, "--epochs", "3", seeds=("1",), varied=backbones) == 0
+    toy.order("ants", "exit 1")
+    varied = (*backbones, "--recipes", "seed", "strong")
+    assert toy.run(sets, "--epochs", "3", seeds=("1",), varied=varied) == 1
+    assert toy.calls() == 4 * ["ants 1"]  # each of the four once
+
+    toy.order("ants", "fine")
+    capsys.readouterr()
+    assert toy.run(sets, "--epochs", "3", varied=varied) == 0
+    assert toy.calls() == [*2 * ["resume ants"], *4 * ["ants 2"]]
+    screen = capsys.readouterr().out
+    assert "8 cells, 2 finished, 2 interrupted, 4 not started" in screen
+    with (toy.suite / "results.csv").open(newline="") as stream:
+        rows = [(row["backbone"], row["recipe"], row["seeds"]) for row in csv.DictReader(stream)]
+    assert rows == [(name, recipe, "1 2") for name in ("resnet18", "resnet34") for recipe in ("seed", "strong")]
+    for config in toy.suite.glob("ants_resnet34_strong_seed1/*/config.json"):
+        settings = json.loads(config.read_text())["settings"]
+        assert (settings["backbone"], settings["recipe"], settings["lr"]) == ("resnet34", "strong", 0.1)
 
 
 @pytest.mark.parametrize(

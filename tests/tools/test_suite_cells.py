@@ -67,6 +67,24 @@ def test_the_arguments_of_a_cell_name_the_resolution_only_where_it_is_not_the_us
     assert "--resolution" not in Cell("cells.npz", None, 3).arguments(Path("s"))
 
 
+def test_every_backbone_is_trained_with_every_recipe_before_any_row_gets_its_second_seed(tmp_path):
+    cells = make_cells(["synthblood"], [28], [1, 2], ["resnet18", "timm/mixer_b16.miil"], ["seed", "strong"])
+
+    assert [cell.name for cell in cells] == [
+        "synthblood_seed1",
+        "synthblood_strong_seed1",
+        "synthblood_timm_mixer_b16_miil_seed1",
+        "synthblood_timm_mixer_b16_miil_strong_seed1",
+        "synthblood_seed2",
+        "synthblood_strong_seed2",
+        "synthblood_timm_mixer_b16_miil_seed2",
+        "synthblood_timm_mixer_b16_miil_strong_seed2",
+    ]
+    assert cells[-1].arguments(tmp_path)[-4:] == ["--backbone", "timm/mixer_b16.miil", "--recipe", "strong"]
+    configs = [parse_command_line(cell.arguments(tmp_path)) for cell in cells]
+    assert [(config.backbone, config.recipe) for config in configs] == [(cell.backbone, cell.recipe) for cell in cells]
+
+
 def run_folder(folder: Path, name: str, *files: str) -> Path:
     """A run's folder with the smallest JSON files."""
     root = folder / name
@@ -219,6 +237,52 @@ def test_each_setting_that_changes_the_result_is_compared(tmp_path, change, prob
     assert problem in conflict
 
 
+STRONG = Cell("bloodmnist", 28, 1, recipe="strong")
+
+
+@pytest.mark.parametrize(
+    ("stored", "problem"),
+    [
+        ({}, ""),
+        ({"backbone": "resnet34"}, "with --backbone resnet34, but --backbone resnet18 is requested"),
+        ({"recipe": "seed"}, "with --recipe seed, but --recipe strong is requested"),
+        ({"lr": 0.05}, "with --lr 0.05, but --lr 0.1 is requested"),  # of an earlier version of the recipe
+        ({"nesterov": False}, "with no --nesterov, but --nesterov is requested"),
+    ],
+)
+def test_backbone_recipe_and_what_the_recipe_sets_are_compared(tmp_path, stored, problem):
+    requested = parse_command_line(STRONG.arguments(tmp_path))
+    stored_run(tmp_path, STRONG, requested, **stored)
+
+    found = conflicts(tmp_path, requested, STRONG)
+    assert len(found) == bool(problem)
+    assert problem in " ".join(found)
+
+
+def test_symmetries_of_a_recipe_that_the_data_ruled_out_are_no_difference_but_requested_ones_are(tmp_path):
+    recipe = parse_command_line(STRONG.arguments(tmp_path))
+    assert recipe.symmetries == "all"
+    stored_run(tmp_path / "of_recipe", STRONG, recipe, symmetries="flip")  # what main.py does where sides differ
+    stored_run(tmp_path / "given", STRONG, recipe, "--symmetries", "flip", symmetries="flip")
+    stored_run(tmp_path / "default", BLOOD, REQUESTED)
+
+    assert conflicts(tmp_path / "of_recipe", recipe, STRONG) == []
+    for folder, config, cell in (
+        ("of_recipe", dataclasses.replace(recipe, symmetries="none"), STRONG),
+        ("given", recipe, STRONG),
+        ("default", dataclasses.replace(REQUESTED, symmetries="all"), BLOOD),
+    ):
+        assert len(conflicts(tmp_path / folder, config, cell)) == 1, folder
+
+
+def test_the_same_request_is_no_difference_although_the_run_could_not_apply_it(tmp_path):
+    requested = dataclasses.replace(REQUESTED, stem="adapted")  # some of timm's models have no such stem
+    stored_run(tmp_path, BLOOD, requested, "--stem", "adapted", stem="stock")
+
+    assert conflicts(tmp_path, requested) == []
+    assert len(conflicts(tmp_path)) == 1
+
+
 def test_an_own_file_is_compared_by_its_content_wherever_it_is(tmp_path):
     data = tmp_path / "elsewhere.npz"
     data.write_bytes(b"abc")  # its MD5 is one of RFC 1321's examples
@@ -313,6 +377,17 @@ def test_an_own_file_with_the_folder_of_a_published_set_is_refused(tmp_path):
             "give each a suite of its own."
         )
     assert list(file_problems(make_cells([own, "bloodmnist"], [28], [1, 2]))) == []
+
+
+def test_a_file_or_backbone_with_the_folder_of_another_is_refused(tmp_path):
+    plain, named = (str(tmp_path / name) for name in ("cells.npz", "cells_resnet34.npz"))
+    for path in (plain, named):
+        Path(path).touch()
+
+    (problem,) = file_problems(make_cells([plain, named], [], [1, 2], ["resnet18", "resnet34"]))
+    assert f"{plain} with resnet34 and {named} would share the folder cells_resnet34_seed1." in problem
+    (problem,) = file_problems(make_cells(["bloodmnist"], [28], [1], ["timm/a.b", "timm/a_b"]))
+    assert "bloodmnist at 28 pixels with timm/a.b and bloodmnist at 28 pixels with timm/a_b would share" in problem
 
 
 def test_numbers_are_whole_different_and_among_the_choices():

@@ -6,7 +6,7 @@ import csv
 import dataclasses
 import io
 import json
-from itertools import combinations, compress
+from itertools import combinations, compress, product
 from pathlib import Path
 from typing import Any
 
@@ -18,13 +18,24 @@ from PIL import Image
 from scripts.core.config import Config
 from scripts.core.errors import DataError
 from scripts.core.paths import RunPaths
+from scripts.core.recipes import RECIPES
 from scripts.data_handler.registry import DATASET_REGISTRY
 from tests.tools.fake_training import summary
 from tools.suite.cells import Cell, make_cells
 from tools.suite.official import OFFICIAL
 from tools.suite.reports import draw_results, results_markdown, write_suite_reports
 from tools.suite.results import CellResult, read_result
-from tools.suite.tables import CELL_COLUMNS, ROW_COLUMNS, Results, Tables, make_tables, readable, screen_table
+from tools.suite.tables import (
+    CELL_COLUMNS,
+    DIFFERENCES,
+    OFFICIAL_COLUMNS,
+    ROW_COLUMNS,
+    Results,
+    Tables,
+    make_tables,
+    readable,
+    screen_table,
+)
 
 RESULT = CellResult(
     title="BloodMNIST",
@@ -41,6 +52,7 @@ RESULT = CellResult(
     max_epochs=15,
     seconds=61.5,
     weights="none",
+    recipe_settings="",
     not_applied=(),
     data_note=None,
     md5="0" * 32,
@@ -174,7 +186,7 @@ def test_as_many_epochs_as_the_official_networks_had_are_no_inequality(epochs):
     assert found == (() if epochs == 100 else (unequal,))
 
 
-def read_with(folder: Path, **settings: float) -> CellResult:
+def read_with(folder: Path, **settings: float | str) -> CellResult:
     """The result of a run to which these settings were applied."""
     content = summary(dataclasses.replace(Config(dataset="toy.npz"), **settings))  # type: ignore[arg-type]
     (folder / "summary.json").write_text(json.dumps(content))
@@ -195,6 +207,94 @@ def test_augmentation_that_was_not_applied_is_noted_in_the_row_and_claimed_nowhe
         ({"mixup_alpha": 0.0}, "No images were mixed (MixUp) in training."),
     ):
         assert read_with(tmp_path, **settings).not_applied == (sentence,)
+
+
+def test_with_all_symmetries_images_are_flipped_and_rotated_and_without_any_they_are_not(tmp_path):
+    flips, rotations = "No image was flipped in training.", "No image was rotated in training."
+
+    assert read_with(tmp_path, symmetries="all", hflip=0.0, rotation_angle=0).not_applied == ()
+    assert read_with(tmp_path, symmetries="none").not_applied == (flips,)
+    assert read_with(tmp_path, rotation_prob=0.0).not_applied == (rotations,)
+
+
+def test_a_row_of_another_recipe_lists_what_the_recipe_sets_as_it_was_applied(tmp_path):
+    settings: dict[str, Any] = dict(RECIPES["strong"].settings(60))
+    cell = Cell("bloodmnist", 28, 1, recipe="strong")
+    found = read_with(tmp_path, recipe="strong", **settings | {"lr": 0.05})
+
+    assert f"Recipe strong: {found.recipe_settings}." in notes_of({cell: found})
+    assert "--lr 0.05" in found.recipe_settings
+    assert found.recipe_settings.count("--") == len(settings)
+    assert read_with(tmp_path).recipe_settings == ""
+
+
+def test_a_summary_that_is_older_than_a_setting_is_read(tmp_path):
+    content = summary(Config(dataset="toy.npz"))
+    del content["config"]["recipe"], content["config"]["symmetries"]  # type: ignore[attr-defined, index]
+    (tmp_path / "summary.json").write_text(json.dumps(content))
+    assert read_result(RunPaths(tmp_path)) == read_with(tmp_path)
+
+
+def test_official_values_stand_only_beside_the_backbone_that_they_are_of():
+    rows = {backbone: Cell("organamnist", 28, 1, backbone) for backbone in ("resnet18", "resnet50")}
+    tables = make_tables({cell: result() for cell in rows.values()}, {})
+
+    official, other = (tables.rows.loc[cell.row] for cell in rows.values())
+    assert official["official_accuracy_28"] == OFFICIAL["organamnist"].accuracy_28
+    assert other[[*OFFICIAL_COLUMNS, *DIFFERENCES]].isna().all()
+    assert "The official values here are those of ResNet-18: none for another backbone." in other["notes"]
+    assert "blank samples" not in other["notes"]  # what is not compared needs no reason for being unequal
+    own, references = Cell("pbc28.npz", None, 1, "resnet50"), {"pbc28": "bloodmnist"}
+    assert row_of({own: result()}, references).official_accuracy_28 is None
+    drawn = {Cell("synthblood", None, 1, "resnet50"): result(data_note="Drawn: no medical result.")}
+    assert "Drawn: no medical result." in notes_of(drawn)
+
+
+def of_backbones_and_recipes(*backbones: str, recipes: tuple[str, ...] = ("seed", "strong")) -> Tables:
+    """One set with two seeds: accuracies 0.5 and 0.6, then 0.1 more in each next row."""
+    cells = make_cells(["bloodmnist"], [28], [1, 2], backbones, recipes)
+    numbers = {row: number for number, row in enumerate(dict.fromkeys(cell.row for cell in cells))}
+    return make_tables({cell: result(0.4 + (numbers[cell.row] + cell.seed) / 10) for cell in cells}, {})
+
+
+def test_mean_and_deviation_are_over_the_seeds_of_one_backbone_and_recipe():
+    rows = of_backbones_and_recipes("resnet18", "resnet50").rows
+
+    assert rows[["backbone", "recipe"]].to_numpy().tolist() == [
+        ["resnet18", "seed"],
+        ["resnet18", "strong"],
+        ["resnet50", "seed"],
+        ["resnet50", "strong"],
+    ]
+    assert rows["seeds_finished"].tolist() == [2, 2, 2, 2]
+    assert rows["accuracy_plain_mean"].tolist() == pytest.approx([0.55, 0.65, 0.75, 0.85])
+    assert rows["accuracy_plain_sd"].tolist() == pytest.approx(4 * [0.1 / 2**0.5])
+
+
+@pytest.mark.parametrize(
+    ("backbones", "recipes", "columns"),
+    [
+        (("resnet18",), ("seed",), []),
+        (("resnet50",), ("strong",), []),
+        (("resnet18", "resnet50"), ("strong",), ["Backbone"]),
+        (("resnet18",), ("seed", "strong"), ["Recipe"]),
+        (("resnet18", "resnet50"), ("seed", "strong"), ["Backbone", "Recipe"]),
+    ],
+)
+def test_a_backbone_or_recipe_is_displayed_only_where_there_are_several(backbones, recipes, columns, tmp_path):
+    tables = of_backbones_and_recipes(*backbones, recipes=recipes)
+    write_suite_reports(tmp_path, tables, "")
+
+    shown = [*readable(tables).columns]
+    assert shown[: shown.index("Seeds")] == ["Data set", "Pixels", *columns]
+    header = [cell.value for cell in load_workbook(tmp_path / "results.xlsx")["Results"][3]]
+    assert header[: header.index("Seeds")] == ["Data set", "Pixels", *columns]
+    labels = [text.get_text() for text in draw_results(tables, "").axes[0].get_yticklabels()]
+    expected = {"Backbone": backbones, "Recipe": recipes}
+    assert labels == [
+        "\n".join(["BloodMNIST", *filter(None, [", ".join(values)]), "28 px, 2 of 2 seeds"])
+        for values in product(*(expected[column] for column in columns))
+    ]
 
 
 def test_own_data_can_be_compared_with_the_official_values_of_a_set():
@@ -410,9 +510,12 @@ def test_equal_official_values_hide_neither_mark():
     assert points > marks[0].get_markersize()
 
 
-@pytest.mark.parametrize("number", [1, 12])
-def test_no_text_of_the_figure_covers_another(number):
-    cells = {Cell(f"s{row}.npz", None, seed): seed for row in range(number) for seed in (1, 2)}
+@pytest.mark.parametrize(
+    ("number", "backbones"), [(1, ["resnet18"]), (12, ["resnet18"]), (3, ["timm/" + 90 * "x", "b"])]
+)
+def test_no_text_of_the_figure_covers_another(number, backbones):
+    names, recipes = [f"s{row}.npz" for row in range(number)], ["seed", "strong"][: len(backbones)]
+    cells = {cell: cell.seed for cell in make_cells(names, [], [1, 2], backbones, recipes)}
     results = {cell: result(0.98 + seed / 200, title=f"{cell.set_name} {'long' * 9}") for cell, seed in cells.items()}
     figure = draw_results(make_tables(results, {"s0": "bloodmnist"}), "--epochs 3")
     figure.draw_without_rendering()

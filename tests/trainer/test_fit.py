@@ -371,8 +371,9 @@ def test_a_sealed_archive_shows_every_flipped_bit_and_is_still_read():
 
 
 def test_a_checkpoint_of_another_version_is_refused_rather_than_discarded(tmp_path, monkeypatch):
-    paths, _ = train(tmp_path)
-    monkeypatch.setattr(checkpoint, "FORMAT_VERSION", 3)
+    with monkeypatch.context() as patched:
+        patched.setattr(checkpoint, "FORMAT_VERSION", 2)
+        paths, _ = train(tmp_path)
 
     with pytest.raises(DataError, match=r"is of format 2, and this version of the program reads 3: continue with"):
         load_checkpoint(paths)
@@ -395,21 +396,21 @@ def test_the_previous_checkpoint_stays_until_the_new_checkpoint_is_on_the_disk(t
 
 def test_too_little_space_is_found_before_training(tmp_path):
     with pytest.raises(StorageError) as caught:
-        require_space(tmp_path, 10**15)
+        require_space(tmp_path, 10**15, CONFIG)
 
     assert str(caught.value).startswith("Checkpoints and reports need 10,000,000,020,000,000 bytes of disk space, and ")
     assert str(tmp_path) in str(caught.value)
-    require_space(tmp_path, 0)
+    require_space(tmp_path, 0, CONFIG)
 
 
 def test_space_that_a_resumed_run_already_uses_is_not_required_again(tmp_path, monkeypatch):
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=120_000_000))
     with pytest.raises(StorageError, match="reports need 220,000,000 bytes of disk space, and 120,000,000 are free"):
-        require_space(tmp_path, 20_000_000)
+        require_space(tmp_path, 20_000_000, CONFIG)
     (tmp_path / "models").mkdir()
     with (tmp_path / "models" / "last_checkpoint.pth").open("wb") as stream:
         stream.truncate(100_000_000)
-    require_space(tmp_path, 20_000_000)
+    require_space(tmp_path, 20_000_000, CONFIG)
 
 
 def test_an_epoch_line_reads_as_documented():

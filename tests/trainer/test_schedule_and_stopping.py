@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from scripts.trainer.fit import cosine_lr
+from scripts.trainer.optimisation import cosine_lr
 from scripts.trainer.state import EarlyStopping
 
 

@@ -13,16 +13,21 @@ import torch.nn.functional as F
 from torch import nn
 from torch.testing import assert_close
 
+from scripts.core.config import Config
 from scripts.data_handler.dataset import Split
-from scripts.data_handler.plan import draw_plan
+from scripts.data_handler.plan import Mix
 from scripts.data_handler.sources import DeviceSplit, make_device_split
 from scripts.data_handler.tasks import MULTI_LABEL_TASK
-from scripts.models.resnet import adapted_resnet18
+from scripts.models.factory import new_model
 from scripts.trainer import step
+from scripts.trainer.fit import begin_training
+from scripts.trainer.optimisation import make_schedule
 from scripts.trainer.state import EarlyStopping, TrainingState
 from scripts.trainer.step import mix, train_epoch, training_step, validate
 from tests.conftest import coloured_squares
+from tests.trainer.toys import plan_for, record
 
+CONFIG = Config(seed=1, batch_size=8, lr=0.05, schedule="constant", momentum=0.0, mixup_alpha=0.0, precision="fp32")
 CPU, META = torch.device("cpu"), torch.device("meta")
 
 
@@ -40,20 +45,6 @@ def squares(count: int = 20, channels: int = 3) -> DeviceSplit:
     images, labels = coloured_squares(count, side=4, channels=channels)
     split = Split(images, labels[:, 0].astype(np.int64))
     return make_device_split(split, 2, feed="resident", device=CPU, num_workers=0)
-
-
-def plan_for(examples: DeviceSplit, *, alpha: float = 0.0, batch_size: int = 8, epoch: int = 1):
-    return draw_plan(
-        examples.size,
-        seed=1,
-        epoch=epoch,
-        batch_size=batch_size,
-        hflip=0.5,
-        rotation_angle=10,
-        jitter=0.2,
-        mixup_alpha=alpha,
-        device=CPU,
-    )
 
 
 def test_a_step_is_one_step_down_the_gradient_of_the_cross_entropy():
@@ -99,10 +90,24 @@ def test_mixing_blends_every_image_and_target_with_its_partners():
     images = torch.tensor([0.0, 10.0]).view(2, 1, 1, 1)
     targets = torch.tensor([[1.0, 0.0], [0.0, 1.0]])
 
-    mixed_images, mixed_targets = mix(images, targets, torch.tensor([1, 0]), 0.75)
+    mixed_images, mixed_targets = mix(images, targets, torch.tensor([1, 0]), Mix(0.75))
 
     assert mixed_images.flatten().tolist() == [2.5, 7.5]
     assert mixed_targets.tolist() == [[0.75, 0.25], [0.25, 0.75]]
+
+
+def test_cutmix_takes_the_box_from_the_partner_and_its_share_of_the_target():
+    images, partner = torch.arange(2 * 3 * 4 * 5.0).view(2, 3, 4, 5), torch.tensor([1, 0])
+    before, how = images.clone(), Mix(1 - 6 / 20, (1, 3, 2, 5))
+
+    mixed, targets = mix(images, torch.eye(2), partner, how)
+
+    box = torch.zeros(4, 5, dtype=torch.bool)
+    box[1:3, 2:5] = True
+    assert torch.equal(mixed[:, :, box], before[partner][:, :, box])
+    assert torch.equal(mixed[:, :, ~box], before[:, :, ~box])
+    assert_close(targets, torch.tensor([[0.7, 0.3], [0.3, 0.7]]))
+    assert torch.equal(images, before)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -112,46 +117,50 @@ def test_training_lowers_the_loss_and_raises_the_accuracy(channels, alpha):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     before = validate(model, examples, precision="fp32").loss
 
+    config = replace(CONFIG, mixup_alpha=alpha)
     for epoch in range(1, 9):
-        train_epoch(
-            state_of(model, optimizer),
-            examples,
-            plan_for(examples, alpha=alpha, epoch=epoch),
-            batch_size=8,
-            rotates=True,
-            learning_rate=lambda step: 0.05,
-            precision="fp32",
-        )
+        train_epoch(state_of(model, optimizer), examples, plan_for(examples, config, epoch=epoch), config)
     after, accuracy, _ = validate(model, examples, precision="fp32")
 
     assert after < before / 2
     assert accuracy == 1.0
 
 
-def test_an_epoch_sets_the_rate_of_every_step_and_reports_the_mean_loss_of_the_images():
+def test_an_epoch_sets_the_rates_of_every_step_of_the_training_and_reports_the_mean_loss_of_the_images():
     class Recorder(torch.optim.SGD):
-        rates: tuple[float, ...] = ()
+        rates: tuple[tuple[float, float], ...] = ()
 
         def step(self, closure=None):
-            self.rates += (self.param_groups[0]["lr"],)
+            (group,) = self.param_groups
+            self.rates += ((group["lr"], group["momentum"]),)
+            group["lr"] = 0.0
 
     model, examples, ticks = two_layers(), squares(20), []
-    optimizer = Recorder(model.parameters(), lr=9.0)
-    mean_loss = train_epoch(
-        state_of(model, optimizer),
-        examples,
-        plan_for(examples),
-        batch_size=8,
-        rotates=False,
-        learning_rate=lambda step: 0.1 / (step + 1),
-        precision="fp32",
-        after_step=lambda: ticks.append(1),
-    )
+    config = replace(CONFIG, epochs=2, schedule="onecycle", momentum=0.9)
+    expected = [make_schedule(config, 6)(step) for step in range(6)]
+    for epoch in (1, 2):
+        optimizer = Recorder(model.parameters(), lr=9.0, momentum=0.5)
+        state = state_of(model, optimizer)
+        state.history = [record()] * (epoch - 1)
+        mean_loss = train_epoch(state, examples, plan_for(examples, config), config, after_step=lambda: ticks.append(1))
+        assert optimizer.rates == tuple(expected[3 * epoch - 3 : 3 * epoch])  # 20 images are 8 + 8 + 4
 
-    assert optimizer.rates == (0.1, 0.05, 0.1 / 3)  # 20 images are 8 + 8 + 4
-    assert len(ticks) == 3
+    assert len(ticks) == 6
     # the weights never moved, so the jittered images' loss stays near that of the plain ones
     assert mean_loss == pytest.approx(validate(model, examples, precision="fp32")[0], abs=0.15)
+
+
+def test_an_epoch_clips_gradients_and_computes_in_the_precision_of_its_settings():
+    examples, config = squares(20), replace(CONFIG, lr=1.0, weight_decay=0.0)
+    losses, moved = [], []
+    for settings in (config, replace(config, grad_clip=1e-6), replace(config, precision="bf16")):
+        state = begin_training(two_layers(), settings, CPU, head="3")
+        losses.append(train_epoch(state, examples, plan_for(examples, settings), settings))
+        before, after = two_layers().state_dict(), state.model.state_dict()
+        moved.append(max(float((after[name] - before[name]).abs().max()) for name in before))
+
+    assert moved[1] <= 3e-6 < moved[0]  # three steps
+    assert losses[2] not in losses[:2]
 
 
 def test_validation_counts_right_answers_and_averages_over_images():
@@ -221,7 +230,9 @@ def test_a_multi_label_step_is_one_step_down_the_gradient_of_the_binary_cross_en
     model, reference = two_layers(), two_layers()
     images, targets = torch.rand(6, 3, 4, 4), torch.tensor([[1.0, 1.0], [0.0, 0.0], [0.25, 1.0]]).repeat(2, 1)
 
-    loss = training_step(model, torch.optim.SGD(model.parameters(), lr=0.1), images, targets, task=MULTI_LABEL_TASK)
+    loss = training_step(
+        model, torch.optim.SGD(model.parameters(), lr=0.1), images, targets, losses=MULTI_LABEL_TASK.losses
+    )
 
     given = reference(images).sigmoid()
     expected = -(targets * given.log() + (1 - targets) * (1 - given).log()).mean()
@@ -241,16 +252,9 @@ def test_training_learns_several_labels_at_once(alpha):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
     before = validate(model, examples, precision="fp32").loss
 
+    config = replace(CONFIG, mixup_alpha=alpha)
     for epoch in range(1, 41):
-        train_epoch(
-            state_of(model, optimizer),
-            examples,
-            plan_for(examples, alpha=alpha, epoch=epoch),
-            batch_size=8,
-            rotates=True,
-            learning_rate=lambda step: 0.05,
-            precision="fp32",
-        )
+        train_epoch(state_of(model, optimizer), examples, plan_for(examples, config, epoch=epoch), config)
     after, accuracy, _ = validate(model, examples, precision="fp32")
 
     assert after < before / 2
@@ -276,45 +280,37 @@ def test_the_validation_accuracy_of_several_labels_is_the_mean_of_theirs():
     assert loss == pytest.approx((first + math.log(2) + third) / 3, rel=1e-5)
 
 
+# with everything that a step may do
+FULL_CONFIG = replace(
+    CONFIG,
+    epochs=2,
+    schedule="onecycle",
+    momentum=0.9,
+    decay_params="weights",
+    label_smoothing=0.1,
+    class_weights="balanced",
+    ema_decay=0.9,
+    grad_clip=1.0,
+    mixup_alpha=0.4,
+)
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-def test_the_host_never_waits_for_the_device_within_an_epoch():
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_the_host_never_waits_for_the_device_within_an_epoch(optimizer):
+    config = replace(FULL_CONFIG, optimizer=optimizer, precision="bf16")
     device = torch.device("cuda", 0)
     images, labels = coloured_squares(64, side=4)
     split = Split(images, labels[:, 0].astype(np.int64))
     examples = make_device_split(split, 2, feed="resident", device=device, num_workers=0)
-    model = two_layers().to(device)
-    state = TrainingState(
-        model,
-        torch.optim.SGD(model.parameters(), lr=0.1, fused=True),
-        EarlyStopping(5),
-        torch.zeros((), device=device),
-    )
+    state = begin_training(two_layers().to(device), config, device, head="3")
 
     def forbid_waiting() -> None:  # from the first step's end on: what is made once is there by then
         torch.cuda.set_sync_debug_mode("error" if state.steps_done < 8 else "default")
 
-    plan = draw_plan(
-        64,
-        seed=1,
-        epoch=1,
-        batch_size=8,
-        hflip=0.5,
-        rotation_angle=10,
-        jitter=0.2,
-        mixup_alpha=0.4,
-        device=device,
-    )
+    plan = plan_for(examples, config)
     try:
-        train_epoch(
-            state,
-            examples,
-            plan,
-            batch_size=8,
-            rotates=True,
-            learning_rate=lambda step: 0.1,
-            precision="bf16",
-            after_step=forbid_waiting,
-        )
+        train_epoch(state, examples, plan, config, after_step=forbid_waiting)
     finally:
         torch.cuda.set_sync_debug_mode("default")
     assert state.steps_done == 8
@@ -329,25 +325,13 @@ def on_meta(monkeypatch: pytest.MonkeyPatch) -> DeviceSplit:
     return make_device_split(split, 2, feed="resident", device=META, num_workers=0)
 
 
-def test_no_value_is_read_from_the_device_before_an_epoch_ends(on_meta: DeviceSplit):
-    model = adapted_resnet18(2, seed=0).to(META)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
-    state = TrainingState(model, optimizer, EarlyStopping(5), torch.zeros((), device=META))
-    plan = draw_plan(
-        64,
-        seed=1,
-        epoch=1,
-        batch_size=8,
-        hflip=0.5,
-        rotation_angle=10,
-        jitter=0.2,
-        mixup_alpha=0.4,
-        device=META,
-    )
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("train_layers", ["all", "head"])
+def test_no_value_is_read_from_the_device_before_an_epoch_ends(on_meta: DeviceSplit, optimizer, train_layers):
+    config = replace(FULL_CONFIG, optimizer=optimizer, train_layers=train_layers)
+    state = begin_training(new_model("resnet18", 2, seed=0).to(META), config, META, head="fc")
     with pytest.raises(RuntimeError, match="meta"):  # by the mean loss, which is read when all steps are done
-        train_epoch(
-            state, on_meta, plan, batch_size=8, rotates=True, learning_rate=lambda number: 0.1, precision="fp32"
-        )
+        train_epoch(state, on_meta, plan_for(on_meta, config), config)
     assert state.steps_done == 8
 
 
@@ -356,6 +340,6 @@ def test_no_value_is_read_from_the_device_before_a_validation_ends(on_meta: Devi
     examples = replace(on_meta, eval_batch_size=16)
     with pytest.raises(RuntimeError, match="meta"):
         validate(
-            adapted_resnet18(2, seed=0).to(META), examples, precision="fp32", after_batch=lambda: done.append(None)
+            new_model("resnet18", 2, seed=0).to(META), examples, precision="fp32", after_batch=lambda: done.append(None)
         )
     assert len(done) == 4

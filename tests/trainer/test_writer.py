@@ -22,7 +22,19 @@ from scripts.trainer.checkpoint import save_checkpoint, write_history
 from scripts.trainer.fit import begin_training
 from scripts.trainer.state import HostBuffers, TrainingState
 from scripts.trainer.writer import TrainingWriter
-from tests.trainer.toys import CONFIG, CPU, NEVER, Disk, KilledError, StopAfter, examples, outcome, small_network, train
+from tests.trainer.toys import (
+    CONFIG,
+    CPU,
+    HEAD,
+    NEVER,
+    Disk,
+    KilledError,
+    StopAfter,
+    examples,
+    outcome,
+    small_network,
+    train,
+)
 
 CHECKPOINT, HISTORY, BEST = ["last_checkpoint.pth"], ["history.jsonl"], ["best_model.pth", "best_model.json"]
 
@@ -60,7 +72,7 @@ class Bench:
 def bench(tmp_path: Path) -> Iterator[Bench]:
     paths = RunPaths.create(tmp_path, "squares", "small", now=datetime(2026, 1, 31, 22, 15))
     config = replace(CONFIG, epochs=6, checkpoint_every=30)
-    state, clock = begin_training(small_network(), config, CPU), Clock()
+    state, clock = begin_training(small_network(), config, CPU, head=HEAD), Clock()
     with TrainingWriter(state, paths, config, provenance={}, model_card={}, clock=clock) as writer:
         yield Bench(state, paths, clock, writer)
 
@@ -362,7 +374,7 @@ def test_a_copy_keeps_values_and_layout_and_the_next_one_reuses_its_memory():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_host_does_not_wait_for_a_snapshot_of_a_cuda_device(tmp_path):
     device = torch.device("cuda", 0)
-    state = begin_training(small_network().to(device), CONFIG, device)
+    state = begin_training(small_network().to(device), CONFIG, device, head=HEAD)
     for parameter in state.model.parameters():
         parameter.grad = torch.ones_like(parameter)
     state.optimizer.step()

@@ -17,15 +17,17 @@ from torch import nn
 from scripts.core import files
 from scripts.core.config import Config
 from scripts.core.paths import RunPaths
-from scripts.core.records import TrainingResult
+from scripts.core.records import EpochRecord, TrainingResult
 from scripts.core.system import StopRequest
 from scripts.data_handler.dataset import Split
+from scripts.data_handler.plan import EpochPlan, draw_plan
 from scripts.data_handler.sources import DeviceSplit, make_device_split
 from scripts.trainer.checkpoint import load_checkpoint
 from scripts.trainer.fit import begin_training, fit
 from tests.conftest import coloured_squares
 
 CPU = torch.device("cpu")
+HEAD = "4"  # of the small network
 TIMES = ("seconds", "images_per_second")
 NEVER = 1e9  # seconds between checkpoints
 CONFIG = Config(
@@ -46,6 +48,16 @@ def examples(count: int, feed: str = "resident", num_workers: int = 0) -> Device
     return make_device_split(split, 2, feed=feed, device=CPU, num_workers=num_workers)
 
 
+def plan_for(examples: DeviceSplit, config: Config, *, epoch: int = 1) -> EpochPlan:
+    device = examples.targets.device
+    return draw_plan(config, examples.size, epoch=epoch, image_size=examples.image_size, device=device)
+
+
+def record(epoch: int = 1) -> EpochRecord:
+    figures = dict.fromkeys(("train_loss", "val_loss", "val_accuracy", "learning_rate", "seconds"), 0.5)
+    return EpochRecord(epoch=epoch, images_per_second=None, is_best=True, **figures)
+
+
 def train(
     folder: Path,
     config: Config = CONFIG,
@@ -61,7 +73,7 @@ def train(
         paths = RunPaths(root)
     else:
         paths = RunPaths.create(folder, "squares", "small", now=datetime(2026, 1, 31, 22, 15))
-    state = begin_training(model or small_network(), config, CPU)
+    state = begin_training(model or small_network(), config, CPU, head=HEAD)
     if resume:
         saved = load_checkpoint(paths)
         assert saved is not None

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -14,12 +15,13 @@ from scripts.core.config import SETTINGS, STANDARD_RESOLUTION, Config
 from scripts.core.errors import DataError
 from scripts.core.files import file_digest
 from scripts.core.paths import RunPaths, slug
+from scripts.core.recipes import RECIPES
 from scripts.core.resume import FREE, NAMING, free_settings, is_same_choice
 from scripts.data_handler.registry import SYNTHBLOOD
 
+VARIED = ("backbone", "recipe")  # the settings that, besides data, resolution and seed, may differ between the cells
+BACKBONE, RECIPE = (SETTINGS[name].default for name in VARIED)
 NEW, INTERRUPTED, FINISHED = "not started", "interrupted", "finished"
-# settings that main.py itself may switch off where they would have no effect
-SWITCHED_OFF_BY_THE_RUN = frozenset({"no_tta"})
 DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)  # raised by a damaged JSON file
 MAX_NAMES = 4  # of cells in one message
 
@@ -31,6 +33,8 @@ class Cell:
     dataset: str  # as typed: a registry's key, "synthblood", or a path
     resolution: int | None  # pixels of a side; None for data that have a size of their own
     seed: int
+    backbone: str = BACKBONE
+    recipe: str = RECIPE
 
     @property
     def is_own(self) -> bool:
@@ -45,7 +49,13 @@ class Cell:
     @property
     def row(self) -> str:
         """The name without the seed: the cells of one row of the table have it in common."""
-        return self.set_name if self.resolution is None else f"{self.set_name}_{self.resolution}"
+        size = [] if self.resolution is None else [str(self.resolution)]
+        return "_".join([self.set_name, *size, *map(slug, self.variation.values())])
+
+    @property
+    def variation(self) -> dict[str, str]:
+        """The backbone and the recipe, where they are not the default."""
+        return {name: value for name in VARIED if (value := getattr(self, name)) != SETTINGS[name].default}
 
     @property
     def name(self) -> str:
@@ -53,6 +63,8 @@ class Cell:
 
         >>> Cell("bloodmnist", 64, 3).name
         'bloodmnist_64_seed3'
+        >>> Cell("bloodmnist", 64, 3, recipe="strong").name
+        'bloodmnist_64_strong_seed3'
         """
         return f"{self.row}_seed{self.seed}"
 
@@ -61,11 +73,17 @@ class Cell:
         arguments = ["--dataset", self.dataset, "--seed", str(self.seed), "--output_dir", str(suite_dir / self.name)]
         if self.resolution not in (None, STANDARD_RESOLUTION):
             arguments += ["--resolution", str(self.resolution)]
-        return arguments
+        return arguments + [word for name, value in self.variation.items() for word in (SETTINGS[name].flag, value)]
 
 
-def make_cells(datasets: Iterable[str], resolutions: Sequence[int], seeds: Sequence[int]) -> list[Cell]:
-    """Make the matrix in the order in which it is run: every set once before any gets its second seed.
+def make_cells(
+    datasets: Iterable[str],
+    resolutions: Sequence[int],
+    seeds: Sequence[int],
+    backbones: Iterable[str] = (BACKBONE,),
+    recipes: Iterable[str] = (RECIPE,),
+) -> list[Cell]:
+    """Make the matrix in the order in which it is run: every row once before any gets its second seed.
 
     Own files and ``synthblood`` have a size of their own and are trained only at that size.
     """
@@ -74,7 +92,7 @@ def make_cells(datasets: Iterable[str], resolutions: Sequence[int], seeds: Seque
         for name in datasets
         for size in ([None] if name == SYNTHBLOOD or Config(dataset=name).is_dataset_path else resolutions)
     ]
-    return [Cell(name, size, seed) for seed in seeds for name, size in rows]
+    return [Cell(*data, seed, *how) for seed, data, how in product(seeds, rows, [*product(backbones, recipes)])]
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,12 +168,12 @@ def _differences(stored: Mapping[str, Any], config: Config, md5_of: Callable[[st
     both_are_files = config.is_dataset_path and Config(dataset=settings["dataset"]).is_dataset_path
     exempt = free_settings(stored["dataset"]) | NAMING | ({"dataset"} if both_are_files else set())
     given = vars(build_parser().parse_known_args(stored["command"])[0])
+    # what main.py may replace where the data rule it out, if it was not given
+    replaceable = {"no_tta": False, "symmetries": RECIPES[config.recipe].settings(config.epochs).get("symmetries")}
     for name in filter(lambda name: name not in exempt, SETTINGS):
         # a setting that is younger than the run had no other value then
         then, now = settings.get(name, SETTINGS[name].default), requested[name]
-        is_resolved = given.get(name, "auto") == now == "auto" or (
-            name in SWITCHED_OFF_BY_THE_RUN and not now and name not in given
-        )
+        is_resolved = str(given[name]) == str(now) if name in given else now in ("auto", replaceable.get(name, "auto"))
         if not is_resolved and not is_same_choice(name, now, then):
             yield f"with {as_flag(name, then)}, but {as_flag(name, now)} is requested"
     # main.py verifies the MD5 of the registry's sets
@@ -191,15 +209,16 @@ def file_problems(cells: Iterable[Cell]) -> Iterator[str]:
     owners: dict[str, Cell] = {}
     for cell in cells:
         owner = owners.setdefault(cell.row, cell)
-        if (owner.dataset, owner.resolution) != (cell.dataset, cell.resolution) and owner.seed == cell.seed:
+        if owner != cell and owner.seed == cell.seed:
             yield (
-                f"--datasets {_with_size(owner)} and {_with_size(cell)} would share the folder {cell.name}. Rename the "
+                f"--datasets {_described(owner)} and {_described(cell)} would share the folder {cell.name}. Rename the "
                 "file, or give each a suite of its own."
             )
 
 
-def _with_size(cell: Cell) -> str:
-    return cell.dataset if cell.resolution is None else f"{cell.dataset} at {cell.resolution} pixels"
+def _described(cell: Cell) -> str:
+    size = "" if cell.resolution is None else f" at {cell.resolution} pixels"
+    return " with ".join([f"{cell.dataset}{size}", *cell.variation.values()])
 
 
 def parse_numbers(flag: str, texts: Sequence[str], choices: Sequence[int] = ()) -> tuple[list[int], list[str]]:

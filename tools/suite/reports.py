@@ -48,8 +48,9 @@ SIGNED = "+0.0000;−0.0000;0.0000"
 FIGURE_TITLES = [
     f"{metric}, {variant}" for variant in ("without TTA", "with TTA") for metric in ("Accuracy", "AUC", "Macro-F1")
 ]
-WIDTH, ROW_HEIGHT, EDGES = 10.4, 0.56, 1.1  # of the figure's plots, in inches
-MAX_TITLE = 24  # characters of a data set's name in the figure
+WIDTH, EDGES = 10.4, 1.1  # of the figure's plots, in inches
+ROW_HEIGHT, VARIED_ROW_HEIGHT = 0.56, 0.66  # the latter for labels of three lines
+MAX_TITLE = 24  # characters of a name in the figure
 SEED_DISTANCE = 0.09  # of a mark for one seed below its mean, in rows
 MEANS: tuple[tuple[str, str, float, dict[str, Any]], ...] = (
     ("plain", "mean without TTA", -0.26, {"color": RIGHT_COLOUR}),
@@ -103,14 +104,16 @@ def _escaped(text: str) -> str:
 def _write_workbook(path: Path, tables: Tables, settings: str) -> None:
     caption = Caption(TITLE, settings or "default settings", None)
     official = [f"official {metric} {side}" for side in (28, 224) for metric in ("ACC", "AUC")]
-    titles = ["Data set", "Pixels", "Seeds"]
+    titles = ["Data set", "Pixels", *tables.varied.values(), "Seeds"]
     for title in FIGURE_TITLES:
         titles += [title, "standard deviation"]
     titles += [*official, "difference ACC", "difference AUC", "Notes"]
     pixels: list[Any] = [int(text) if text.isdigit() else text or None for text in tables.rows["pixels"]]
     rows = tables.rows.assign(pixels=pixels)
-    rows = rows[["title", "pixels", "seeds_finished", *STATISTICS, *OFFICIAL_COLUMNS, *DIFFERENCES, "note_numbers"]]
-    row_formats = [None, "0", COUNT, *[FIGURE] * len(STATISTICS), *["0.000"] * 4, SIGNED, SIGNED]
+    columns = ["title", "pixels", *tables.varied, "seeds_finished", *STATISTICS, *OFFICIAL_COLUMNS, *DIFFERENCES]
+    rows = rows[[*columns, "note_numbers"]]
+    row_formats = [None, "0", *[None] * len(tables.varied), COUNT, *[FIGURE] * len(STATISTICS)]
+    row_formats += [*["0.000"] * 4, SIGNED, SIGNED]
     cells = tables.cells[["name", "state", "test_images", *FIGURES, "best_epoch", "epochs", "seconds", "data_md5"]]
     cell_titles = ["Cell", "State", "Test images", *FIGURE_TITLES]
     cell_titles += ["Best epoch", "Epochs", "Training, seconds", "Data MD5"]
@@ -120,7 +123,7 @@ def _write_workbook(path: Path, tables: Tables, settings: str) -> None:
     notes = pd.DataFrame({"Number": numbers, heading: [*tables.notes, *GENERAL_NOTES]}, dtype=object)
     with workbook_writer(path, caption.origin) as writer:
         for name, frame, formats, widths in (
-            ("Results", rows.set_axis(titles, axis="columns"), row_formats, (28, 10, 8, *[12] * (len(titles) - 4), 16)),
+            ("Results", rows.set_axis(titles, axis="columns"), row_formats, (28, *[12] * (len(titles) - 2), 16)),
             ("Cells", cells.set_axis(cell_titles, axis="columns"), cell_formats, (34, 12, 12, *[12] * 8, 14, 36)),
             ("Notes", notes, ("0",), (10, 130)),
         ):
@@ -139,17 +142,23 @@ def draw_results(tables: Tables, settings: str) -> Figure:
     if rows["seeds_finished"].max() > 1:
         detail += "; bars are ± one standard deviation over seeds"
     caption = Caption(subject, settings or "default settings", None)
-    figure = new_figure(TITLE, detail, caption, width=WIDTH, height=EDGES + ROW_HEIGHT * len(rows))
+    row_height = VARIED_ROW_HEIGHT if tables.varied else ROW_HEIGHT
+    figure = new_figure(TITLE, detail, caption, width=WIDTH, height=EDGES + row_height * len(rows))
     panels = figure.subplots(1, 2, sharey=True, gridspec_kw={"wspace": 0.06})
     for axes, metric, unit in zip(panels, COMPARED, ("share", "area"), strict=True):
         _draw_panel(axes, tables, metric)
         set_panel_title(axes, {"accuracy": "Accuracy", "auc": "AUC"}[metric])
         axes.set_xlabel(unit)
+    columns = ["title", "pixels", "seeds_finished", "seeds_planned", *tables.varied]
     labels = [
-        f"{_fitted(title)}\n{pixels or '?'} px, {finished} of {planned} seeds"
-        for title, pixels, finished, planned in rows[["title", "pixels", "seeds_finished", "seeds_planned"]].to_numpy()
+        (_fitted(title), ", ".join(map(_fitted, how)), f"{pixels or '?'} px, {finished} of {planned} seeds")
+        for title, pixels, finished, planned, *how in rows[columns].to_numpy()
     ]
-    panels[0].set(yticks=range(len(rows)), yticklabels=labels, ylim=(len(rows) - 0.5, -0.5))
+    panels[0].set(
+        yticks=range(len(rows)),
+        yticklabels=["\n".join(filter(None, lines)) for lines in labels],
+        ylim=(len(rows) - 0.5, -0.5),
+    )
     entries = [entry for axes in panels for entry in zip(*axes.get_legend_handles_labels(), strict=True)]
     handles = {label: handle for handle, label in sorted(entries, key=lambda entry: LABELS.index(entry[1]))}
     if handles:
@@ -190,4 +199,6 @@ def _draw_panel(axes: Axes, tables: Tables, metric: str) -> None:
 
 def _fitted(title: str) -> str:
     title = one_line(title)
-    return title if len(title) <= MAX_TITLE else f"{title[: MAX_TITLE - 1]}…"
+    if len(title) > MAX_TITLE:  # names of timm's models often differ at their end
+        title = f"{title[: MAX_TITLE // 2]}…{title[1 - MAX_TITLE // 2 :]}"
+    return title

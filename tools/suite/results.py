@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from scripts.core.config import SETTINGS
 from scripts.core.errors import DataError
 from scripts.core.paths import RunPaths
-from tools.suite.cells import DAMAGED
+from scripts.core.recipes import RECIPES
+from tools.suite.cells import DAMAGED, as_flag
 
 METRICS = ("accuracy", "auc", "macro_f1")
 VARIANTS = ("plain", "tta")
-NOT_APPLIED = {  # a sentence for each augmentation setting that was applied as 0
-    "hflip": "No image was flipped in training.",
-    "rotation_angle": "No image was rotated in training.",
-    "jitter_val": "Brightness and contrast were not changed in training.",
-    "mixup_alpha": "No images were mixed (MixUp) in training.",
+# a sentence for each kind of augmentation, and whether the settings leave it out
+NOT_APPLIED: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
+    "No image was flipped in training.": lambda run: (
+        run["symmetries"] == "none" or (run["symmetries"] == "flip" and run["hflip"] == 0)
+    ),
+    "No image was rotated in training.": lambda run: (
+        run["symmetries"] != "all" and run["rotation_angle"] * run["rotation_prob"] == 0
+    ),
+    "Brightness and contrast were not changed in training.": lambda run: run["jitter_val"] == 0,
+    "No images were mixed (MixUp) in training.": lambda run: run["mixup_alpha"] == 0,
 }
 
 
@@ -36,6 +43,7 @@ class CellResult:
     max_epochs: int
     seconds: float  # of training
     weights: str  # the setting
+    recipe_settings: str  # those of the recipe, as applied; "" where they are the defaults
     not_applied: tuple[str, ...]  # sentences about augmentation that was not applied
     data_note: str | None  # such as that the data are synthetic
     md5: str
@@ -58,6 +66,9 @@ def read_result(paths: RunPaths) -> CellResult:
 
 def _parse(summary: Mapping[str, Any]) -> CellResult:
     dataset, training, test, environment = (summary[name] for name in ("dataset", "training", "test", "environment"))
+    # a setting that is younger than the run had its default
+    settings = {name: known.default for name, known in SETTINGS.items()} | summary["config"]
+    of_recipe = RECIPES[settings["recipe"]].settings(settings["epochs"])
     return CellResult(
         title=dataset["title"],
         width=dataset["width"],
@@ -69,15 +80,16 @@ def _parse(summary: Mapping[str, Any]) -> CellResult:
         epochs=training["epochs"],
         max_epochs=training["epochs_at_most"],
         seconds=training["seconds"],
-        weights=summary["config"]["weights"],
-        not_applied=tuple(sentence for name, sentence in NOT_APPLIED.items() if summary["config"].get(name) == 0),
+        weights=settings["weights"],
+        recipe_settings=" ".join(as_flag(name, settings[name]) for name in of_recipe),
+        not_applied=tuple(sentence for sentence, is_left_out in NOT_APPLIED.items() if is_left_out(settings)),
         data_note=summary["note"],
         md5=dataset["md5"],
         made_with=(
             ("commit", str(environment["commit"])),
             ("torch", str(environment["packages"]["torch"])),
             ("device", str(environment["device_name"])),
-            ("precision", str(summary["config"]["precision"])),
+            ("precision", str(settings["precision"])),
         ),
     )
 

@@ -10,7 +10,7 @@ import pandas as pd
 
 from scripts.core.config import STANDARD_RESOLUTION
 from scripts.data_handler.registry import DATASET_REGISTRY
-from tools.suite.cells import FINISHED, Cell
+from tools.suite.cells import BACKBONE, FINISHED, VARIED, Cell
 from tools.suite.official import CHANGED_SINCE, OFFICIAL, RECIPE
 from tools.suite.results import METRICS, VARIANTS, CellResult
 
@@ -23,9 +23,9 @@ SIDES = (STANDARD_RESOLUTION, ENLARGED_RESOLUTION)  # of the official table, in 
 OFFICIAL_COLUMNS = [f"official_{metric}_{side}" for side in SIDES for metric in COMPARED]
 DIFFERENCES = [f"{metric}_difference" for metric in COMPARED]
 # the columns of cells.csv and of results.csv
-CELL_COLUMNS = ["dataset", "resolution", "seed", "state", "image_width", "image_height", "test_images"]
+CELL_COLUMNS = ["dataset", "resolution", *VARIED, "seed", "state", "image_width", "image_height", "test_images"]
 CELL_COLUMNS += [*FIGURES, "best_epoch", "epochs", "data_md5"]
-ROW_COLUMNS = ["dataset", "pixels", "seeds_finished", "seeds_planned", "seeds", *STATISTICS]
+ROW_COLUMNS = ["dataset", "pixels", *VARIED, "seeds_finished", "seeds_planned", "seeds", *STATISTICS]
 ROW_COLUMNS += [*OFFICIAL_COLUMNS, *DIFFERENCES, "notes"]
 UNDEFINED = "–"
 METRIC_TITLES = {"accuracy": "ACC", "auc": "AUC", "macro_f1": "macro-F1"}
@@ -33,9 +33,9 @@ GENERAL_NOTES = (
     "Mean ± standard deviation over the seeds (n − 1 in its denominator); one seed has no ±. It says how far trainings "
     "differ, not how far another test split would: for that each run gives a bootstrap interval.",
     RECIPE,
-    "Here: SGD with momentum on a cosine; flips, rotation, jitter and MixUp, except for what a row's notes leave out; "
-    "the epoch with the best validation figure (--monitor), and an early stop after --patience epochs without a better "
-    "one.",
+    "Here, with the recipe seed: SGD with momentum on a cosine; flips, rotation, jitter and MixUp, except for what a "
+    "row's notes leave out; the epoch with the best validation figure (--monitor), and an early stop after --patience "
+    "epochs without a better one.",
     "The difference is the mean without test-time augmentation minus the official value at the same number of pixels; "
     "the official table has no test-time augmentation, so the columns with it have no counterpart.",
 )
@@ -48,8 +48,13 @@ class Tables:
     """The tables of a suite; what is unknown is missing (NaN or None)."""
 
     cells: pd.DataFrame  # one line per cell: CELL_COLUMNS, and name, row and seconds
-    rows: pd.DataFrame  # one line per data set and resolution: ROW_COLUMNS, and title and note_numbers
+    rows: pd.DataFrame  # one line per combination without the seed: ROW_COLUMNS, and title and note_numbers
     notes: tuple[str, ...]  # the different notes of the rows, in their order; the first has the number 1
+
+    @property
+    def varied(self) -> dict[str, str]:
+        """Which of VARIED differ between the rows, and their titles."""
+        return {name: name.capitalize() for name in VARIED if self.rows[name].nunique() > 1}
 
 
 def make_tables(results: Results, references: Mapping[str, str]) -> Tables:
@@ -73,6 +78,7 @@ def make_tables(results: Results, references: Mapping[str, str]) -> Tables:
 
 def _cell_facts(cell: Cell, result: CellResult | None) -> dict[str, Any]:
     facts: dict[str, Any] = {"name": cell.name, "row": cell.row, "dataset": cell.set_name, "seed": cell.seed}
+    facts |= {name: getattr(cell, name) for name in VARIED}
     facts |= {"resolution": cell.resolution, "state": "unfinished" if result is None else FINISHED}
     if result is None:
         return facts
@@ -100,7 +106,9 @@ def _row_facts(cells: Sequence[Cell], results: Results, references: Mapping[str,
     finished = {cell.seed: result for cell in cells if (result := results[cell]) is not None}
     found = list(finished.values())
     reference = references.get(first.set_name, "") if first.is_own else first.dataset
-    facts = {
+    official = OFFICIAL.get(reference) if first.backbone == BACKBONE else None
+    facts = {name: getattr(first, name) for name in VARIED}
+    facts |= {
         "dataset": first.set_name,
         "title": DATASET_REGISTRY[first.dataset].title if first.dataset in DATASET_REGISTRY else first.set_name,
         "pixels": "" if first.resolution is None else str(first.resolution),
@@ -114,7 +122,7 @@ def _row_facts(cells: Sequence[Cell], results: Results, references: Mapping[str,
     side = first.resolution or (found[0].width if found else None)
     for column in OFFICIAL_COLUMNS:
         _, metric, official_side = column.split("_")
-        facts[column] = getattr(OFFICIAL.get(reference), column.removeprefix("official_"), None)
+        facts[column] = getattr(official, column.removeprefix("official_"), None)
         if str(side) == official_side:
             facts[f"counterpart_{metric}"] = facts[column]
     return {f"counterpart_{metric}": None for metric in COMPARED} | facts
@@ -132,9 +140,16 @@ def _notes(cell: Cell, num_planned: int, found: Sequence[CellResult], reference:
         yield "A single seed: how far trainings differ is not known."
     if not found:
         return
-    yield from _data_notes(cell, found[0], reference)
-    if reference in OFFICIAL:
-        yield from _training_notes(found[0])
+    if found[0].data_note is not None:
+        yield found[0].data_note
+    elif reference in OFFICIAL and cell.backbone != BACKBONE:
+        yield "The official values here are those of ResNet-18: none for another backbone."
+    else:
+        yield from _data_notes(cell, found[0], reference)
+        if reference in OFFICIAL:
+            yield from _training_notes(found[0])
+    for settings in dict.fromkeys(result.recipe_settings for result in found if result.recipe_settings):
+        yield f"Recipe {cell.recipe}: {settings}."
     yield from dict.fromkeys(sentence for result in found for sentence in result.not_applied)
     for sentence in dict.fromkeys(sentence for result in found for sentence in result.undefined):
         yield f"On the test split: {sentence}"
@@ -145,9 +160,7 @@ def _notes(cell: Cell, num_planned: int, found: Sequence[CellResult], reference:
 
 
 def _data_notes(cell: Cell, result: CellResult, reference: str) -> Iterator[str]:
-    if result.data_note is not None:
-        yield result.data_note
-    elif cell.is_own and reference in OFFICIAL:
+    if cell.is_own and reference in OFFICIAL:
         title = DATASET_REGISTRY[reference].title
         yield f"Own data compared with the official values of {title}: not the same images, or not the same split."
     elif cell.is_own:
@@ -181,6 +194,7 @@ def readable(tables: Tables) -> pd.DataFrame:
     columns = {
         "Data set": rows["title"],
         "Pixels": rows["pixels"].replace("", UNDEFINED),
+        **{title: rows[name] for name, title in tables.varied.items()},
         "Seeds": rows["seeds_finished"].astype(str),
     }
     for variant, suffix in zip(VARIANTS, ("", ", TTA"), strict=True):

@@ -1,0 +1,50 @@
+"""Recipes: named sets of settings, each with its source and its measured effect."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Recipe:
+    """The settings that differ from the defaults of ``Config``."""
+
+    source: str
+    effect: str  # as measured; the experiments are in docs/experiments.md
+    settings: Callable[[int], Mapping[str, Any]]  # from the number of epochs
+
+
+RECIPES: Mapping[str, Recipe] = MappingProxyType(
+    {
+        "seed": Recipe(source="the defaults", effect="the baseline of the experiments", settings=lambda _epochs: {}),
+        "strong": Recipe(
+            source="SGD with one cycle (Smith and Topin, 2018), label smoothing (Szegedy et al., CVPR 2016)",
+            effect="not measured yet",
+            settings=lambda _epochs: {
+                "lr": 0.1,
+                "schedule": "onecycle",
+                "nesterov": True,
+                "label_smoothing": 0.1,
+                "mixup_alpha": 0.0,
+                "symmetries": "all",
+                "rotation_angle": 0,
+            },
+        ),
+    }
+)
+
+
+def with_recipe(given: Mapping[str, Any], *, usual_epochs: int) -> dict[str, Any]:
+    """The settings of the recipe in ``given``, and those given, which win; an unknown recipe adds nothing."""
+    recipe = RECIPES.get(given.get("recipe", "seed"))
+    return {**(recipe.settings(given.get("epochs", usual_epochs)) if recipe else {}), **given}
+
+
+def overridden(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The settings of a run that are not those of its recipe: what the recipe has, and what was applied."""
+    own = RECIPES[settings["recipe"]].settings(settings["epochs"])
+    differing = {name: value for name, value in own.items() if settings[name] != value}
+    return {name: {"recipe": value, "applied": settings[name]} for name, value in differing.items()}

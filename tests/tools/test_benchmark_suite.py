@@ -279,9 +279,9 @@ def test_backbones_and_recipes_are_run_once_each_kept_and_resumed(toy: Toy, caps
     with (toy.suite / "results.csv").open(newline="") as stream:
         rows = [(row["backbone"], row["recipe"], row["seeds"]) for row in csv.DictReader(stream)]
     assert rows == [(name, recipe, "1 2") for name in ("resnet18", "resnet34") for recipe in ("seed", "strong")]
-    for config in toy.suite.glob("ants_resnet34_strong_seed1/*/config.json"):
-        settings = json.loads(config.read_text())["settings"]
-        assert (settings["backbone"], settings["recipe"], settings["lr"]) == ("resnet34", "strong", 0.1)
+    (config,) = toy.suite.glob("ants_resnet34_strong_seed1/*/config.json")
+    settings = json.loads(config.read_text())["settings"]
+    assert (settings["backbone"], settings["recipe"], settings["lr"]) == ("resnet34", "strong", 0.1)
 
 
 @pytest.mark.parametrize(

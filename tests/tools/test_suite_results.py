@@ -220,7 +220,7 @@ def test_with_all_symmetries_images_are_flipped_and_rotated_and_without_any_they
 def test_a_row_of_another_recipe_lists_what_the_recipe_sets_as_it_was_applied(tmp_path):
     settings: dict[str, Any] = dict(RECIPES["strong"].settings(60))
     cell = Cell("bloodmnist", 28, 1, recipe="strong")
-    found = read_with(tmp_path, recipe="strong", **settings | {"lr": 0.05})
+    found = read_with(tmp_path, recipe="strong", **{**settings, "lr": 0.05})
 
     assert f"Recipe strong: {found.recipe_settings}." in notes_of({cell: found})
     assert "--lr 0.05" in found.recipe_settings

@@ -48,8 +48,8 @@ SIGNED = "+0.0000;−0.0000;0.0000"
 FIGURE_TITLES = [
     f"{metric}, {variant}" for variant in ("without TTA", "with TTA") for metric in ("Accuracy", "AUC", "Macro-F1")
 ]
-WIDTH, EDGES = 10.4, 1.1  # of the figure's plots, in inches
-ROW_HEIGHT, VARIED_ROW_HEIGHT = 0.56, 0.66  # the latter for labels of three lines
+WIDTH, ROW_HEIGHT, EDGES = 10.4, 0.56, 1.1  # of the figure's plots, in inches
+FURTHER_LINE = 0.1  # inches more for a row whose label has a third line
 MAX_TITLE = 24  # characters of a name in the figure
 SEED_DISTANCE = 0.09  # of a mark for one seed below its mean, in rows
 MEANS: tuple[tuple[str, str, float, dict[str, Any]], ...] = (
@@ -142,23 +142,20 @@ def draw_results(tables: Tables, settings: str) -> Figure:
     if rows["seeds_finished"].max() > 1:
         detail += "; bars are ± one standard deviation over seeds"
     caption = Caption(subject, settings or "default settings", None)
-    row_height = VARIED_ROW_HEIGHT if tables.varied else ROW_HEIGHT
-    figure = new_figure(TITLE, detail, caption, width=WIDTH, height=EDGES + row_height * len(rows))
+    height = EDGES + (ROW_HEIGHT + FURTHER_LINE * bool(tables.varied)) * len(rows)
+    figure = new_figure(TITLE, detail, caption, width=WIDTH, height=height)
     panels = figure.subplots(1, 2, sharey=True, gridspec_kw={"wspace": 0.06})
     for axes, metric, unit in zip(panels, COMPARED, ("share", "area"), strict=True):
         _draw_panel(axes, tables, metric)
         set_panel_title(axes, {"accuracy": "Accuracy", "auc": "AUC"}[metric])
         axes.set_xlabel(unit)
     columns = ["title", "pixels", "seeds_finished", "seeds_planned", *tables.varied]
-    labels = [
+    lines = [
         (_fitted(title), ", ".join(map(_fitted, how)), f"{pixels or '?'} px, {finished} of {planned} seeds")
         for title, pixels, finished, planned, *how in rows[columns].to_numpy()
     ]
-    panels[0].set(
-        yticks=range(len(rows)),
-        yticklabels=["\n".join(filter(None, lines)) for lines in labels],
-        ylim=(len(rows) - 0.5, -0.5),
-    )
+    labels = ["\n".join(filter(None, texts)) for texts in lines]
+    panels[0].set(yticks=range(len(rows)), yticklabels=labels, ylim=(len(rows) - 0.5, -0.5))
     entries = [entry for axes in panels for entry in zip(*axes.get_legend_handles_labels(), strict=True)]
     handles = {label: handle for handle, label in sorted(entries, key=lambda entry: LABELS.index(entry[1]))}
     if handles:
@@ -199,6 +196,4 @@ def _draw_panel(axes: Axes, tables: Tables, metric: str) -> None:
 
 def _fitted(title: str) -> str:
     title = one_line(title)
-    if len(title) > MAX_TITLE:  # names of timm's models often differ at their end
-        title = f"{title[: MAX_TITLE // 2]}…{title[1 - MAX_TITLE // 2 :]}"
-    return title
+    return title if len(title) <= MAX_TITLE else f"{title[: MAX_TITLE // 2]}…{title[1 - MAX_TITLE // 2 :]}"

@@ -1,8 +1,9 @@
-"""Train an adapted, ImageNet-pretrained ResNet-18 on MedMNIST v2 images, evaluate it and report.
+"""Train an adapted, ImageNet-pretrained network on MedMNIST v2 images, evaluate it and report.
 
 python main.py                                             BloodMNIST: 60 epochs at most, seed 42
 python main.py --dataset synthblood --weights none --epochs 5          a small training, offline
 python main.py --dataset path/to/own.npz                               your own images in MedMNIST's schema
+python main.py --backbone convnext_tiny --recipe strong                another network, and other settings at once
 python main.py --resume outputs/20260131_221500_bloodmnist_resnet18    resume an interrupted run
 python main.py --help                                                  every setting
 

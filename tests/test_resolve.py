@@ -191,8 +191,8 @@ def test_without_mirrored_and_rotated_views_there_is_no_tta():
 @pytest.mark.parametrize(
     ("backbone", "side", "model_name", "layers", "window"),
     [
-        ("swin_v2_t", 28, "SwinV2-Tiny Adapted", "2x2, stride 2, window 7x7", 7),
-        ("swin_v2_t", 64, "SwinV2-Tiny Adapted", "2x2, stride 2, window 8x8", 8),
+        ("swin_v2_t", 28, "SwinV2-T Adapted", "2x2, stride 2, window 7x7", 7),
+        ("swin_v2_t", 64, "SwinV2-T Adapted", "2x2, stride 2, window 8x8", 8),
         ("efficientnet_b0", 224, "EfficientNet-B0", "3x3, stride 2", None),
     ],
 )

@@ -44,7 +44,7 @@ def build_parser() -> ArgumentParser:
         prog="main.py",
         usage="main.py [--setting value ...]",
         formatter_class=lambda prog: _HelpFormatter(prog, max_help_position=32),
-        description="Train an adapted ResNet-18 on a MedMNIST v2 set, evaluate it and report.",
+        description="Train an adapted ResNet-18, or another backbone, on a MedMNIST v2 set, evaluate it and report.",
         epilog=f"{REPRODUCIBILITY_VARIABLE}=TRUE in the environment does what --reproducible does.",
         allow_abbrev=False,
         argument_default=argparse.SUPPRESS,

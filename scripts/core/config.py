@@ -120,7 +120,8 @@ class Config:
     )
     backbone: str = _data_and_model(
         "resnet18",
-        "Architecture: a key of BACKBONES in scripts/models/backbones.py, or 'timm/NAME' where timm is installed.",
+        "Architecture: resnet18, resnet34, resnet50, densenet121, mobilenet_v3_large, efficientnet_b0, "
+        "efficientnet_v2_s, convnext_tiny, swin_v2_t, or 'timm/NAME' where timm is installed.",
         pattern=r"[\w./-]{1,100}",
         pattern_help="the name of a backbone",
     )

@@ -95,7 +95,7 @@ BACKBONES: Mapping[str, Backbone] = MappingProxyType(
             init=("trunc_normal_", MappingProxyType({"std": 0.02})),
             min_side=16,
         ),
-        "swin_v2_t": Backbone(title="SwinV2-Tiny", conv="features.0.0", adapted=(2, 2), head="head", min_side=16),
+        "swin_v2_t": Backbone(title="SwinV2-T", conv="features.0.0", adapted=(2, 2), head="head", min_side=16),
     }
 )
 

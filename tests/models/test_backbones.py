@@ -12,7 +12,8 @@ from torch import nn
 from torchvision.models import get_model, get_model_weights
 
 from benchmarks.backbones import giga_products
-from scripts.core.config import DEFAULT_MODEL_NAME, Config
+from scripts.core.config import DEFAULT_MODEL_NAME, SETTINGS, Config
+from scripts.core.resume import names_backbone
 from scripts.models.backbones import BACKBONES, STEMS, backbone_problems, default_model_name, find_backbone
 from scripts.models.factory import head_name, new_model, normalisation, outline, refusal, set_dropout
 from scripts.models.stem import fit_to_images
@@ -195,10 +196,21 @@ def test_what_a_model_cannot_train_on_is_found_before_training():
     assert "Kernel size" in str(refusal(outline("convnext_tiny", stem="stock", sides=SMALL), 2, SMALL))
 
 
+def test_the_help_names_every_backbone():
+    about = SETTINGS["backbone"].metadata["help"]
+    assert about.startswith(f"Architecture: {', '.join(BACKBONES)}, or 'timm/NAME'")
+
+
+@pytest.mark.parametrize("name", BACKBONES)
+def test_a_default_name_is_recognised_as_that_of_its_backbone(name):
+    for stem in STEMS:
+        assert names_backbone(default_model_name(BACKBONES[name], stem), name)
+
+
 def test_models_are_named_after_their_backbone():
     assert default_model_name(BACKBONES["resnet18"], "adapted") == DEFAULT_MODEL_NAME
     assert default_model_name(BACKBONES["convnext_tiny"], "adapted") == "ConvNeXt-Tiny Adapted"
-    assert default_model_name(BACKBONES["swin_v2_t"], "stock") == "SwinV2-Tiny"
+    assert default_model_name(BACKBONES["swin_v2_t"], "stock") == "SwinV2-T"
     assert len({backbone.title for backbone in BACKBONES.values()}) == len(BACKBONES)
 
 

@@ -40,6 +40,6 @@ $(RUN_READY): requirements.txt | $(VENV)/bin/python
 	$(VENV)/bin/pip install --quiet --requirement requirements.txt
 	@touch $@
 
-$(DEV_READY): requirements-dev.txt $(RUN_READY)
+$(DEV_READY): requirements-dev.txt requirements-extra.txt $(RUN_READY)
 	$(VENV)/bin/pip install --quiet --requirement requirements-dev.txt
 	@touch $@

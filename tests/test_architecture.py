@@ -144,6 +144,12 @@ def test_every_imported_library_is_in_the_requirements():
     assert {distributions.get(name, name) for name in others} <= required
 
 
+def test_optional_libraries_have_their_reason_in_requirements_extra():
+    lines = [line for line in read(PROJECT_ROOT / "requirements-extra.txt").splitlines() if not line.startswith("#")]
+    assert {re.split("[<>=]", line)[0] for line in lines} == OPTIONAL
+    assert all(line.partition("  # ")[2] for line in lines)
+
+
 def test_optional_libraries_are_imported_inside_functions_only():
     top_level = {
         name.split(".")[0]

@@ -245,7 +245,10 @@ def test_the_larger_side_decides_by_default(height, width, stem):
 
 
 def test_the_reason_names_the_size():
-    assert choose_stem("auto", 28, 30)[1] == "images of 28 × 30 pixels, which are small (up to 64): every pixel is kept"
+    assert (
+        choose_stem("auto", 28, 30)[1]
+        == "images of 28 × 30 pixels, which are small (up to 64): smaller strides keep more of them"
+    )
     assert choose_stem("auto", 224, 200)[1] == (
         "images of 224 × 200 pixels, which are large (above 64): a quarter of each side is enough"
     )

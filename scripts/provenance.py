@@ -13,7 +13,7 @@ from scripts.core.errors import DataError
 from scripts.core.files import write_json
 from scripts.core.log import log
 from scripts.core.paths import RunPaths
-from scripts.core.recipes import RECIPES, overridden
+from scripts.core.recipes import RECIPES
 from scripts.core.resume import differences
 from scripts.data_handler.dataset import Dataset
 from scripts.data_handler.registry import BINARY, MULTI_CLASS, MULTI_LABEL, ORDINAL
@@ -67,7 +67,7 @@ def describe_run(config: Config, dataset: Dataset) -> dict[str, Any]:
         "recipe": {
             "name": config.recipe,
             "source": RECIPES[config.recipe].source,
-            "overridden": overridden(config.as_dict()),
+            "overridden": config.overridden,
         },
         "backbone": config.backbone,
         "memory_format": "channels_last",

@@ -7,14 +7,13 @@ from dataclasses import replace
 import torch
 from torch import nn
 
-from scripts.core.config import DEFAULT_MODEL_NAME, Config
+from scripts.core.config import DEFAULT_MODEL_NAME, SETTINGS, Config
 from scripts.core.errors import ConfigError
 from scripts.core.log import log
-from scripts.core.recipes import RECIPES
 from scripts.data_handler.dataset import Dataset
 from scripts.data_handler.memory import free_shared_memory, plan_memory, workers_that_fit
 from scripts.data_handler.registry import MULTI_LABEL
-from scripts.data_handler.views import View, tta_views
+from scripts.data_handler.views import PLAIN, View, tta_views
 from scripts.models.backbones import choose_stem, default_model_name, find_backbone
 from scripts.models.factory import outline, refusal
 from scripts.models.stem import stem_layers
@@ -30,6 +29,8 @@ def resolve_settings(config: Config, dataset: Dataset, device: torch.device) -> 
     config = _resolve_feed(config, dataset, device)
     config = _resolve_stem(config, dataset)
     config = _resolve_views(config, dataset)
+    if config.optimizer == "adamw":
+        config = replace(config, nesterov=False)  # only SGD has it
     return _resolve_monitor(config, dataset)
 
 
@@ -97,7 +98,9 @@ def _require_trainable(config: Config, dataset: Dataset, model: nn.Module) -> No
 def _resolve_views(config: Config, dataset: Dataset) -> Config:
     """The views that make sense for the images, in training and so in TTA."""
     config = _resolve_symmetries(config, dataset)
-    if not dataset.orientation_free:
+    if config.symmetries == "none":
+        config = replace(config, hflip=0.0)
+    if not dataset.orientation_free and config.hflip > 0:
         log.info(
             "no image is mirrored, whatever --hflip is: left and right are not interchangeable in %s (given by its "
             "path, %s is taken as a file of your own, for which --hflip alone decides)",
@@ -105,7 +108,7 @@ def _resolve_views(config: Config, dataset: Dataset) -> Config:
             dataset.source,
         )
         config = replace(config, hflip=0.0)
-    if len(applied_views(config)) == 1:
+    if applied_views(config) == (PLAIN,):
         log.info("no test-time augmentation: training shows every image in one view only")
         config = replace(config, no_tta=True)
     return config
@@ -121,10 +124,13 @@ def _resolve_symmetries(config: Config, dataset: Dataset) -> Config:
         reason = f"images of {dataset.width} × {dataset.height} pixels are not square"
     else:
         return config
-    if RECIPES[config.recipe].settings(config.epochs).get("symmetries") != "all":
+    own, usual = config.recipe_settings, SETTINGS["rotation_angle"].default
+    if own["symmetries"] != "all":
         raise ConfigError(f"--symmetries all cannot be used here: {reason}. Take --symmetries flip or none.")
-    log.info("symmetries flip instead of all, as recipe %s has it: %s", config.recipe, reason)
-    return replace(config, symmetries="flip")
+    # the recipe does without rotations because of the symmetries
+    angle = usual if config.rotation_angle == own["rotation_angle"] else config.rotation_angle
+    log.info("symmetries flip and rotations up to %d° instead of all symmetries: %s", angle, reason)
+    return replace(config, symmetries="flip", rotation_angle=angle)
 
 
 def _resolve_monitor(config: Config, dataset: Dataset) -> Config:

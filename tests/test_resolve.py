@@ -98,7 +98,7 @@ def test_the_choice_of_the_stem_is_logged_with_its_reason(caplog):
         resolve_settings(Config(stem="adapted", resume="outputs/a_run"), images_of(28), CPU)
 
     assert [message for message in caplog.messages if message.startswith("stem ")] == [
-        "stem stock (7x7, stride 2, max-pool 3x3, stride 2): images of 72 × 60 pixels, which are large (above 64): a "
+        "stem stock (7x7, stride 2, max-pool 3x3, stride 2): images of 60 × 72 pixels, which are large (above 64): a "
         "quarter of each side is enough",
         "stem stock (7x7, stride 2, max-pool 3x3, stride 2): as requested",
         "stem adapted (3x3, stride 1, no max-pool): as the run began",
@@ -255,13 +255,26 @@ def test_all_symmetries_are_refused_with_the_reason_unless_a_recipe_set_them(dat
         config = resolve_settings(Config(recipe="strong", **STRONG), dataset, CPU)
     assert config.symmetries == "flip"
     assert (config.hflip == 0) == (not dataset.orientation_free)
-    assert f"symmetries flip instead of all, as recipe strong has it: {reason}" in caplog.messages
+    assert config.rotation_angle == Config().rotation_angle  # which the recipe has not, because of the symmetries
+    assert len(views(config)) > 1
+    assert f"symmetries flip and rotations up to 10° instead of all symmetries: {reason}" in caplog.messages
 
 
 def test_all_symmetries_are_applied_where_they_make_sense():
     config = resolve_settings(Config(symmetries="all", rotation_angle=0), images_of(28), CPU)
     assert config.symmetries == "all"
     assert len(views(config)) == 8
+
+
+def test_settings_without_effect_are_not_recorded_as_applied():
+    config = resolve_settings(Config(symmetries="none", optimizer="adamw", nesterov=True), images_of(28), CPU)
+    assert (config.hflip, config.nesterov) == (0.0, False)
+
+
+def test_a_flip_of_every_image_is_evaluated_as_it_is_trained():
+    config = resolve_settings(Config(hflip=1.0, rotation_angle=0), images_of(28), CPU)
+    assert views(config) == ["flipped"]
+    assert not config.no_tta
 
 
 def test_config_json_and_the_log_name_the_recipe_and_what_was_overridden(tmp_path, caplog):

@@ -20,6 +20,7 @@ from scripts.core.recipes import RECIPES
 DEFAULT_MODEL_NAME = "ResNet-18 Adapted"  # stands for the name that follows from the backbone and its stem
 RESOLUTIONS = (28, 64, 128, 224)  # in which MedMNIST publishes its 2D sets, in pixels of a side
 STANDARD_RESOLUTION = RESOLUTIONS[0]  # not part of a run folder's name, as the others are
+NO_RECIPE = frozenset({"recipe", "epochs", "seed", "monitor", "no_tta"})  # settings of training that none has
 MAX_COUNT = 1_000_000  # larger counts are typing mistakes
 MAX_SEED = 2**32 - 1  # the largest that PYTHONHASHSEED and NumPy accept
 
@@ -68,14 +69,18 @@ class Config:
     schedule: str = _training(
         ("cosine", "onecycle", "constant"), "Learning rate over the steps; onecycle moves the momentum too."
     )
-    warmup_epochs: float = _training(0.0, "Epochs in which the learning rate rises linearly at first.", ge=0)
+    warmup_epochs: float = _training(
+        0.0, "Epochs in which the learning rate rises at first; with onecycle, 0 stands for 30 % of all.", ge=0
+    )
     momentum: float = _training(0.9, "Momentum of SGD; with onecycle the middle of its range of 0.1.", ge=0, lt=1)
     nesterov: bool = _training(False, "Nesterov's momentum; no effect with adamw.")
     weight_decay: float = _training(5e-4, "L2 penalty of SGD; decoupled weight decay of AdamW.", ge=0)
     decay_params: str = _training(
         ("all", "weights"), "What weight decay applies to: all parameters, or only weights (neither biases nor norms)."
     )
-    label_smoothing: float = _training(0.0, "Share of each target spread evenly over all classes.", ge=0, lt=1)
+    label_smoothing: float = _training(
+        0.0, "Share of each target that is spread evenly: over the classes, or over a label's yes and no.", ge=0, lt=1
+    )
     class_weights: str = _training(
         ("none", "balanced"), "Weights of the classes in the training loss; balanced is inverse to their frequency."
     )
@@ -180,7 +185,7 @@ class Config:
         if self.reproducible and self.precision == "bf16":
             problems.append("--precision bf16 cannot be used with --reproducible, which computes in fp32; drop one.")
         if self.nesterov and self.optimizer == "sgd" and self.momentum == 0:
-            problems.append("--nesterov needs a --momentum above 0.")
+            problems.append("--nesterov needs a --momentum above 0; turn it off with --no_nesterov.")
         if not problems and self.warmup_epochs >= self.epochs:
             problems.append(f"--warmup_epochs must be below --epochs ({self.epochs}), got {self.warmup_epochs:g}.")
         if problems:  # all of them at once, not one per start
@@ -202,6 +207,22 @@ class Config:
     def model_part(self) -> str:
         """The model's part of the run folder's name: the user's name for it, or the backbone's key."""
         return self.backbone if self.model_name == DEFAULT_MODEL_NAME else self.model_name
+
+    @property
+    def recipe_settings(self) -> dict[str, Any]:
+        """All settings that belong to a recipe, as this run's recipe has them: its own, else the defaults."""
+        own = RECIPES[self.recipe].settings(self.epochs)
+        groups = ("training", "augmentation")
+        names = [
+            name for name, known in SETTINGS.items() if known.metadata["group"] in groups and name not in NO_RECIPE
+        ]
+        return {name: SETTINGS[name].default for name in names} | dict(own)
+
+    @property
+    def overridden(self) -> dict[str, dict[str, Any]]:
+        """The settings that are not those of the recipe: what the recipe has, and what is applied."""
+        found = {name: (value, getattr(self, name)) for name, value in self.recipe_settings.items()}
+        return {name: {"recipe": own, "applied": value} for name, (own, value) in found.items() if own != value}
 
     def as_dict(self) -> dict[str, Any]:
         """The settings as JSON values, in the order of their declaration."""

@@ -24,7 +24,8 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
             source="SGD with one cycle (Smith and Topin, 2018), label smoothing (Szegedy et al., CVPR 2016), averaged "
             "weights (Polyak and Juditsky, 1992), the symmetries of the square instead of rotations",
             effect="12 epochs on PBC-28 from random weights, two seeds: 1.3 points more test accuracy than seed",
-            settings=lambda _epochs: {
+            settings=lambda epochs: {
+                "patience": epochs,  # the rate falls last: a plateau before that is no reason to stop
                 "lr": 0.1,
                 "schedule": "onecycle",
                 "nesterov": True,
@@ -44,10 +45,3 @@ def with_recipe(given: Mapping[str, Any], *, usual_epochs: int) -> dict[str, Any
     """The settings of the recipe in ``given``, and those given, which win; an unknown recipe adds nothing."""
     recipe = RECIPES.get(given.get("recipe", "seed"))
     return {**(recipe.settings(given.get("epochs", usual_epochs)) if recipe else {}), **given}
-
-
-def overridden(settings: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The settings of a run that are not those of its recipe: what the recipe has, and what was applied."""
-    own = RECIPES[settings["recipe"]].settings(settings["epochs"])
-    differing = {name: value for name, value in own.items() if settings[name] != value}
-    return {name: {"recipe": value, "applied": settings[name]} for name, value in differing.items()}

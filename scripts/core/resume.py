@@ -135,7 +135,8 @@ def _conflict(name: str, value: Any, stored: Mapping[str, Any], folder: Path) ->
         return None  # the default stands for the name that follows from the backbone and its stem
     if name == "dataset" and all(Config(dataset=text).is_dataset_path for text in (value, stored[name])):
         return None  # the file may have moved; its MD5 is compared later
-    start = f"{known.flag} {value} cannot be used with --resume {folder}, which was started with {stored[name]}"
+    flag = f"{known.flag} {value}" if known.kind is not bool else known.flag if value else f"--no_{name}"
+    start = f"{flag} cannot be used with --resume {folder}, which was started with {stored[name]}"
     if name == "epochs":
         return (
             f"{start}: the learning rate follows its schedule over all epochs, so another number would have changed "

@@ -135,6 +135,10 @@ def dataset_problems(config: Config) -> Iterator[str]:
             )
         return
     if name in DATASET_REGISTRY:
+        asked = config.symmetries == "all" and config.recipe_settings["symmetries"] != "all"
+        if asked and not DATASET_REGISTRY[name].orientation_free:
+            title = DATASET_REGISTRY[name].title
+            yield f"--symmetries all cannot be used with {title}, whose orientation has a meaning. Take flip or none."
         return
     choices = f"{', '.join([*DATASET_REGISTRY, SYNTHBLOOD])}, or the path of an .npz file"
     # published files, such as bloodmnist_64, which may be typed for a set and its resolution

@@ -201,7 +201,7 @@ def choose_stem(requested: str, height: int, width: int) -> tuple[str, str]:
     """
     if requested != "auto":
         return requested, "as requested"
-    size = f"images of {height} × {width} pixels"
+    size = f"images of {width} × {height} pixels"
     if max(height, width) <= MAX_ADAPTED_SIDE:
         return "adapted", f"{size}, which are small (up to {MAX_ADAPTED_SIDE}): smaller strides keep more of them"
     return "stock", f"{size}, which are large (above {MAX_ADAPTED_SIDE}): a quarter of each side is enough"

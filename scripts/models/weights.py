@@ -201,7 +201,9 @@ def _require_large_stem(given: Tensor, published: Tensor, backbone: Backbone, st
 def _other_architecture(name: str, origin: str, problems: Sequence[str], state: StateDict) -> str:
     library, _, model = name.rpartition("/")
     advice = f"They must be {library or 'torchvision'}'s {model} or the best_model.pth of an earlier run with it."
-    if owner := _owner(state):
+    if find_backbone(name).resizes and not any("tensors are missing" in problem for problem in problems):
+        advice = "They fit images of one size and one --stem: those that they were trained with."
+    elif owner := _owner(state):
         advice = f"They are those of {owner}: add --backbone {owner}, or take others."
     title = find_backbone(name).title
     article = "an" if title[0] in "AEIOU" else "a"

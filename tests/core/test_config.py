@@ -80,7 +80,7 @@ def test_every_setting_has_the_type_and_default_of_the_contract(name, kind, defa
 @pytest.mark.parametrize(
     ("settings", "problem"),
     [
-        ({"nesterov": True, "momentum": 0.0}, "--nesterov needs a --momentum above 0."),
+        ({"nesterov": True, "momentum": 0.0}, "--nesterov needs a --momentum above 0; turn it off with --no_nesterov."),
         ({"warmup_epochs": 3.0, "epochs": 3}, "--warmup_epochs must be below --epochs (3), got 3."),
     ],
 )

@@ -7,7 +7,7 @@ import pytest
 from scripts.core.command_line import parse_command_line
 from scripts.core.config import SETTINGS, Config
 from scripts.core.errors import ConfigError
-from scripts.core.recipes import RECIPES, overridden
+from scripts.core.recipes import RECIPES
 
 STRONG = RECIPES["strong"].settings(Config().epochs)
 
@@ -24,7 +24,7 @@ def test_every_recipe_is_a_valid_configuration_at_any_number_of_epochs(name, epo
     assert {setting: getattr(config, setting) for setting in RECIPES[name].settings(epochs)} == RECIPES[name].settings(
         epochs
     )
-    assert overridden(config.as_dict()) == {}
+    assert config.overridden == {}
 
 
 def test_every_recipe_says_where_it_comes_from_and_sets_known_settings():
@@ -39,11 +39,27 @@ def test_flags_win_over_a_recipe_wherever_they_stand(words):
     config = parse_command_line([*words, "--no_nesterov", "--symmetries", "flip"], {})
     assert (config.lr, config.nesterov, config.symmetries) == (0.5, False, "flip")
     assert config.schedule == STRONG["schedule"]
-    assert overridden(config.as_dict()) == {
+    assert config.overridden == {
         "lr": {"recipe": STRONG["lr"], "applied": 0.5},
         "nesterov": {"recipe": True, "applied": False},
         "symmetries": {"recipe": "all", "applied": "flip"},
     }
+
+
+def test_settings_that_a_recipe_leaves_at_their_defaults_can_be_overridden_too():
+    seed = parse_command_line(["--optimizer", "adamw", "--label_smoothing", "0.2", "--seed", "7", "--epochs", "3"], {})
+    assert seed.overridden == {
+        "optimizer": {"recipe": "sgd", "applied": "adamw"},
+        "label_smoothing": {"recipe": 0.0, "applied": 0.2},
+    }
+    strong = parse_command_line(["--recipe", "strong", "--erasing", "0.5"], {})
+    assert strong.overridden == {"erasing": {"recipe": 0.0, "applied": 0.5}}
+
+
+def test_a_recipe_with_one_cycle_never_stops_before_the_rate_falls():
+    for recipe in RECIPES.values():
+        settings = recipe.settings(60)
+        assert settings.get("schedule") != "onecycle" or settings["patience"] >= 60
 
 
 def test_an_unknown_recipe_is_reported_with_the_other_problems():

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.testing import assert_close
 
 from scripts.core.config import Config
 from scripts.data_handler.augmentation import move
+from scripts.data_handler.plan import draw_plan
 from scripts.data_handler.views import FLIP, PLAIN, SQUARE, View, apply_view, tta_views
 
 
@@ -27,6 +28,7 @@ def test_the_views_of_flips_and_rotations(hflip, angle, names):
     assert [view.name for view in tta_views(Config(hflip=hflip, rotation_angle=angle))] == names
 
 
+@settings(max_examples=60, deadline=None)
 @given(
     symmetries=st.sampled_from(["none", "flip", "all"]),
     hflip=st.sampled_from([0.0, 0.3, 1.0]),
@@ -38,10 +40,11 @@ def test_views_are_those_that_training_produces(symmetries, hflip, angle, prob):
     views = tta_views(config)
 
     assert len({view.name for view in views}) == len(views) == len({(view.symmetry, view.angle) for view in views})
-    flips = {"none": {0}, "all": set(range(8))}.get(symmetries, {0, 1} if 0 < hflip < 1 else {int(hflip)})
-    assert {view.symmetry for view in views} == flips
-    angles = {view.angle for view in views}
-    assert angles <= ({0, angle / 2, -angle / 2} if prob else {0})
+    drawn = draw_plan(config, 200, epoch=1, image_size=(8, 8), device=torch.device("cpu")).augmentation
+    shown = drawn.flip if drawn.symmetry is None else drawn.symmetry
+    assert {view.symmetry for view in views} == ({0} if shown is None else set(map(int, shown)))
+    largest = 0.0 if drawn.angle is None else float(drawn.angle.abs().max())
+    assert all(abs(view.angle) <= largest for view in views)
 
 
 def test_the_eight_of_the_square_are_exact_and_the_moves_of_training():

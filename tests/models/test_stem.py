@@ -13,7 +13,7 @@ from torch import nn
 from torchvision.models import get_model
 
 from benchmarks.backbones import stage_sides
-from scripts.models.backbones import BACKBONES, STEMS, choose_stem, find_backbone
+from scripts.models.backbones import BACKBONES, STEMS, build_published, choose_stem, find_backbone
 from scripts.models.factory import outline
 from scripts.models.stem import fit_to_images, stem_layers, transfer_kernels, window_of, window_side
 
@@ -247,10 +247,10 @@ def test_the_larger_side_decides_by_default(height, width, stem):
 def test_the_reason_names_the_size():
     assert (
         choose_stem("auto", 28, 30)[1]
-        == "images of 28 × 30 pixels, which are small (up to 64): smaller strides keep more of them"
+        == "images of 30 × 28 pixels, which are small (up to 64): smaller strides keep more of them"
     )
     assert choose_stem("auto", 224, 200)[1] == (
-        "images of 224 × 200 pixels, which are large (above 64): a quarter of each side is enough"
+        "images of 200 × 224 pixels, which are large (above 64): a quarter of each side is enough"
     )
 
 
@@ -275,3 +275,19 @@ def test_a_requested_stem_is_used_at_any_size(requested, side):
 )
 def test_a_stem_is_described_as_it_is(name, stem, words):
     assert stem_layers(outline(name, stem=stem, sides=(28, 28)), find_backbone(name)) == words
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v3_large", "efficientnet_b0", "efficientnet_v2_s"])
+def test_a_smaller_stride_answers_as_the_published_one_does_and_between(name):
+    torch.manual_seed(0)
+    published, images = build_published(name, 2).get_submodule("features.0.0"), torch.rand(2, 3, 28, 28)
+    model = build_published(name, 2)
+    model.get_submodule("features.0.0").load_state_dict(published.state_dict())
+    fit_to_images(model, BACKBONES[name], "adapted", (28, 28), new=False)
+
+    with torch.no_grad():
+        ours, theirs = model.get_submodule("features.0.0")(images), published(images)
+
+    assert ours.shape[-1] == 2 * theirs.shape[-1] == 28
+    # correlation 1 and gain 1 at the places that the published one sees
+    torch.testing.assert_close(ours[:, :, ::2, ::2], theirs, atol=1e-6, rtol=1e-5)

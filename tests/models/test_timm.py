@@ -101,6 +101,20 @@ def test_published_weights_are_fitted_to_small_images(tmp_path, name):
     assert all(torch.equal(value, state[key]) for key, value in again.state_dict().items())
 
 
+@pytest.mark.parametrize(("stem", "sides"), [("adapted", (56, 56)), ("stock", SMALL)])
+def test_a_transformers_own_weights_of_another_size_or_stem_are_refused_with_the_reason(tmp_path, stem, sides):
+    torch.save(new_model("timm/test_vit", 2, seed=0, sides=SMALL).state_dict(), tmp_path / "best_model.pth")
+    arguments = {
+        "class_names": ("a", "b"),
+        "weights": str(tmp_path / "best_model.pth"),
+        "data_dir": tmp_path,
+        "seed": 0,
+    }
+    assert build_model("timm/test_vit", sides=SMALL, **arguments)
+    with pytest.raises(DataError, match="They fit images of one size and one --stem"):
+        build_model("timm/test_vit", stem=stem, sides=sides, **arguments)
+
+
 def test_smaller_patches_answer_to_an_image_as_the_published_ones_to_a_larger_one():
     """timm resamples patch kernels so that they keep their products with enlarged images (Beyer et al., CVPR 2023)."""
     published = new_model("timm/test_vit", 2, stem="stock", seed=0, sides=(224, 224)).get_submodule("patch_embed")

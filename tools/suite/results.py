@@ -24,7 +24,7 @@ NOT_APPLIED: Mapping[str, Callable[[Mapping[str, Any]], bool]] = {
         run["symmetries"] != "all" and run["rotation_angle"] * run["rotation_prob"] == 0
     ),
     "Brightness and contrast were not changed in training.": lambda run: run["jitter_val"] == 0,
-    "No images were mixed (MixUp) in training.": lambda run: run["mixup_alpha"] == 0,
+    "No images were mixed (MixUp) in training.": lambda run: run["mixup_alpha"] == run.get("cutmix_alpha", 0) == 0,
 }
 
 

@@ -33,9 +33,9 @@ GENERAL_NOTES = (
     "Mean ± standard deviation over the seeds (n − 1 in its denominator); one seed has no ±. It says how far trainings "
     "differ, not how far another test split would: for that each run gives a bootstrap interval.",
     RECIPE,
-    "Here, with the recipe seed: SGD with momentum on a cosine; flips, rotation, jitter and MixUp, except for what a "
-    "row's notes leave out; the epoch with the best validation figure (--monitor), and an early stop after --patience "
-    "epochs without a better one.",
+    "Here, with the recipe seed and unless settings are named above: SGD with momentum on a cosine; flips, rotation, "
+    "jitter and MixUp, except for what a row's notes leave out; the epoch with the best validation figure (--monitor), "
+    "and an early stop after --patience epochs without a better one.",
     "The difference is the mean without test-time augmentation minus the official value at the same number of pixels; "
     "the official table has no test-time augmentation, so the columns with it have no counterpart.",
 )

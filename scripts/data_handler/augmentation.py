@@ -49,16 +49,21 @@ def augment(images: Tensor, plan: AugmentationPlan) -> Tensor:
     """
     if plan.symmetry is not None or plan.shift_x is not None:
         images = move(images, plan.symmetry, plan.shift_x, plan.shift_y)
-    exact = images if plan.flip is None else torch.where(_per_image(plan.flip), images.flip(3), images)
     if plan.angle is None and plan.scale is None:
-        images = exact
+        images = _flipped(images, plan.flip)
     else:
-        images = resample(images, plan.flip, plan.angle, plan.scale)
+        resampled = resample(images, plan.flip, plan.angle, plan.scale)
         if plan.is_resampled is not None:
-            images = torch.where(_per_image(plan.is_resampled), images, exact)
+            resampled = torch.where(_per_image(plan.is_resampled), resampled, _flipped(images, plan.flip))
+        images = resampled
     if plan.brightness is None or plan.contrast is None:
         return images
     return jitter(images, plan.brightness, plan.contrast)
+
+
+def _flipped(images: Tensor, flip: Tensor | None) -> Tensor:
+    """Mirror the images of ``flip`` left to right, exactly."""
+    return images if flip is None else torch.where(_per_image(flip), images.flip(3), images)
 
 
 def move(images: Tensor, symmetry: Tensor | None, shift_x: Tensor | None, shift_y: Tensor | None) -> Tensor:

@@ -155,6 +155,29 @@ def test_no_setting_changes_the_numbers_of_another():
     assert usual.step_seeds == full.step_seeds
 
 
+# written out: the order of the streams is part of the promise that a seed keeps its numbers
+STREAMS = {"flip": 1, "angle": 2, "brightness": 3, "contrast": 4, "symmetry": 8, "scale": 10, "shift_x": 11}
+STREAMS |= {"shift_y": 12}
+
+
+@pytest.mark.parametrize("name", STREAMS)
+def test_every_parameter_comes_from_its_own_stream(name):
+    symmetries = "all" if name == "symmetry" else "flip"
+    drawn = plan(500, symmetries=symmetries, scale=0.25, translate=3)
+    numbers = uniform(7, 3, STREAMS[name], 500)[drawn.order]
+    of_numbers = {
+        "flip": numbers < 0.5,
+        "angle": -10 + 20 * numbers,
+        "brightness": 0.8 + 0.4 * numbers,
+        "contrast": 0.8 + 0.4 * numbers,
+        "symmetry": np.floor(8 * numbers),
+        "scale": 0.75 + 0.5 * numbers,
+        "shift_x": np.floor(7 * numbers) - 3,
+        "shift_y": np.floor(7 * numbers) - 3,
+    }
+    assert_allclose(parameter(name, drawn).numpy(), of_numbers[name], rtol=1e-6, atol=1e-6)
+
+
 def test_the_eight_symmetries_are_equally_frequent():
     counts = torch.bincount(parameter("symmetry", plan(16_000, symmetries="all")).long())
     assert len(counts) == 8

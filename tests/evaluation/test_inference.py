@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -79,6 +81,18 @@ def test_scores_come_in_the_order_of_the_images_from_either_source():
     assert np.array_equal(scores[1], streamed_scores[1])
     left = split.images[:, :, 0].mean(axis=(1, 2))
     assert np.corrcoef(left, scores[0][:, 1])[0, 1] > 0.9
+
+
+def test_images_are_normalised_as_the_split_says():
+    _, examples = toy_splits(20)
+    other = replace(examples, mean=(0.5,) * 3, std=(2.0,) * 3)
+    seen: list[torch.Tensor] = []
+    model = LeftBrightness()
+    model.register_forward_pre_hook(lambda _model, inputs: seen.append(inputs[0].clone()))
+    predict(model, examples, (), precision="fp32")
+    predict(model, other, (), precision="fp32")
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (examples.mean, examples.std))
+    torch.testing.assert_close(seen[1] * 2 + 0.5, seen[0] * std + mean)
 
 
 @pytest.mark.parametrize("with_tta", [True, False])

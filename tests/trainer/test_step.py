@@ -343,3 +343,30 @@ def test_no_value_is_read_from_the_device_before_a_validation_ends(on_meta: Devi
             new_model("resnet18", 2, seed=0).to(META), examples, precision="fp32", after_batch=lambda: done.append(None)
         )
     assert len(done) == 4
+
+
+def seen_inputs(model: nn.Module) -> list[torch.Tensor]:
+    """The inputs that a model is given from now on."""
+    seen: list[torch.Tensor] = []
+    model.register_forward_pre_hook(lambda _model, inputs: seen.append(inputs[0].detach().clone()))
+    return seen
+
+
+def test_erased_boxes_and_the_splits_statistics_reach_the_network():
+    examples = replace(squares(), mean=(0.1, 0.2, 0.3), std=(0.5, 0.25, 2.0))
+    config = replace(CONFIG, batch_size=8, erasing=1.0, hflip=0.0, rotation_angle=0, jitter_val=0.0, mixup_alpha=0.0)
+    model = two_layers()
+    seen, plan = seen_inputs(model), plan_for(examples, config)
+    state = begin_training(model, config, torch.device("cpu"), head="2")
+    train_epoch(state, examples, plan, config)
+    validate(model, examples, precision="fp32")
+
+    (stored,) = examples.source.batches(np.arange(examples.size), examples.size)
+    mean, std = (torch.tensor(values).view(1, 3, 1, 1) for values in (examples.mean, examples.std))
+    normal = (stored.permute(0, 3, 1, 2) / 255 - mean) / std
+    steps = -(-examples.size // 8)
+    trained, validated = torch.cat(seen[:steps]), torch.cat(seen[steps:])
+    assert_close(validated, normal)
+    erased, expected = (trained == 0).all(dim=1), normal[torch.from_numpy(plan.order)]
+    assert bool(erased.flatten(1).any(dim=1).all())
+    assert_close(trained, expected.masked_fill(erased.unsqueeze(1), 0))

@@ -98,7 +98,9 @@ def parse_command_line(
         if "resume" in values:
             values = with_stored_settings(values)
         else:
-            values = with_recipe(values, usual_epochs=SETTINGS["epochs"].default)
+            known, epochs = SETTINGS["epochs"], values.get("epochs", 0)
+            is_valid = known.metadata["ge"] <= epochs <= known.metadata["le"]  # else it is a problem of its own
+            values = with_recipe(values, epochs=epochs if is_valid else known.default)
     except ConfigError as error:
         problems.extend(error.problems)
         values.pop("resume", None)

@@ -41,7 +41,7 @@ RECIPES: Mapping[str, Recipe] = MappingProxyType(
 )
 
 
-def with_recipe(given: Mapping[str, Any], *, usual_epochs: int) -> dict[str, Any]:
+def with_recipe(given: Mapping[str, Any], *, epochs: int) -> dict[str, Any]:
     """The settings of the recipe in ``given``, and those given, which win; an unknown recipe adds nothing."""
     recipe = RECIPES.get(given.get("recipe", "seed"))
-    return {**(recipe.settings(given.get("epochs", usual_epochs)) if recipe else {}), **given}
+    return {**(recipe.settings(epochs) if recipe else {}), **given}

@@ -68,5 +68,12 @@ def test_an_unknown_recipe_is_reported_with_the_other_problems():
     assert sorted(problem.split()[0] for problem in caught.value.problems) == ["--lr", "--recipe"]
 
 
+@pytest.mark.parametrize("epochs", ["0", "-5", "2000000"])
+def test_a_wrong_number_of_epochs_is_one_problem_with_any_recipe(epochs):
+    with pytest.raises(ConfigError) as caught:
+        parse_command_line(["--recipe", "strong", "--epochs", epochs], {})
+    assert [problem.split()[0] for problem in caught.value.problems] == ["--epochs"]
+
+
 def test_a_default_given_as_a_flag_wins_too():
     assert parse_command_line(["--recipe", "strong", "--lr", "0.008"], {}).lr == 0.008

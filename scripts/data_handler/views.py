@@ -28,7 +28,7 @@ SQUARE = (
     View("transposed", TRANSPOSED),
     View("rotated -90°", TRANSPOSED | FLIPPED),
     View("rotated +90°", TRANSPOSED | UPSIDE_DOWN),
-    View("transposed, rotated 180°", TRANSPOSED | FLIPPED | UPSIDE_DOWN),
+    View("transposed and rotated 180°", TRANSPOSED | FLIPPED | UPSIDE_DOWN),
 )
 
 

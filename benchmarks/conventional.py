@@ -162,6 +162,7 @@ def main() -> None:
     figure, axes = plt.subplots()
     axes.imshow(confusion_matrix(labels["test"], predicted))
     figure.savefig(given.output_dir / "conventional.png")
+    plt.close(figure)
 
 
 if __name__ == "__main__":

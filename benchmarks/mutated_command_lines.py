@@ -14,6 +14,9 @@ from scripts.core.errors import ConfigError
 from scripts.core.system.device import device_problems
 from scripts.data_handler import dataset_problems
 from scripts.data_handler.registry import DATASET_REGISTRY
+from scripts.models.backbones import BACKBONES, backbone_problems
+
+CHECKS = (backbone_problems, dataset_problems, device_problems)
 
 
 def prepare(_folder: Path) -> None:
@@ -30,7 +33,7 @@ def fuzz_command_line(chance: random.Random, _folder: Path) -> str:
     environment = {"DOCKER_REPRODUCIBILITY_MODE": chance.choice(_WILD_VALUES)} if chance.random() < 0.1 else {}
     try:
         with contextlib.redirect_stdout(io.StringIO()):
-            config = parse_command_line(argv, environment, checks=[dataset_problems, device_problems])
+            config = parse_command_line(argv, environment, checks=CHECKS)
     except ConfigError as error:
         _require_sentences(error, argv)
         return "refused"
@@ -68,6 +71,9 @@ def _fuzz_known(chance: random.Random) -> str:
         wrong.append(repr(argv[-1].partition("=")[0]))
     if expected.get("precision") == "bf16" and expected.get("reproducible"):
         wrong.append("--precision")
+    warmup, epochs = (expected.get(name, SETTINGS[name].default) for name in ("warmup_epochs", "epochs"))
+    if not wrong and warmup >= epochs:
+        wrong.append("--warmup_epochs")
     if expected.get("resolution", 28) != 28 and expected.get("dataset") in ("synthblood", "own/cells.npz"):
         wrong.append("--resolution")  # of sets that have one size
     return _compare(argv, expected, wrong)
@@ -75,7 +81,7 @@ def _fuzz_known(chance: random.Random) -> str:
 
 def _compare(argv: list[str], expected: dict[str, Any], wrong: list[str]) -> str:
     try:
-        config = parse_command_line(argv, {}, checks=[dataset_problems, device_problems])
+        config = parse_command_line(argv, {}, checks=CHECKS)
     except ConfigError as error:
         _require_sentences(error, argv)
         missing = [thing for thing in wrong if not any(thing in problem for problem in error.problems)]
@@ -113,6 +119,7 @@ def _valid_value(known: Setting, chance: random.Random) -> tuple[str, Any]:
         return text, Path(text)
     examples = {
         "dataset": ["synthblood", "own/cells.npz", *DATASET_REGISTRY],
+        "backbone": [*BACKBONES],
         "model_name": ["ResNet-18 Adapted", "My net!", "né 2"],
         "weights": ["imagenet", "none", "some/weights.pth"],
         "device": ["auto", "cpu"],
@@ -139,7 +146,8 @@ def _invalid_value(known: Setting, chance: random.Random) -> str:
         return chance.choice(["", "a\0b", "~nobody_of_that_name/x"])
     examples = {
         "dataset": ["bloodmnits", "", "organmnist3d", "BloodMNIST", "bloodmnist_64"],
-        "model_name": ["", "!!!", "a\nb", "x" * 101, "\udcff1"],
+        "backbone": ["resnet19", "", "ResNet18", "timm/no_such_network", "resnet18;"],
+        "model_name": ["!!!", "a\nb", "x" * 101, "\udcff1"],
         "weights": [""],
         "device": ["gpu", "cuda:x", "CPU", "", "cpu:0", "cuda:999"],
     }

@@ -469,15 +469,16 @@ def test_a_run_that_was_started_by_nohup_outlives_the_terminal(command_line: Com
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)  # five processes, on a busy machine
 def test_a_stopped_run_is_resumed_by_the_command_it_prints(command_line: CommandLine, make_npz: Npz, tmp_path: Path):
-    words = ("--dataset", make_npz(sizes=(96, 16, 24)), "--weights", "none", "--epochs", "3", "--batch_size", "16")
+    words = ("--dataset", make_npz(sizes=(48, 16, 24)), "--weights", "none", "--epochs", "6", "--batch_size", "16")
     (tmp_path / "straight").mkdir()
     straight = CommandLine(tmp_path / "straight")
     assert straight(*words).returncode == 0
 
     process = start(command_line, *words, until="history.jsonl")
     process.terminate()
-    _, complaint = process.communicate(timeout=60)
+    _, complaint = process.communicate(timeout=300)
     assert process.returncode == 143
     done = subprocess.run(
         ["bash", "-c", complaint.split("Go on with: ")[1].strip()],
@@ -485,7 +486,7 @@ def test_a_stopped_run_is_resumed_by_the_command_it_prints(command_line: Command
         env=command_line.environment,
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=300,
         check=False,
     )
 

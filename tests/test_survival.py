@@ -15,6 +15,7 @@ import pytest
 
 from benchmarks.faults import make_tries
 from benchmarks.fuzzing import FuzzTarget, fuzz
+from benchmarks.mutated_command_lines import fuzz_command_line
 from benchmarks.survival import FAULTS, Row, table
 from benchmarks.trainings import (
     TINY,
@@ -42,6 +43,11 @@ def test_every_fault_is_survived(tmp_path):
     assert all(row["survived"] == row["tries"] > 0 for row in figures["rows"])
     assert {"seed", "command", "environment", "training"} <= figures.keys()
     assert figures["environment"]["commit"]
+
+
+@pytest.mark.parametrize("seed", range(300))
+def test_a_mutated_command_line_is_valid_or_refused_in_sentences(seed, tmp_path):
+    assert fuzz_command_line(random.Random(seed), tmp_path) in ("valid", "refused", "helped")
 
 
 @pytest.mark.slow

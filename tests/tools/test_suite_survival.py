@@ -94,7 +94,7 @@ def test_a_suite_that_was_killed_twice_ends_with_the_same_table(make_npz: Npz, t
     assert not training.is_running()
     assert "c_seed1 failed, killed by SIGKILL" in broken.printed()
     assert "[2/6] b_seed1  resuming" in broken.printed()
-    assert b"c,,1,unfinished" in broken.tables()["cells.csv"]
+    assert b"c,,resnet18,seed,1,unfinished" in broken.tables()["cells.csv"]
 
     broken.finish(broken.start(), 0)
     whole.finish(uninterrupted, 0)

@@ -28,7 +28,8 @@ MAX_MAIN_LINES = 75
 MAX_FUNCTION_LINES = 70  # including its docstring
 # what takes long to import; --help and a refused command line need none of it
 SLOW_MODULES = {"torch", "numpy", "pandas", "matplotlib", "seaborn", "sklearn", "psutil", "requests"}
-OPTIONAL = {"timm"}  # imported where a user asks for it, and only there
+# imported where a user asks for it, and only there
+OPTIONAL = {"captum", "gradio", "mlflow", "onnx", "onnxruntime", "onnxscript", "tensorboard", "timm"}
 TEXT_SUFFIXES = {"", ".cfg", ".ini", ".json", ".md", ".py", ".sh", ".svg", ".toml", ".txt", ".yaml", ".yml"}
 
 

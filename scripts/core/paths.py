@@ -58,6 +58,7 @@ class RunPaths:
     figures = _Below("figures")
     reports = _Below("reports")
     workbook = _Below("reports/training_summary.xlsx")
+    test_labels = _Below("reports/test_labels.csv")  # the true classes, line by line as in the files of predictions
 
     @classmethod
     def create(cls, output_dir: Path, dataset: str, model: str, *, now: datetime) -> RunPaths:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -13,6 +15,7 @@ from scripts.core.system.device import autocast
 from scripts.data_handler.augmentation import normalise, to_float
 from scripts.data_handler.dataset import Dataset
 from scripts.data_handler.sources import DeviceSplit
+from scripts.data_handler.tasks import Task
 from scripts.data_handler.views import PLAIN, View, apply_view
 from scripts.evaluation.metrics import EvaluationResult, compute_metrics
 
@@ -40,37 +43,59 @@ def evaluate(
     )
 
 
-@torch.inference_mode()
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Predictor:
+    """A trained model with everything between stored images and probabilities."""
+
+    model: nn.Module  # maps (B, 3, H, W) to logits (B, K); in evaluation mode
+    task: Task
+    mean: tuple[float, ...]  # of the channels of images in [0, 1], as the network expects them normalised
+    std: tuple[float, ...]
+    views: tuple[View, ...] = ()  # that TTA averages over; none without TTA
+    precision: str = "fp32"  # or "bf16", of the network; softmax and sigmoid are always computed in fp32
+
+    @torch.inference_mode()
+    def __call__(self, stored: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Predict a batch, all views one after another.
+
+        Args:
+            stored: uint8 images (B, H, W) or (B, H, W, 3), on the device of the model.
+
+        Returns:
+            Probabilities of the plain view, and their mean over the views (None without views), float32 (B, K) each.
+        """
+        images = to_float(stored)
+        plain = self.probabilities(images, PLAIN)
+        if not self.views:
+            return plain, None
+        mean = torch.zeros_like(plain)
+        for view in self.views:
+            mean += (plain if view == PLAIN else self.probabilities(images, view)) / len(self.views)
+        return plain, mean
+
+    def probabilities(self, images: Tensor, view: View) -> Tensor:
+        """Predict images (B, 3, H, W) in [0, 1] under one view: float32 (B, K)."""
+        inputs = normalise(apply_view(images, view), self.mean, self.std).contiguous(memory_format=torch.channels_last)
+        with autocast(images.device, self.precision):
+            logits = self.model(inputs)
+        return self.task.probabilities(logits.float())
+
+
 def predict(
     model: nn.Module, split: DeviceSplit, views: tuple[View, ...], *, precision: str
 ) -> tuple[NDArray[np.float64], NDArray[np.float64] | None]:
-    """Predict the probabilities of the classes or labels of every image, all views of a batch one after another.
+    """Predict the probabilities of the classes or labels of every image of a split.
 
-    Args:
-        model: Maps (B, 3, H, W) to logits (B, K); on the device of the split.
-        split: N images.
-        views: The views that TTA averages over; none without TTA.
-        precision: ``"fp32"`` or ``"bf16"`` for the network; softmax or sigmoid is always computed in fp32.
-
-    Returns:
-        Probabilities of the plain view, and their mean over the views (None without views), of shape (N, K) each.
+    The arguments are those of :class:`Predictor`. Returns the probabilities of the plain view, and their mean over the
+    views (None without views), of shape (N, K) each.
     """
-    model.eval()
-    plain, mean = torch.zeros_like(split.targets), torch.zeros_like(split.targets)
-
-    def probabilities(images: Tensor, view: View) -> Tensor:
-        inputs = normalise(apply_view(images, view), split.mean, split.std).contiguous(
-            memory_format=torch.channels_last
-        )
-        with autocast(images.device, precision):
-            logits = model(inputs)
-        return split.task.probabilities(logits.float())
-
+    predictor = Predictor(
+        model=model.eval(), task=split.task, mean=split.mean, std=split.std, views=views, precision=precision
+    )
     batches = split.source.batches(np.arange(split.size), split.eval_batch_size)
-    rows = zip(plain.split(split.eval_batch_size), mean.split(split.eval_batch_size), strict=True)
-    for stored, (of_plain, of_mean) in zip(batches, rows, strict=True):
-        images = to_float(stored)
-        of_plain[:] = probabilities(images, PLAIN)
-        for view in views:
-            of_mean += (of_plain if view == PLAIN else probabilities(images, view)) / len(views)
-    return plain.cpu().double().numpy(), mean.cpu().double().numpy() if views else None
+    plain, tta = zip(*map(predictor, batches), strict=True)
+    return _as_array(plain), _as_array(tta) if views else None
+
+
+def _as_array(parts: Iterable[Tensor]) -> NDArray[np.float64]:
+    return torch.cat(tuple(parts)).cpu().double().numpy()

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 from tqdm import tqdm
 
@@ -44,13 +45,15 @@ def add_test_figures_to_card(report: RunReport) -> list[Path]:
 
 
 def write_all_predictions(report: RunReport) -> list[Path]:
-    """Write the scores of every variant in MedMNIST's own CSV format, which its ``Evaluator`` reads and scores."""
+    """Write the scores of every variant in MedMNIST's own CSV format, which its ``Evaluator`` reads, and the labels."""
     paths = []
     for variant in report.evaluation.variants:
         name = standard_file_name(report.dataset, variant.metrics, split="test", run=variant.key)
         paths.append(report.paths.reports / name)
-        write_predictions(paths[-1], variant.scores)
-    return paths
+        write_rows(paths[-1], variant.scores)
+    labels = report.evaluation.labels
+    write_rows(report.paths.test_labels, labels.reshape(len(labels), -1))
+    return [*paths, report.paths.test_labels]
 
 
 def standard_file_name(dataset: Dataset, metrics: Metrics, *, split: str, run: str) -> str:
@@ -66,12 +69,12 @@ def standard_file_name(dataset: Dataset, metrics: Metrics, *, split: str, run: s
     return f"{flag}{size}_{split}_[AUC]{metrics.auc.value:.3f}_[ACC]{metrics.accuracy.value:.3f}@{run}.csv"
 
 
-def write_predictions(path: Path, scores: NDArray[np.float64]) -> None:
-    """Write one line ``index,score,score,…`` per image of ``scores`` (N, C); read back they are the same doubles.
+def write_rows(path: Path, values: NDArray[np.float64] | NDArray[np.int64]) -> None:
+    """Write one line ``index,value,value,…`` per row of ``values`` (N, C); read back they are the same numbers.
 
     ``StorageError`` is raised if the file cannot be written.
     """
-    lines = (f"{index},{','.join(map(repr, row))}\n" for index, row in enumerate(scores.tolist()))
+    lines = (f"{index},{','.join(map(repr, row))}\n" for index, row in enumerate(values.tolist()))
     write_text(path, "".join(lines))
 
 
@@ -88,7 +91,8 @@ def write_reports(report: RunReport) -> list[Path]:
     """
     # a bar on a terminal; disable=None leaves it out elsewhere
     steps = tqdm(WRITERS, desc="reports", leave=False, disable=None)
-    written = [path for write in steps for path in write(report)]
+    with pd.option_context("mode.string_storage", "python"):  # pyarrow, where installed, refuses unpaired surrogates
+        written = [path for write in steps for path in write(report)]
     _write_summary(report, written)
     for variant in report.evaluation.variants:
         estimates = variant.metrics.estimates

@@ -6,12 +6,12 @@ import difflib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
-from importlib.util import find_spec
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 from scripts.core.config import Config
 from scripts.core.errors import ConfigError
+from scripts.core.optional import missing_packages
 
 if TYPE_CHECKING:
     from torch import nn
@@ -126,8 +126,8 @@ def backbone_problems(config: Config) -> Iterator[str]:
         if name not in BACKBONES:
             suggestion = _suggestion(name, BACKBONES)
             yield f"--backbone must be one of {', '.join(BACKBONES)}, or {TIMM}NAME, got {name!r}.{suggestion}"
-    elif find_spec("timm") is None:
-        yield f"--backbone {name} needs the package timm, which is not installed here. Install it: pip install timm"
+    elif missing := list(missing_packages(f"--backbone {name}", "timm")):
+        yield from missing
     else:
         try:
             find_backbone(name)

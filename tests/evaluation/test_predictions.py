@@ -12,7 +12,7 @@ from medmnist.evaluator import Evaluator
 from scripts.core.errors import StorageError
 from scripts.data_handler.registry import BINARY, DATASET_REGISTRY, MULTI_CLASS, MULTI_LABEL, ORDINAL
 from scripts.evaluation.metrics import compute_metrics
-from scripts.evaluation.reports import standard_file_name, write_predictions
+from scripts.evaluation.reports import standard_file_name, write_rows
 from tests.evaluation.conftest import toy_dataset, toy_evaluation
 
 
@@ -47,7 +47,7 @@ def test_the_official_evaluator_reads_the_file_and_finds_the_same_figures(tmp_pa
     metrics = compute_metrics(labels, scores, task=task, class_names=names, seed=1, resamples=5)
     dataset = toy_dataset(names=names, task=task, key=key, side=side)
     path = reports / standard_file_name(dataset, metrics, split="test", run="plain")
-    write_predictions(path, scores)
+    write_rows(path, scores)
     official = official_evaluator(data).parse_and_evaluate(str(path))
 
     assert pytest.approx(metrics.auc.value, rel=0, abs=1e-12) == official.AUC
@@ -75,7 +75,7 @@ def test_an_undefined_auc_is_named_so():
 
 def test_scores_are_written_with_all_their_digits(tmp_path):
     scores = np.array([[1 / 3, 2 / 3], [1e-17, 1.0], [0.1 + 0.2, 0.7]])
-    write_predictions(tmp_path / "p.csv", scores)
+    write_rows(tmp_path / "p.csv", scores)
     lines = (tmp_path / "p.csv").read_text().splitlines()
     assert lines[1] == "1,1e-17,1.0"
     read = [[float(word) for word in line.split(",")[1:]] for line in lines]
@@ -85,4 +85,4 @@ def test_scores_are_written_with_all_their_digits(tmp_path):
 
 def test_a_folder_that_is_not_there_is_a_storage_error(tmp_path):
     with pytest.raises(StorageError, match="Cannot write the file"):
-        write_predictions(tmp_path / "missing" / "p.csv", np.eye(2))
+        write_rows(tmp_path / "missing" / "p.csv", np.eye(2))

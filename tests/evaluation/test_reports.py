@@ -129,7 +129,7 @@ def test_the_csv_files_hold_the_scores(finished_run):
 
 def test_without_tta_there_is_one_csv_and_the_summary_says_null(tmp_path):
     paths, _, summary = report(tmp_path, evaluation=toy_evaluation(tta=False))
-    assert [path.name.split("@")[1] for path in paths.reports.glob("*.csv")] == ["plain.csv"]
+    assert [path.name.split("@")[1] for path in paths.reports.glob("*@*.csv")] == ["plain.csv"]
     assert summary["test"]["tta"] is None
     assert summary["test"]["headline"] == "plain"
     assert summary["note"] is None

@@ -249,7 +249,7 @@ def test_a_wrong_name_ends_with_2_beside_the_other_problems(in_process: InProces
 
 def test_without_timm_its_models_end_with_2_and_the_pip_command(in_process: InProcess, monkeypatch):
     find_spec = importlib.util.find_spec
-    monkeypatch.setattr("scripts.models.backbones.find_spec", lambda name: None if name == "timm" else find_spec(name))
+    monkeypatch.setattr("scripts.core.optional.find_spec", lambda name: None if name == "timm" else find_spec(name))
     done = in_process("--backbone", "timm/resnet10t", "--dataset", "synthblood")
 
     assert (done.returncode, done.stdout) == (2, "")

@@ -37,8 +37,8 @@ def drawn_case(task, *, num_images=4000, sharpness=1.0, seed=0):
 
 def plain_ece(labels, scores, task):
     """The calibration error in plain Python, one decision at a time."""
-    rows, bins = zip(np.atleast_2d(labels.T).T.tolist(), scores.tolist(), strict=True), {}
-    for truth, row in rows:
+    bins: dict[int, list[tuple[float, bool]]] = {}
+    for truth, row in zip(labels.reshape(len(labels), -1).tolist(), scores.tolist(), strict=True):
         if task == MULTI_LABEL:
             found = [(max(p, 1 - p), (p > 0.5) == (label == 1)) for label, p in zip(truth, row, strict=True)]
         else:
@@ -46,9 +46,8 @@ def plain_ece(labels, scores, task):
         for confidence, is_right in found:
             number = next(index for index in range(1, 16) if confidence <= index / 15)
             bins.setdefault(number, []).append((confidence, is_right))
-    total = sum(map(len, bins.values()))
     gaps = [abs(sum(p for p, _ in inside) - sum(right for _, right in inside)) for inside in bins.values()]
-    return sum(gaps) / total
+    return sum(gaps) / labels.size
 
 
 @pytest.mark.parametrize("task", TASKS)
@@ -100,7 +99,8 @@ def test_the_temperature_finds_how_much_too_sharp_the_scores_are(task, sharpness
     labels, scores = drawn_case(task, num_images=20_000, sharpness=sharpness)
 
     temperature = fit_temperature(labels, scores, task)
-    found = calibrate(*drawn_case(task, sharpness=sharpness, seed=1), temperature, task)  # images that were not fitted
+    labels, scores = drawn_case(task, sharpness=sharpness, seed=1)  # of images that were not fitted
+    found = calibrate(labels, scores, temperature, task)
 
     assert temperature == pytest.approx(sharpness, rel=0.03)
     assert found.after.ece < 0.02

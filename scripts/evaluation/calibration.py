@@ -44,6 +44,17 @@ class ProbabilityMetrics:
     reliability: Reliability
 
 
+@dataclass(frozen=True, slots=True)
+class Temperatures:
+    """Temperatures of the scores without and with test-time augmentation (TTA)."""
+
+    plain: float
+    tta: float | None  # None without TTA
+
+    def __str__(self) -> str:
+        return f"{self.plain:.3f} without TTA" + ("" if self.tta is None else f", {self.tta:.3f} with TTA")
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Calibration:
     """The probabilities of a test split before and after a temperature, which comes from the validation split."""

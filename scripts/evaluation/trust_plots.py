@@ -51,7 +51,7 @@ def _draw_bins(axes: Axes, shares: Axes, metrics: ProbabilityMetrics, *, is_left
         "zorder": 3,
     }
     filled = bins.counts > 0
-    axes.plot(bins.confidence[filled], bins.accuracy[filled], marker="o", **look)
+    axes.plot(bins.confidence[filled], bins.accuracy[filled], clip_on=False, zorder=3, **look)
     axes.set(xlim=(0, 1), ylim=(0, 1), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
     width = np.diff(bins.edges)
     shares.bar(bins.edges[:-1], bins.counts / bins.counts.sum(), 0.9 * width, align="edge", color=style.RIGHT_COLOUR)

@@ -123,7 +123,7 @@ def calibrate_best(run: Run, model: nn.Module, val: Split) -> Temperatures:
     load_best_weights(model, run.paths.best_model)
     split, views = _on_device(run, val), applied_views(config)
     fitted = fit_temperatures(model, split, val.labels, run.dataset.task, views, precision=config.precision)
-    log.info("temperatures of the validation split: %s", fitted)
+    log.info("temperature, fitted on the validation split: %s", fitted)
     return fitted
 
 

@@ -182,6 +182,7 @@ def test_an_image_of_test_that_is_in_train_is_a_warning_before_training_and_in_t
     images = np.random.default_rng(0).integers(256, size=(48, 12, 12, 3), dtype=np.uint8)
     test_images = np.concatenate([images[:1], np.zeros((23, 12, 12, 3), np.uint8)])
     path = make_npz(train_images=images, test_images=test_images)
+    monkeypatch.setattr("scripts.evaluation.reports.WRITERS", ())
     code, complaint = run_in_process("--dataset", str(path), *QUICK)
 
     assert code == 0

@@ -115,11 +115,7 @@ def _facts(report: RunReport) -> Iterator[tuple[str, Any, str | None]]:
         yield "Note", note, None
     for variant in evaluation.variants:
         if variant.trust.calibration.temperature == UNDETERMINED:
-            yield (
-                "Note",
-                f"No decision {variant.phrase} on the validation split is wrong: temperature undetermined.",
-                None,
-            )
+            yield "Note", f"The temperature {variant.phrase} is undetermined: no validation error.", None
     yield "Best epoch", training.best.epoch, COUNT
     yield "Selected by", f"validation {training.monitor}", None
     yield "Best validation accuracy", training.best.val_accuracy, SHARE

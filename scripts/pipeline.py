@@ -22,6 +22,7 @@ from scripts.models.factory import build_model, head_name, normalisation
 from scripts.models.weights import load_best_weights
 from scripts.provenance import describe_model, record_provenance
 from scripts.resolve import applied_views, resolve_settings
+from scripts.tracking import Tracking
 from scripts.trainer.checkpoint import delete_previous_checkpoint, load_checkpoint, require_space, restore
 from scripts.trainer.fit import begin_training, fit
 from scripts.trainer.state import TrainingState
@@ -51,14 +52,15 @@ def train_and_report(config: Config, paths: RunPaths, stop: StopRequest) -> None
     if config.feed == "streamed":
         dataset = dataset.unpack(config.data_dir)
     run = Run(config=config, dataset=dataset, device=device, paths=paths, provenance=provenance, stop=stop)
-    with memory_advice(config):
+    with memory_advice(config), Tracking(config, paths) as tracking:
         train, val = dataset.load("train"), dataset.load("val")
         state = begin_or_resume(run)
-        training = train_model(run, state, train, val)
+        training = train_model(run, state, train, val, tracking)
         test = dataset.load("test")  # not earlier: the training must not depend on it
         evaluation = evaluate_best(run, state.model, test)
         stop.raise_if_received()  # in case a library caught the exception
         report(run, training, evaluation, train, test)
+        tracking.finish()
 
 
 def begin_or_resume(run: Run) -> TrainingState:
@@ -90,7 +92,7 @@ def begin_or_resume(run: Run) -> TrainingState:
     return state
 
 
-def train_model(run: Run, state: TrainingState, train: Split, val: Split) -> TrainingResult:
+def train_model(run: Run, state: TrainingState, train: Split, val: Split, tracking: Tracking) -> TrainingResult:
     """Fit; the best weights are in the run folder afterwards."""
     from scripts.evaluation.metrics import mean_auc  # here rather than above: see evaluate_best
 
@@ -105,6 +107,7 @@ def train_model(run: Run, state: TrainingState, train: Split, val: Split) -> Tra
             model_card=describe_model(run.config, run.dataset),
             stop=run.stop,
             auc=partial(mean_auc, task=run.dataset.task),
+            observe=tracking.update,
         )
 
 

@@ -29,9 +29,10 @@ from scripts.core.log import log
 from scripts.core.optional import missing_packages
 from scripts.core.paths import RunPaths
 from scripts.core.records import EpochRecord
+from scripts.core.resume import resume_command
 
 DEADLINE_S = 60.0  # for one action of a tracker; its network requests have shorter limits of their own
-MAX_REASON = 300  # characters of an error
+MAX_REASON = 600  # characters of an error
 FIGURES = {  # of an epoch: names in TensorBoard and MLflow, which group them by the part before the slash
     "train_loss": "train/loss",
     "val_loss": "val/loss",
@@ -71,7 +72,7 @@ class Tracking(AbstractContextManager["Tracking"]):
     """
 
     def __init__(self, config: Config, paths: RunPaths) -> None:
-        self._paths = paths
+        self._config, self._paths = config, paths
         self._working = {name: TRACKERS[name](config, paths) for name in tracker_names(config)}
 
     def __exit__(self, _kind: object, error: BaseException | None, _traceback: object) -> None:
@@ -99,9 +100,9 @@ class Tracking(AbstractContextManager["Tracking"]):
             if reason := _run_within(DEADLINE_S, partial(action, tracker)):
                 del self._working[name]
                 log.warning(
-                    "--track %s is switched off for the rest of this run: %s. To send everything later: main.py "
-                    "--resume %s --track %s",
-                    *(name, reason, self._paths.root, name),
+                    "--track %s is switched off for the rest of this run: %s. To send everything when the run has "
+                    "ended: %s",
+                    *(name, reason, resume_command(self._config, self._paths.root)),
                 )
 
 
@@ -148,52 +149,48 @@ class _TensorBoard(_Tracker):
 
     def _open(self, recorded: Mapping[str, Any]) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
-        from torch.utils.tensorboard import summary
+        from torch.utils.tensorboard import RecordWriter, summary
 
+        self._event, self._summary, self._record_writer = Event, summary, RecordWriter
         folder = self._paths.tensorboard
         folder.mkdir(exist_ok=True)
         for earlier in folder.glob("events.out.tfevents.*"):
             earlier.unlink()
         self._file = folder / f"events.out.tfevents.{time.time_ns()}"
         settings = recorded["settings"]
-        # the second event makes a TensorBoard that shows the earlier file forget it
-        self._write(Event(file_version="brain.Event:2"), Event(session_log=SessionLog(status=SessionLog.START)))
         rows = "\n".join(f"| {name} | `{value}` |" for name, value in settings.items())
-        self._write_summaries(summary.text("settings", f"| setting | value |\n|---|---|\n{rows}"))
-        shown = dict.fromkeys(("val/accuracy", "test/plain/accuracy", "test/plain/auc"), 0)
-        self._write_summaries(*summary.hparams(settings, shown))
+        described = summary.text("settings", f"| setting | value |\n|---|---|\n{rows}")
+        compared = dict.fromkeys(("val/accuracy", "test/plain/accuracy", "test/plain/auc"), 0)
+        self._write(
+            Event(file_version="brain.Event:2"),
+            Event(session_log=SessionLog(status=SessionLog.START)),  # what TensorBoard holds of an earlier file is void
+            *(Event(summary=one) for one in (described, *summary.hparams(settings, compared))),
+        )
 
     def _add(self, points: Sequence[Point]) -> None:
-        from torch.utils.tensorboard import summary
-
-        for name, value, epoch in points:
-            self._write_summaries(summary.scalar(name, value), step=epoch)
+        self._write(
+            *(self._event(step=epoch, summary=self._summary.scalar(name, value)) for name, value, epoch in points)
+        )
 
     def send(self, path: Path) -> None:
+        """Add an image; a file of another kind cannot be shown."""
         if path.suffix == ".png":
             import numpy as np
             from PIL import Image
-            from torch.utils.tensorboard import summary
 
             with Image.open(path) as image:
                 pixels = np.asarray(image.convert("RGB"))
-            self._write_summaries(summary.image(f"figures/{path.stem}", pixels, dataformats="HWC"))
+            shown = self._summary.image(f"figures/{path.stem}", pixels, dataformats="HWC")
+            self._write(self._event(summary=shown))
 
     def end(self, status: str) -> None:
         """Do nothing: an event file has no state."""
 
-    def _write_summaries(self, *summaries: Any, step: int = 0) -> None:
-        from tensorboard.compat.proto.event_pb2 import Event
-
-        self._write(*(Event(summary=one, step=step) for one in summaries))
-
     def _write(self, *events: Any) -> None:
-        from torch.utils.tensorboard import RecordWriter
-
         with self._file.open("ab") as stream:
             for event in events:
                 event.wall_time = time.time()
-                RecordWriter(stream).write(event.SerializeToString())
+                self._record_writer(stream).write(event.SerializeToString())
 
 
 class _MLflow(_Tracker):
@@ -335,17 +332,20 @@ def _run_within(deadline_s: float, action: Callable[[], None]) -> str:
 
     def run() -> None:
         try:
-            outcome.set_result(action())
+            action()
+            outcome.set_result(None)
         except BaseException as error:  # the caller reports it
             outcome.set_exception(error)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # those of a library about itself
-        Thread(target=run, name="tracking", daemon=True).start()  # one that hangs does not delay the program's end
         try:
+            Thread(target=run, name="tracking", daemon=True).start()  # one that hangs does not delay the program's end
             error = outcome.exception(deadline_s)
         except FutureTimeoutError:
             return f"no answer within {deadline_s:g} seconds"
+        except RuntimeError as no_thread:
+            error = no_thread
     if error is None:
         return ""
     reason = _without_password(" ".join(f"{type(error).__name__}: {error}".split()).rstrip("."))

@@ -6,6 +6,7 @@ warning as soon as it fails or hangs, and the training goes on.
 
 from __future__ import annotations
 
+import fcntl
 import json
 import logging
 import os
@@ -16,7 +17,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from concurrent.futures import TimeoutError as FutureTimeoutError
-from contextlib import AbstractContextManager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from functools import partial
 from pathlib import Path
 from threading import Thread
@@ -206,11 +207,13 @@ class _MLflow(_Tracker):
             logging.getLogger(noisy).setLevel(logging.ERROR)
         given = os.environ.get("MLFLOW_TRACKING_URI")
         uri = given or f"sqlite:///{self._paths.root.resolve().parent / 'mlflow.db'}"
-        self._client, self._run_id = MlflowClient(uri), ""
+        self._database = Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
+        with _locked(self._database.parent) if self._database else nullcontext():
+            self._client = MlflowClient(uri)
         self._there: dict[str, set[int]] = {}  # the epochs of each figure
         # relative to the folder of runs, which may be moved
         server = _without_password(given) if given else "mlflow.db"
-        run = self._find_run(server) or self._create_run(uri, server, recorded)
+        run = self._find_run(server) or self._create_run(server, recorded)
         self._run_id, self._known = run.info.run_id, set(run.data.metrics)
         self._client.update_run(self._run_id, status="RUNNING")
         params = [Param(name, str(value)) for name, value in recorded["settings"].items() if value != ""]
@@ -232,14 +235,13 @@ class _MLflow(_Tracker):
                 raise
             return None  # the run folder was moved away from its database
 
-    def _create_run(self, uri: str, server: str, recorded: Mapping[str, Any]) -> Any:
+    def _create_run(self, server: str, recorded: Mapping[str, Any]) -> Any:
         from mlflow.exceptions import MlflowException
 
         client, name = self._client, os.environ.get("MLFLOW_EXPERIMENT_NAME") or self._config.dataset_part
         if (experiment := client.get_experiment_by_name(name)) is None:
             # MLflow would put the files of a database that it opens itself into the current folder
-            database = Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
-            location = database and (database.parent / "mlflow_artifacts").as_uri()
+            location = self._database and (self._database.parent / "mlflow_artifacts").as_uri()
             with suppress(MlflowException):  # another run may create it at the same time
                 client.create_experiment(name, artifact_location=location)
             experiment = client.get_experiment_by_name(name)
@@ -315,6 +317,18 @@ def _read_history(paths: RunPaths) -> list[EpochRecord]:
 
 def _pieces(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
     return (items[start : start + size] for start in range(0, len(items), size))
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other runs out while inside: MLflow fails where two processes make a database's tables at once."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 def _without_password(text: str) -> str:

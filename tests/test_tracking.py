@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+import subprocess
 import sys
 import threading
 from collections import Counter
@@ -25,7 +26,7 @@ from scripts.core.records import EpochRecord
 from scripts.core.system import stop_request
 from scripts.evaluation.reports import RunReport, add_test_figures_to_card, write_all_predictions
 from scripts.tracking import Tracking
-from tests.conftest import FinishedRun, InProcess, Npz, finish_run, tiny_backbone
+from tests.conftest import PROJECT_ROOT, FinishedRun, InProcess, Npz, finish_run, tiny_backbone
 from tests.trainer.toys import record, without_times
 
 BOTH = ("--track", "tensorboard", "--track", "mlflow")
@@ -278,6 +279,31 @@ def test_a_missing_package_is_refused_with_its_command_before_anything_is_writte
         for name in ("tensorboard", "mlflow")
     ]
     assert list(in_process.folder.iterdir()) == []
+
+
+OPEN = """
+import sys
+from pathlib import Path
+from scripts.core.config import Config
+from scripts.core.paths import RunPaths
+from scripts.tracking import Tracking
+
+Tracking(Config(track="mlflow"), RunPaths(Path(sys.argv[1]))).update([])
+"""
+
+
+@pytest.mark.slow
+def test_runs_that_make_the_database_at_once_do_not_disturb_each_other(tracked_run: FinishedRun, tmp_path: Path):
+    folders = [tracked_run.copy_to(tmp_path / str(number)).root for number in range(3)]
+    folders = [folder.rename(tmp_path / f"run_{number}") for number, folder in enumerate(folders)]
+    for folder in folders:
+        (folder / "mlflow.json").unlink()
+    started = [
+        subprocess.Popen([sys.executable, "-c", OPEN, folder], cwd=PROJECT_ROOT, stderr=subprocess.PIPE, text=True)
+        for folder in folders
+    ]
+    assert [process.communicate(timeout=200)[1] for process in started] == [""] * 3
+    assert all((folder / "mlflow.json").exists() for folder in folders)
 
 
 class Toy(tracking._Tracker):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 import math
 import shlex
 from collections.abc import Iterator
@@ -25,7 +24,7 @@ from scripts.core.config import SETTINGS, Config
 from scripts.core.files import write_bytes
 from scripts.core.recipes import with_recipe
 from scripts.core.records import EpochRecord
-from scripts.core.resume import FREE, names_backbone
+from scripts.core.resume import UNSTORED, names_backbone
 from scripts.data_handler.registry import MULTI_LABEL
 from scripts.evaluation.metrics import Estimate, Variant
 from scripts.evaluation.run_report import MAX_MATRIX_CLASSES, RunReport, class_frame, largest_confusions
@@ -226,7 +225,7 @@ def usual_settings(config: Config) -> dict[str, Any]:
 
 
 def repeat_arguments(report: RunReport) -> list[str]:
-    """The command line that trains with the same settings again; the lock and where runs are written stay open."""
+    """The command line that trains with the same settings again; it leaves out what is of one start only, as the lock."""
     config, usual, arguments = report.config, usual_settings(report.config) | {"epochs": SETTINGS["epochs"].default}, []
     usual["recipe"] = SETTINGS["recipe"].default
     for name, known in SETTINGS.items():
@@ -234,7 +233,7 @@ def repeat_arguments(report: RunReport) -> list[str]:
         if name == "dataset" and config.is_dataset_path:
             value = report.dataset.source
         follows = name == "model_name" and names_backbone(value, config.backbone)
-        if name in FREE - {"data_dir"} or value == usual[name] or follows:
+        if name in UNSTORED or value == usual[name] or follows:
             continue
         flag = known.flag if value or known.kind is not bool else f"--no_{name}"
         arguments += [flag] if known.kind is bool else [flag, str(value)]

@@ -125,7 +125,10 @@ def _facts(report: RunReport) -> Iterator[tuple[str, str]]:
     dataset, training, config = report.dataset, report.training, report.config
     colours = "grey" if dataset.channels == 1 else "RGB"
     yield "Data set", f"{one_line(dataset.title)} ({dataset.task})"
-    yield "Images", " / ".join(f"{dataset.num_samples[split]:,}" for split in ("train", "val", "test"))
+    yield (
+        "Training, validation, test images",
+        " / ".join(f"{dataset.num_samples[split]:,}" for split in ("train", "val", "test")),
+    )
     yield "Image size", f"{dataset.width} × {dataset.height}, {colours}"
     yield "Backbone", f"{config.backbone}, weights {one_line(config.weights)}"
     yield "Recipe", f"{config.recipe}, seed {config.seed}"
@@ -225,7 +228,7 @@ def usual_settings(config: Config) -> dict[str, Any]:
 
 
 def repeat_arguments(report: RunReport) -> list[str]:
-    """The command line that trains with the same settings again; it leaves out what is of one start only, as the lock."""
+    """The command line that trains with the same settings again, without those that belong to one start."""
     config, usual, arguments = report.config, usual_settings(report.config) | {"epochs": SETTINGS["epochs"].default}, []
     usual["recipe"] = SETTINGS["recipe"].default
     for name, known in SETTINGS.items():

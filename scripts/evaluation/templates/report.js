@@ -4,7 +4,7 @@
   const { names, multiLabel, images, sprites } = data;
   const find = (selector) => document.querySelector(selector);
   const all = (selector) => [...document.querySelectorAll(selector)];
-  const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)} %`;
+  const percent = (share, digits = 1) => `${(100 * share).toFixed(digits)}%`;
   const count = (number) => number.toLocaleString("en");
   const imagesInWords = (number) => `${count(number)} image${number === 1 ? "" : "s"}`;
 
@@ -44,10 +44,11 @@
   // ---- the curves
   const decimals = (step) => Math.max(0, Math.min(8, Math.ceil(-Math.log10(step) - 1e-9)));
 
+  // ticks at round numbers, the first and the last of which hold all values between them
   function ticks(low, high) {
     const rough = (high - low) / 4, power = 10 ** Math.floor(Math.log10(rough));
     const step = power * [1, 2, 2.5, 5, 10].find((factor) => factor * power >= rough);
-    const first = Math.ceil(low / step - 1e-9), last = Math.floor(high / step + 1e-9);
+    const first = Math.floor(low / step + 1e-9), last = Math.ceil(high / step - 1e-9);
     return { step, values: Array.from({ length: last - first + 1 }, (_, index) => (first + index) * step) };
   }
 
@@ -62,10 +63,11 @@
       return make("li", {}, sample, label);
     });
     find("#charts").append(make("figure", {}, make("figcaption", {}, title), make("ul", { className: "legend" }, ...legend), svg, reading));
-    let low = Math.min(...known), high = Math.max(...known);
-    if (!known.length) [low, high] = [0, 1];
-    if (high === low) [low, high] = [low - 0.5, high + 0.5];
-    const { step, values: marks } = ticks(low, high), left = 52, top = 8, bottom = 192;
+    let lowest = Math.min(...known), highest = Math.max(...known);
+    if (!known.length) [lowest, highest] = [0, 1];
+    if (highest === lowest) [lowest, highest] = [lowest - Math.abs(lowest) / 2 - 1e-6, highest + Math.abs(highest) / 2 + 1e-6];
+    const { step, values: marks } = ticks(lowest, highest), left = 52, top = 8, bottom = 192;
+    const low = marks[0], high = marks[marks.length - 1];
     let selected = Math.max(0, epochs.indexOf(data.bestEpoch)), right = 400;
     const x = (at) => (last ? left + (at / last) * (right - left) : (left + right) / 2);
     const y = (value) => bottom - ((value - low) / (high - low)) * (bottom - top);
@@ -155,7 +157,8 @@
     return node;
   }
 
-  const PAGE = 160, THUMB = 56, LARGE = 224;
+  const PAGE = 160, THUMB = 56, LARGE = 224, SMALL = 112;
+  const isNarrow = matchMedia("(max-width: 60rem)");
   const trueFilter = find("#filter-true"), predictedFilter = find("#filter-predicted");
   const outcomeFilter = find("#filter-outcome"), order = find("#order"), gallery = find("#gallery");
   let found = [], page = 0, current = -1;
@@ -172,13 +175,14 @@
   }
 
   function update() {
-    const outcome = outcomeFilter.value, sign = { sure: -1, unsure: 1, index: 0 }[order.value];
+    const outcome = outcomeFilter.value, sign = { wrong: -1, sure: -1, unsure: 1, index: 0 }[order.value];
+    const wrongFirst = order.value === "wrong" ? (first, second) => right[first] - right[second] : () => 0;
     found = [];
     for (let image = 0; image < index.length; image++) {
       const fits = outcome === "" || (outcome === "right") === (right[image] === 1);
       if (fits && matches(truth, image, trueFilter.value) && matches(predicted, image, predictedFilter.value)) found.push(image);
     }
-    found.sort((first, second) => sign * (confidence[first] - confidence[second]) || first - second);
+    found.sort((first, second) => wrongFirst(first, second) || sign * (confidence[first] - confidence[second]) || first - second);
     showPage(0);
     const wrong = found.filter((image) => !right[image]).length;
     find("#gallery-status").textContent = found.length ? `${imagesInWords(found.length)}, ${count(wrong)} of them wrong.` : "No image on this page is like that.";
@@ -220,14 +224,13 @@
     });
     const outcome = right[image] ? "right" : "wrong";
     const table = make("table", {}, make("caption", {}, names.length > kept ? `The ${kept} largest probabilities` : "Probabilities"), make("tbody", {}, ...rows));
-    find("#detail").replaceChildren(
-      sprite(image, LARGE),
+    const about = make("div", {},
       make("h3", {}, `Test image ${index[image]}`),
       make("p", { className: `outcome ${outcome}` }, right[image] ? "✓ right" : "✗ wrong"),
       make("p", {}, `True: ${inWords(truth, image)}`),
       make("p", {}, `Predicted: ${inWords(predicted, image)}`),
-      table,
     );
+    find("#detail").replaceChildren(make("div", { className: "summary" }, sprite(image, isNarrow.matches ? SMALL : LARGE), about), table);
   }
 
   const thumbs = () => all(".thumb");

@@ -15,17 +15,18 @@ from PIL import Image
 from sklearn.metrics import auc as area_under
 
 from scripts.core.errors import StorageError
-from scripts.data_handler.registry import MULTI_LABEL
+from scripts.data_handler.registry import MULTI_CLASS, MULTI_LABEL
 from scripts.evaluation import style
 from scripts.evaluation.image_grids import draw_dataset_samples, draw_predictions
 from scripts.evaluation.label_plots import draw_label_curves, draw_label_figures
-from scripts.evaluation.metrics import EvaluationResult, compute_metrics
 from scripts.evaluation.plots import draw_confusion_matrix, draw_training_curves
 from scripts.evaluation.run_report import largest_confusions
 from scripts.evaluation.style import RIGHT_COLOUR, WRONG_COLOUR, Caption, save_figure, short_names
+from scripts.evaluation.trust_plots import draw_reliability, draw_risk_coverage
 from tests.evaluation.conftest import (
     LONG_NAME,
     NAMES,
+    evaluation_of,
     toy_evaluation,
     toy_label_evaluation,
     toy_label_split,
@@ -44,6 +45,9 @@ DRAWINGS = {
     "predictions": lambda caption: draw_predictions(SPLIT.images, EVALUATION, NAMES, caption),
     "ROC": lambda caption: draw_label_curves(LABEL_EVALUATION, caption),
     "label figures": lambda caption: draw_label_figures(LABEL_EVALUATION, caption),
+    "reliability": lambda caption: draw_reliability(EVALUATION, MULTI_CLASS, caption),
+    "risk": lambda caption: draw_risk_coverage(EVALUATION, MULTI_CLASS, caption),
+    "label reliability": lambda caption: draw_reliability(LABEL_EVALUATION, MULTI_LABEL, caption),
     "label predictions": lambda caption: draw_predictions(LABEL_SPLIT.images, LABEL_EVALUATION, NAMES, caption),
 }
 
@@ -451,8 +455,7 @@ def test_of_many_labels_of_an_image_the_first_are_named_and_the_rest_counted():
     rows = np.ones((2, 8), dtype=np.int64)
     rows[1] = 0
     scores = np.where(rows == 1, 0.7, 0.1)
-    metrics = compute_metrics(rows, scores, task=MULTI_LABEL, class_names=names, seed=1, resamples=5)
-    evaluation = EvaluationResult(labels=rows, plain_scores=scores, tta_scores=None, plain=metrics, tta=None, views=())
+    evaluation = evaluation_of(rows, scores, names=names, task=MULTI_LABEL)
     figure = draw_predictions(toy_split(2, 2).images, evaluation, names, CAPTION)
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert texts[-7:-2] == [*(f"✓ label {index} 70%" for index in range(4)), "and 4 more"]

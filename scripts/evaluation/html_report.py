@@ -26,12 +26,20 @@ from scripts.core.recipes import with_recipe
 from scripts.core.records import EpochRecord
 from scripts.core.resume import UNSTORED, names_backbone
 from scripts.data_handler.registry import MULTI_LABEL
+from scripts.evaluation.calibration import decide
 from scripts.evaluation.metrics import Estimate, Variant
-from scripts.evaluation.run_report import MAX_MATRIX_CLASSES, RunReport, class_frame, largest_confusions
+from scripts.evaluation.run_report import (
+    COVERAGES,
+    MAX_MATRIX_CLASSES,
+    RunReport,
+    class_frame,
+    largest_confusions,
+    reliability_frame,
+)
 from scripts.evaluation.sheets import COUNT, FIGURE, RATE, SECONDS, SHARE
 from scripts.evaluation.style import one_line
 from scripts.evaluation.thumbnails import COLUMNS, PER_SHEET, Sprites, pack_sprites
-from scripts.evaluation.workbook import HEADLINES, HISTORY
+from scripts.evaluation.workbook import HEADLINES, HISTORY, PROBABILITY
 
 TEMPLATES = Path(__file__).with_name("templates")
 # what the page may contain, so that it stays below 15 MB whatever the set: Base64 adds a third
@@ -41,6 +49,7 @@ MAX_SCORES, MAX_CLASS_ROWS, MAX_EPOCH_ROWS, MAX_CONFUSIONS = 15, 1000, 1000, 200
 MAX_NAME, MIN_NAME = 120, 8  # characters of a class name
 FORMATS = {SHARE: "{:.2%}", FIGURE: "{:.4f}", COUNT: "{:,}", RATE: "{:.2e}", SECONDS: "{:,.1f}", None: "{}"}
 UNDEFINED = "–"
+CURVE_COVERAGES = np.arange(1, 201) / 200
 
 
 def write_html_report(report: RunReport) -> list[Path]:
@@ -72,6 +81,9 @@ def render(report: RunReport) -> str:
         max_class_rows=MAX_CLASS_ROWS,
         has_matrix=report.dataset.task != MULTI_LABEL and len(names) <= MAX_MATRIX_CLASSES,
         confusions=_confusion_rows(report, names),
+        trust_rows=list(_trust_rows(report)),
+        reliability=list(_reliability(report)),
+        risk=_risk_curves(report),
         settings=list(_settings(report.config)),
         commands=_commands(report),
         files=[path.relative_to(report.paths.root).as_posix() for path in _files(report)],
@@ -129,6 +141,7 @@ def _facts(report: RunReport) -> Iterator[tuple[str, str]]:
         "Training, validation, test images",
         " / ".join(f"{dataset.num_samples[split]:,}" for split in ("train", "val", "test")),
     )
+    yield "Duplicate images", str(report.duplicates).partition(": ")[2]
     yield "Image size", f"{dataset.width} × {dataset.height}, {colours}"
     yield "Backbone", f"{config.backbone}, weights {one_line(config.weights)}"
     yield "Recipe", f"{config.recipe}, seed {config.seed}"
@@ -197,6 +210,55 @@ def _class_rows(report: RunReport, names: list[str]) -> list[dict[str, Any]]:
             }
         )
     return rows
+
+
+def _trust_rows(report: RunReport) -> Iterator[tuple[str, list[str]]]:
+    """What the probabilities are worth, for each variant before and after its temperature."""
+    found = [variant.trust for variant in report.evaluation.variants[::-1]]
+    states = [metrics for one in found for metrics in (one.calibration.before, one.calibration.after)]
+    for name, title in PROBABILITY.items():
+        yield title, [format_value(getattr(metrics, name), FIGURE) for metrics in states]
+    yield "Temperature", [cell for one in found for cell in ("1", f"{one.calibration.temperature:.3f}")]
+    areas = [cell for one in found for cell in (format_value(one.risk_coverage.area, FIGURE), UNDEFINED)]
+    yield "Area under risk and coverage", areas
+
+
+def _reliability(report: RunReport) -> Iterator[dict[str, Any]]:
+    """A diagram for each variant before and after its temperature: the bins of confidence that are not empty."""
+    for variant in report.evaluation.variants[::-1]:
+        found = variant.trust.calibration
+        for state, metrics in (("as predicted", found.before), ("calibrated", found.after)):
+            frame = reliability_frame(metrics)
+            frame["share"] = frame["count"] / frame["count"].sum()
+            bins = frame[frame["count"] > 0].to_dict("records")
+            yield {"title": f"{variant.title}, {state}", "ece": format_value(metrics.ece, FIGURE), "bins": bins}
+
+
+def _risk_curves(report: RunReport) -> dict[str, Any]:
+    """The share of errors among the most certain decisions, in per mille of the diagram's width and height."""
+    curves = {variant.title: variant.trust.risk_coverage.at(CURVE_COVERAGES) for variant in report.evaluation.variants}
+    highest = max(float(risks.max()) for risks in curves.values()) or 1.0
+    lines = [
+        {
+            "title": title,
+            "points": " ".join(
+                f"{1000 * coverage:.0f},{1000 - 1000 * risk / highest:.0f}"
+                for coverage, risk in zip(CURVE_COVERAGES, risks.tolist(), strict=True)
+            ),
+        }
+        for title, risks in reversed(curves.items())
+    ]
+    rows = [
+        [
+            f"{coverage:.0%}",
+            *(
+                format_value(float(variant.trust.risk_coverage.at(np.array([coverage]))[0]), SHARE)
+                for variant in report.evaluation.variants[::-1]
+            ),
+        ]
+        for coverage in COVERAGES
+    ]
+    return {"lines": lines, "highest": f"{highest:.1%}", "rows": rows}
 
 
 def _confusion_rows(report: RunReport, names: list[str]) -> list[dict[str, Any]]:
@@ -268,25 +330,17 @@ def _files(report: RunReport) -> Iterator[Path]:
 # -- the images in the page ------------------------------------------------------------------------------------------
 
 
-def is_right(report: RunReport) -> NDArray[np.bool_]:
-    """Whether each test image is predicted right, with several labels in every one of them, shape (N,)."""
-    equal = report.evaluation.headline.predictions == report.evaluation.labels
-    return equal.reshape(len(equal), -1).all(axis=1)
+def image_outcomes(report: RunReport) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
+    """Find the confidence of the prediction of each test image, and whether it is right, shape (N,) each.
 
-
-def confidences(report: RunReport) -> NDArray[np.float64]:
-    """The probability of the predicted class, shape (N,).
-
-    With several labels, a label has the probability of what is predicted of it (present or absent). A wrong image has
-    the largest of its wrong labels, a right one the smallest of all labels.
+    With several labels, an image is right if every label is. The confidence of a label is the probability of what is
+    predicted of it, present or absent: of a wrong image it is the largest of its wrong labels, of a right one the
+    smallest of all labels.
     """
-    variant, labels = report.evaluation.variants[-1], report.evaluation.labels
-    predictions, scores = variant.metrics.predictions, variant.scores
-    if labels.ndim == 1:
-        return scores[np.arange(len(scores)), predictions]
-    of_label = np.maximum(scores, 1 - scores)
-    largest_wrong = np.where(predictions == labels, 0, of_label).max(axis=1)
-    return np.where(is_right(report), of_label.min(axis=1), largest_wrong)
+    decided = decide(report.evaluation.labels, report.evaluation.variants[-1].scores, report.dataset.task)
+    confidence, right = (values.reshape(len(report.evaluation.labels), -1) for values in decided)
+    is_right = right.all(axis=1)
+    return np.where(is_right, confidence.min(axis=1), np.where(right, 0, confidence).max(axis=1)), is_right
 
 
 def max_images(report: RunReport) -> int:
@@ -299,18 +353,18 @@ def max_images(report: RunReport) -> int:
 
 def choose_images(report: RunReport) -> NDArray[np.int64]:
     """The images of the page: all, or all wrong ones and evenly spaced right ones; of very many the surest wrong."""
-    limit, right = max_images(report), is_right(report)
+    limit, (confidence, right) = max_images(report), image_outcomes(report)
     if len(right) <= limit:
         return np.arange(len(right))
     wrong, rest = np.flatnonzero(~right), np.flatnonzero(right)
     most = max(round(MAX_ERROR_SHARE * limit), limit - len(rest))
-    wrong = wrong[np.argsort(-confidences(report)[wrong], kind="stable")][:most]
+    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][:most]
     spaced = rest[np.linspace(0, len(rest) - 1, limit - len(wrong)).astype(np.int64)] if len(rest) else rest
     return np.sort(np.concatenate([wrong, np.unique(spaced)]))
 
 
 def _image_note(report: RunReport, chosen: NDArray[np.int64], sprites: Sprites) -> str:
-    right = is_right(report)
+    _, right = image_outcomes(report)
     size, original = f"{sprites.width} × {sprites.height}", f"{report.dataset.width} × {report.dataset.height}"
     pixels = f"All pixels of the {size} images are kept."
     if not sprites.lossless:
@@ -331,6 +385,7 @@ def _image_note(report: RunReport, chosen: NDArray[np.int64], sprites: Sprites) 
 def _data(report: RunReport, names: list[str], chosen: NDArray[np.int64], sprites: Sprites) -> dict[str, Any]:
     """The values that the script reads."""
     variant, labels = report.evaluation.variants[-1], report.evaluation.labels
+    confidence, right = image_outcomes(report)
     is_multi_label, metrics = labels.ndim == 2, variant.metrics
     scores = variant.scores[chosen]
     kept = min(MAX_SCORES, len(names))
@@ -355,10 +410,10 @@ def _data(report: RunReport, names: list[str], chosen: NDArray[np.int64], sprite
         "bestEpoch": report.training.best.epoch,
         "images": {
             "index": _packed(chosen, "<u4"),
-            "right": _packed(is_right(report)[chosen], "u1"),
+            "right": _packed(right[chosen], "u1"),
             "truth": packed(labels),
             "predicted": packed(metrics.predictions),
-            "confidence": _packed(confidences(report)[chosen], "<f4"),
+            "confidence": _packed(confidence[chosen], "<f4"),
             "kept": kept,
             "classes": _packed(largest, "<u4"),
             "scores": _packed(np.rint(np.clip(np.take_along_axis(scores, largest, axis=1), 0, 1) * 65535), "<u2"),

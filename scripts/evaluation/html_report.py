@@ -32,7 +32,6 @@ from scripts.evaluation.run_report import (
     COVERAGES,
     MAX_MATRIX_CLASSES,
     RunReport,
-    class_frame,
     largest_confusions,
     reliability_frame,
 )
@@ -76,7 +75,7 @@ def render(report: RunReport) -> str:
         headlines=list(_headlines(report)),
         history=list(_history_rows(report)),
         history_titles=[title for title, _ in HISTORY.values()],
-        class_rows=_class_rows(report, names),
+        class_rows=list(_class_rows(report, names)),
         num_classes=len(names),
         max_class_rows=MAX_CLASS_ROWS,
         has_matrix=report.dataset.task != MULTI_LABEL and len(names) <= MAX_MATRIX_CLASSES,
@@ -187,29 +186,20 @@ def _history_rows(report: RunReport) -> Iterator[dict[str, Any]]:
         yield {"cells": cells, "is_best": record is best}
 
 
-def _class_rows(report: RunReport, names: list[str]) -> list[dict[str, Any]]:
+def _class_rows(report: RunReport, names: list[str]) -> Iterator[dict[str, Any]]:
     """One row per class or label; of very many those with the smallest F1."""
-    variants, frame = report.evaluation.variants[::-1], class_frame(report.evaluation.headline)
-    chosen = frame["f1"].sort_values(kind="stable", na_position="last").index[:MAX_CLASS_ROWS].sort_values()
-    columns = ("precision", "recall", "f1", "auc")
-    rows = []
-    for index in chosen.tolist():
-        figures = [getattr(variant.metrics.per_class[index], name) for variant in variants for name in columns]
-        counts = (
-            report.evaluation.headline.confusion[index].ravel().tolist()
-            if len(variants[0].metrics.confusion.shape) == 3
-            else []
-        )
-        rows.append(
-            {
-                "index": index,
-                "name": names[index],
-                "support": int(frame["support"][index]),
-                "figures": figures,
-                "counts": counts,
-            }
-        )
-    return rows
+    variants, headline = report.evaluation.variants[::-1], report.evaluation.headline
+    f1 = np.array([math.inf if one.f1 is None else one.f1 for one in headline.per_class])
+    for index in np.sort(np.argsort(f1, kind="stable")[:MAX_CLASS_ROWS]).tolist():
+        of_class = [variant.metrics.per_class[index] for variant in variants]
+        yield {
+            "index": index,
+            "name": names[index],
+            "support": headline.per_class[index].support,
+            "figures": [figure for one in of_class for figure in (one.precision, one.recall, one.f1, one.auc)],
+            # of a label: rightly absent, falsely predicted, missed, found
+            "counts": headline.confusion[index].ravel().tolist() if headline.confusion.ndim == 3 else [],
+        }
 
 
 def _trust_rows(report: RunReport) -> Iterator[tuple[str, list[str]]]:
@@ -301,7 +291,8 @@ def repeat_arguments(report: RunReport) -> list[str]:
         if name in UNSTORED or value == usual[name] or follows:
             continue
         flag = known.flag if value or known.kind is not bool else f"--no_{name}"
-        arguments += [flag] if known.kind is bool else [flag, str(value)]
+        is_like_a_flag = str(value).startswith("-")
+        arguments += [flag] if known.kind is bool else [f"{flag}={value}"] if is_like_a_flag else [flag, str(value)]
     return arguments
 
 

@@ -47,6 +47,7 @@ class RunPaths:
     config = _Below("config.json")  # every setting as applied, versions, commit, data MD5, seeds
     summary = _Below("summary.json")  # the result of the run for programs
     history = _Below("history.jsonl")  # one JSON object per epoch and line
+    report = _Below("report.html")  # the result of the run for people, in one file
     logs = _Below("logs")
     log = _Below("logs/run.log")  # the lines of the screen, with times
     lock = _Below("logs/.lock")  # held by the process that writes this folder

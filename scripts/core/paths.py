@@ -59,6 +59,8 @@ class RunPaths:
     figures = _Below("figures")
     reports = _Below("reports")
     workbook = _Below("reports/training_summary.xlsx")
+    tensorboard = _Below("tensorboard")  # event files, with --track tensorboard
+    mlflow = _Below("mlflow.json")  # server and id of the run in MLflow, with --track mlflow
     test_labels = _Below("reports/test_labels.csv")  # the true classes, line by line as in the files of predictions
 
     @classmethod

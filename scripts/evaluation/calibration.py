@@ -52,7 +52,12 @@ class Temperatures:
     tta: float | None  # None without TTA
 
     def __str__(self) -> str:
-        return f"{self.plain:.3f} without TTA" + ("" if self.tta is None else f", {self.tta:.3f} with TTA")
+        found = {"without TTA": self.plain, "with TTA": self.tta}
+        return ", ".join(
+            f"{temperature:.3f} {title}" + " (undetermined, as no decision is wrong)" * (temperature == UNDETERMINED)
+            for title, temperature in found.items()
+            if temperature is not None
+        )
 
 
 @dataclass(frozen=True, slots=True, eq=False)

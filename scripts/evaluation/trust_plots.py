@@ -43,15 +43,9 @@ def _draw_bins(axes: Axes, shares: Axes, metrics: ProbabilityMetrics, *, is_left
     """Draw the accuracy of each bin above, and its share of the decisions below."""
     bins = metrics.reliability
     axes.plot([0, 1], [0, 1], color=style.MUTED, linestyle=style.DASHES, linewidth=1)
-    look: dict[str, Any] = {
-        "color": style.RIGHT_COLOUR,
-        "linewidth": 1.6,
-        "markersize": 4.5,
-        "clip_on": False,
-        "zorder": 3,
-    }
+    look: dict[str, Any] = {"color": style.RIGHT_COLOUR, "linewidth": 1.6, "markersize": 4.5, "marker": "o"}
     filled = bins.counts > 0
-    axes.plot(bins.confidence[filled], bins.accuracy[filled], marker="o", **look)
+    axes.plot(bins.confidence[filled], bins.accuracy[filled], clip_on=False, zorder=3, **look)
     axes.set(xlim=(0, 1), ylim=(0, 1), xticks=(0, 0.5, 1), yticks=(0, 0.5, 1))
     width = np.diff(bins.edges)
     shares.bar(bins.edges[:-1], bins.counts / bins.counts.sum(), 0.9 * width, align="edge", color=style.RIGHT_COLOUR)

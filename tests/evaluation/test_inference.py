@@ -133,6 +133,8 @@ def test_evaluation_carries_both_variants(with_tta):
     assert (result.tta is not None) == with_tta
     assert [one.trust.calibration.temperature for one in result.variants] == [2.0, 3.0][: 1 + with_tta]
     assert result.majority_class_accuracy == 0.5
+    assert (result.tta_scores is not None) == with_tta
+    assert len(result.views) == (4 if with_tta else 0)
 
 
 @pytest.mark.parametrize("with_tta", [True, False])
@@ -147,5 +149,3 @@ def test_temperatures_are_those_of_the_scores_of_each_variant(with_tta):
     assert found.plain == fit_temperature(labels, plain, BINARY)
     assert found.tta == (None if tta is None else fit_temperature(labels, tta, BINARY))
     assert found.plain != found.tta
-    assert (result.tta_scores is not None) == with_tta
-    assert len(result.views) == (4 if with_tta else 0)

@@ -466,3 +466,47 @@ def test_the_variants_are_listed_in_one_place():
     keys = [(one.key, one.title, one.phrase) for one in EVALUATION.variants]
     assert keys == [("plain", "Without TTA", "without TTA"), ("tta", "With TTA", "with TTA")]
     assert [one.key for one in replace(EVALUATION, tta=None, tta_scores=None).variants] == ["plain"]
+
+
+def test_the_reliability_diagram_shows_every_filled_bin_and_its_share(tmp_path):
+    figure = draw_reliability(EVALUATION, MULTI_CLASS, CAPTION)
+    found = [variant.trust.calibration for variant in EVALUATION.variants]
+    parts = [part for calibration in found for part in (calibration.before, calibration.after)]
+    above, below = figure.axes[:4], figure.axes[4:]
+    for axes, shares, metrics in zip(above, below, parts, strict=True):
+        bins, filled = metrics.reliability, metrics.reliability.counts > 0
+        assert np.array_equal(axes.lines[1].get_xydata(), np.stack([bins.confidence, bins.accuracy], axis=1)[filled])
+        heights = [bar.get_height() for bar in shares.patches if isinstance(bar, Rectangle)]
+        assert heights == pytest.approx(bins.counts / 30)
+    titles = [axes.get_title(loc="left") for axes in above]
+    assert titles == ["Without TTA", "Without TTA, calibrated", "With TTA", "With TTA, calibrated"]
+    texts = texts_of(figure)
+    assert f"temperature 1.50 · ECE {parts[1].ece:.3f} · NLL {parts[1].nll:.3f}" in texts
+    assert "30 test images, 15 bins of confidence; temperature from the validation split" in texts
+    assert any(text.startswith("90 label decisions") for text in texts_of(DRAWINGS["label reliability"](CAPTION)))
+
+
+def test_the_risk_is_drawn_over_the_coverage_with_the_area_of_each_variant():
+    figure = draw_risk_coverage(EVALUATION, MULTI_CLASS, CAPTION)
+    (axes,) = figure.axes
+    for line, variant in zip(axes.lines[::2], EVALUATION.variants, strict=True):
+        curve = variant.trust.risk_coverage
+        assert np.array_equal(line.get_xdata(), np.arange(1, 31) / 30)
+        assert np.array_equal(line.get_ydata(), curve.risks)
+        assert line.get_label() == f"{variant.phrase}, area {curve.area:.4f}"
+    assert {"13.3%", "10.0%"} <= set(texts_of(figure))
+    assert axes.lines[0].get_linestyle() != axes.lines[2].get_linestyle()
+
+
+def test_a_curve_of_very_many_decisions_has_a_bounded_number_of_points():
+    many = toy_evaluation(num_images=2500, tta=False)
+    points = draw_risk_coverage(many, MULTI_CLASS, CAPTION).axes[0].lines[0].get_xydata()
+    assert len(points) == 1000
+    assert points[-1].tolist() == [1, many.plain_trust.risk_coverage.risks[-1]]
+
+
+@pytest.mark.parametrize("num_images", [1, 30])
+def test_predictions_without_an_error_have_figures_of_trust_too(tmp_path, num_images):
+    perfect = toy_evaluation(num_images=num_images, wrong=0)
+    for draw in (draw_reliability, draw_risk_coverage):
+        saved(draw(perfect, MULTI_CLASS, CAPTION), tmp_path)

@@ -15,10 +15,12 @@ from PIL import Image
 from scripts.core.config import Config
 from scripts.core.errors import StorageError
 from scripts.core.paths import RunPaths
-from scripts.data_handler.registry import MULTI_LABEL, ORDINAL
+from scripts.data_handler.registry import MULTI_CLASS, MULTI_LABEL, ORDINAL
 from scripts.evaluation import workbook
+from scripts.evaluation.calibration import UNDETERMINED
 from scripts.evaluation.sheets import clean_text, workbook_writer, write_frame
 from scripts.evaluation.style import Caption
+from scripts.evaluation.trust import measure_trust
 from scripts.evaluation.workbook import write_workbook
 from tests.evaluation.conftest import (
     FINISHED,
@@ -168,9 +170,8 @@ def test_the_trust_sheets_have_calibration_bins_and_risks(book):
         (9, "Area under risk and coverage", areas),
     ):
         assert sheet.cell(row, 1).value == title
-        assert [
-            cell if cell == "–" else pytest.approx(cell, abs=1e-15) for cell in values_of(sheet[row])[1:]
-        ] == figures
+        shown = ["–" if figure == "–" else pytest.approx(figure, abs=1e-15) for figure in figures]
+        assert values_of(sheet[row])[1:] == shown
         assert sheet.cell(row, 2).number_format == "0.0000"
 
     bins = parts[0].reliability
@@ -178,12 +179,21 @@ def test_the_trust_sheets_have_calibration_bins_and_risks(book):
     cells = values_of(book["Reliability"][5 + row])
     edges = [row / 15, (row + 1) / 15]
     assert cells[:5] == pytest.approx([*edges, bins.counts[row], bins.confidence[row], bins.accuracy[row]], abs=1e-15)
-    assert (cells[8] == "–") == (parts[2].reliability.counts[row] == 0)
+    assert (cells[5], cells[6]) == (0, "–")  # calibrated, no confidence is as high
     assert book["Reliability"].max_row == 4 + 15
 
     risks = [values_of(row) for row in book["Risk and coverage"].iter_rows(min_row=4)]
     assert [row[0] for row in risks] == [percent / 100 for percent in range(5, 101, 5)]
     assert risks[-1][1:] == pytest.approx([4 / 30, 3 / 30])
+
+
+def test_a_temperature_that_is_undetermined_is_noted(tmp_path):
+    evaluation = toy_evaluation(tta=False)
+    trust = measure_trust(evaluation.labels, evaluation.plain_scores, UNDETERMINED, MULTI_CLASS)
+    book = written(tmp_path, evaluation=replace(evaluation, plain_trust=trust))
+    assert facts_of(book["Summary"])["Note"].value == (
+        "The temperature without TTA is undetermined: no validation error."
+    )
 
 
 def test_beyond_a_hundred_classes_the_largest_confusions_are_listed(tmp_path):

@@ -16,9 +16,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +43,7 @@ FILES = {"onnx": "model.onnx", "torch": "model.pt2"}
 INT8_FILE, FACTS_FILE = "model_int8.onnx", "export.json"
 MAX_DIFFERENCE = 1e-3  # of probabilities, in fp32; rounding alone gives less than 1e-5
 MAX_INT8_LOSS = 0.01  # of accuracy on the test split, unless --accept_loss is given
-NUM_CALIBRATION = 512  # validation images that set the ranges of 8-bit integers
+NUM_CALIBRATION = 512  # validation images, at most, that set the ranges of 8-bit integers
 
 
 @dataclass(frozen=True)
@@ -125,7 +127,7 @@ def export(request: Request) -> None:
         return
 
     val = run.dataset.load("val").images  # not the test split, which measures; and smaller than the training split
-    val = val[:: max(1, len(val) // NUM_CALIBRATION)]
+    val = val[:: math.ceil(len(val) / NUM_CALIBRATION)]
     log.info("choosing the ranges of 8-bit integers on %d validation images", len(val))
     batches = (val[start : start + reference.batch_size] for start in range(0, len(val), reference.batch_size))
     content = conversion.to_int8(content, batches, facts)
@@ -159,6 +161,8 @@ def describe(run: TrainedRun) -> dict[str, str]:
         "dataset_md5": data["md5"],
         "note": data["note"] or "",
     }
+    if calibration := run.card.get("calibration"):
+        facts["temperature"] = str(calibration["plain"])
     return {name: text.encode("utf-8", "backslashreplace").decode() for name, text in facts.items()}
 
 
@@ -193,7 +197,12 @@ def keep(run: TrainedRun, name: str, content: bytes, check: Check | None) -> Non
         folder.mkdir(exist_ok=True)
     write_bytes(folder / name, content)
     weights = file_digest(run.paths.best_model, "md5")
-    entry = {"bytes": len(content), "weights_md5": weights, "check": None if check is None else asdict(check)}
+    entry = {
+        "bytes": len(content),
+        "torch": version("torch"),
+        "weights_md5": weights,
+        "check": None if check is None else asdict(check),
+    }
     files = {**_earlier_files(folder, weights), name: entry}
     write_json(folder / FACTS_FILE, files)
     write_text(folder / "README.md", render_card(run, files))

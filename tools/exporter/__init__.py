@@ -1,1 +1,1 @@
-"""Parts of ``tools/export.py``: conversion of a trained model to a file that runs without this program, and its card."""
+"""Parts of ``tools/export.py``: the conversion to files that run without this program, their check, their card."""

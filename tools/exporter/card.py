@@ -36,32 +36,33 @@ def render_card(run: TrainedRun, files: Mapping[str, Any]) -> str:
     Raises:
         DataError: The run's ``summary.json`` is damaged, or of another version of the program.
     """
+    environment = jinja2.Environment(  # noqa: S701 (Markdown is not HTML; as_markdown escapes names)
+        undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+    )
+    environment.filters |= {"yaml": as_yaml, "md": as_markdown}
     try:
         figures = _figures(run.summary["test"]["plain"])
-        values = {
-            "head": _head(run, files, figures),
-            "run": run,
-            "files": files,
-            "figures": figures,
-            "licence": licence_of(run),
-            "settings": _changed_settings(run),
-            "has_tta": run.summary["test"]["tta"] is not None,
-        }
-        environment = jinja2.Environment(
-            undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(
+            head=_head(run, files, figures),
+            run=run,
+            files=files,
+            figures=figures,
+            titles={name: title for name, (_, title) in METRICS.items()},
+            is_synthetic=run.config.dataset == SYNTHBLOOD,
+            licence=licence_of(run),
+            settings=_changed_settings(run),
+            temperature=run.card.get("calibration", {}).get("plain"),
         )
-        environment.filters |= {"yaml": as_yaml, "md": as_markdown, "json": json.dumps}
-        text = environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(values)
     except (KeyError, TypeError, jinja2.UndefinedError) as error:
         raise DataError(f"{run.paths.summary} is damaged, or of another version of the program ({error}).") from error
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def as_yaml(value: Any) -> str:
-    """``value`` as JSON that is YAML too.
+    r"""``value`` as JSON that is YAML too.
 
     >>> as_yaml(["a: 'b'", None])
-    '["a: \\'b\\'", null]'
+    '["a: \'b\'", null]'
     """
     return NOT_IN_YAML.sub(lambda found: f"\\u{ord(found[0]):04x}", json.dumps(value, ensure_ascii=False))
 
@@ -72,7 +73,7 @@ def as_markdown(value: Any) -> str:
     >>> as_markdown("a\n|b|")
     'a \\|b\\|'
     """
-    return re.sub(r"([\\`*_{}\[\]<>|#~])", r"\\\1", " ".join(str(value).split()))
+    return re.sub(r"([\\`*_{}\[\]<>&|#~])", r"\\\1", " ".join(str(value).split()))
 
 
 def licence_of(run: TrainedRun) -> str | None:
@@ -111,21 +112,15 @@ def _head(run: TrainedRun, files: Mapping[str, Any], figures: Mapping[str, Any])
         "datasets": [data["key"]],
         "metrics": [metric["type"] for metric in metrics],
         "model-index": [
-            {
-                "name": run.config.model_name,
-                "results": [{"task": task, "dataset": dataset, "metrics": metrics}],
-            }
+            {"name": run.config.model_name, "results": [{"task": task, "dataset": dataset, "metrics": metrics}]}
         ],
     }
 
 
 def _changed_settings(run: TrainedRun) -> dict[str, Any]:
-    """Settings of the training that differ from the defaults; of a path only the name, which says enough."""
+    """Settings of the training that differ from the defaults; of a file only the name, as folders are private."""
     groups = ("training", "augmentation", "data and model")
-    values = {name: getattr(run.config, name) for name, known in SETTINGS.items() if known.metadata["group"] in groups}
-    changed = {name: value for name, value in values.items() if value != SETTINGS[name].default}
-    return {
-        name: Path(value).name if "/" in str(value) and name != "backbone" else value
-        for name, value in changed.items()
-        if not isinstance(value, Path)
-    }
+    names = [name for name, known in SETTINGS.items() if known.metadata["group"] in groups and known.kind is not Path]
+    values = {name: getattr(run.config, name) for name in names}
+    values |= {name: Path(values[name]).name for name in ("dataset", "weights")}
+    return {name: value for name, value in values.items() if value != SETTINGS[name].default}

@@ -66,7 +66,7 @@ def to_onnx(model: nn.Module, image_shape: Sequence[int], facts: Mapping[str, st
         PipelineError: PyTorch cannot convert the network.
     """
     with _exporter_errors("ONNX"):
-        program = torch.onnx.export(
+        program: Any = torch.onnx.export(
             model,
             (_example(image_shape),),
             dynamo=True,
@@ -76,7 +76,6 @@ def to_onnx(model: nn.Module, image_shape: Sequence[int], facts: Mapping[str, st
             dynamic_shapes=_any_batch(),
             verbose=False,
         )
-        assert program is not None  # with dynamo=True it is a program
         proto = program.model_proto
     graph = proto.graph
     for part in (*graph.node, *graph.value_info, *graph.input, *graph.output, *graph.initializer, graph):

@@ -79,7 +79,11 @@ def parse(argv: Sequence[str]) -> Request:
     add("run", metavar="RUN", type=Path, help="folder of a finished run")
     add("--format", choices=tuple(FILES), default="onnx", help="kind of file (default: onnx)")
     add("--int8", action="store_true", help="also write an ONNX file that computes with 8-bit integers")
-    add("--accept_loss", action="store_true", help=f"keep it even if it loses over {MAX_INT8_LOSS:.0%} of accuracy")
+    add(
+        "--accept_loss",
+        action="store_true",
+        help=f"write it even if it loses over {100 * MAX_INT8_LOSS:g} points of accuracy",
+    )
     add("--unchecked", action="store_true", help="do not compare the file with the model; needs no test images")
     request = Request(**vars(parser.parse_args(argv)))
     problems = []

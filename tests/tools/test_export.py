@@ -10,7 +10,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -83,7 +82,7 @@ def test_the_files_predict_what_the_model_predicts_for_any_number_of_images(all_
     folder, expected = all_files.paths.root / "export", reference(all_files, images)
     from_torch = torch.export.load(folder / "model.pt2").module()(torch.from_numpy(images))
 
-    assert expected.std() > 0.1
+    assert expected.std() > 0.05
     for found in (run_onnx(folder / "model.onnx", images), from_torch.detach().numpy()):
         assert found.dtype == np.float32
         assert np.abs(found - expected).max() < 1e-5
@@ -117,7 +116,7 @@ def test_a_grey_run_with_several_labels_takes_grey_images_and_gives_sigmoids(in_
     found = run_onnx(root / "export" / "model.onnx", test)
     assert test.shape == (24, 12, 12)
     assert np.abs(found - reference(open_run(root), test)).max() < 1e-5
-    assert "sigmoid are" in (root / "export" / "README.md").read_text(encoding="utf-8")
+    assert "sigmoid, label by label" in (root / "export" / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_metadata_say_what_the_columns_are_and_where_the_model_comes_from(all_files):
@@ -384,7 +383,7 @@ def test_the_documented_lines_use_the_file_without_pytorch(all_files, finished_r
     on_card, _ = python_blocks(all_files.paths.root / "export" / "README.md")
     shutil.copy(all_files.paths.root / "export" / "model.onnx", tmp_path)
     shutil.copy(finished_run.dataset, tmp_path / "cells.npz")
-    assert sum(1 for line in documented.splitlines() if line) == 10
+    assert sum(1 for line in documented.splitlines() if line) <= 10
 
     report = "\nimport sys; print('torch' in sys.modules)"
     for program, count in ((documented, 5), (on_card, 4)):
@@ -396,15 +395,19 @@ def test_the_documented_lines_use_the_file_without_pytorch(all_files, finished_r
         assert all(line.startswith(("dark", "medium", "bright")) for line in lines)
 
 
-def predictor_of(backbone: str) -> Iterator[Predictor]:
-    """An untrained network of 8 classes whose batch norms know the images, so that its outputs differ."""
+def untrained(backbone: str) -> Predictor:
+    """A network of 8 classes without training whose outputs differ from image to image nevertheless."""
     torch.manual_seed(0)
     model = new_model(backbone, 8, seed=0).train()
+    for layer in model.modules():
+        if isinstance(layer, torch.nn.BatchNorm2d):
+            layer.momentum = None  # its statistics are those of all images that it has seen
     predictor = Predictor(model=model, task=SINGLE_LABEL_TASK, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    for _ in range(20):
-        predictor(torch.randint(0, 256, (16, 28, 28, 3), dtype=torch.uint8))
-    model.eval()
-    yield predictor
+    predictor(torch.randint(0, 256, (16, 28, 28, 3), dtype=torch.uint8))
+    head = model.eval().get_submodule(BACKBONES[backbone].head)
+    with torch.no_grad():
+        head.weight.normal_()
+    return predictor
 
 
 QUICK = ("resnet18", "mobilenet_v3_large")
@@ -413,12 +416,12 @@ CASES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) f
 
 @pytest.mark.parametrize("backbone", CASES)
 def test_every_backbone_is_exported_to_onnx_and_torch(backbone):
-    (predictor,) = predictor_of(backbone)
+    predictor = untrained(backbone)
     images = torch.randint(0, 256, (3, 28, 28, 3), dtype=torch.uint8)
     expected = predictor(images)[0].numpy()
     module = conversion.as_module(predictor)
 
-    assert expected.std(axis=0).max() > 0
+    assert expected.std(axis=0).max() > 0.01
     onnx = checking.run_onnx(conversion.to_onnx(module, (28, 28, 3), {}))
     program = checking.run_torch(conversion.to_torch(module, (28, 28, 3), {}))
     for run in (onnx, program):

@@ -20,6 +20,7 @@ import yaml
 from huggingface_hub import ModelCard
 from medmnist import INFO
 
+from scripts.data_handler.augmentation import normalise, to_float
 from scripts.data_handler.dataset import Split
 from scripts.data_handler.registry import BINARY, DATASET_REGISTRY, MULTI_CLASS, MULTI_LABEL
 from scripts.data_handler.tasks import SINGLE_LABEL_TASK
@@ -403,10 +404,13 @@ def untrained(backbone: str) -> Predictor:
         if isinstance(layer, torch.nn.BatchNorm2d):
             layer.momentum = None  # its statistics are those of all images that it has seen
     predictor = Predictor(model=model, task=SINGLE_LABEL_TASK, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-    predictor(torch.randint(0, 256, (16, 28, 28, 3), dtype=torch.uint8))
+    images = torch.randint(0, 256, (16, 28, 28, 3), dtype=torch.uint8)
+    predictor(images)
     head = model.eval().get_submodule(BACKBONES[backbone].head)
     with torch.no_grad():
-        head.weight.normal_()
+        inputs = normalise(to_float(images))
+        head.weight.div_(model(inputs).std())
+        head.bias.sub_(model(inputs).mean(dim=0))
     return predictor
 
 

@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -18,8 +19,9 @@ import pytest
 import torch
 import yaml
 from huggingface_hub import ModelCard
-from medmnist import INFO
+from medmnist.info import INFO
 
+from scripts.core.errors import DataError, PipelineError
 from scripts.data_handler.augmentation import normalise, to_float
 from scripts.data_handler.dataset import Split
 from scripts.data_handler.registry import BINARY, DATASET_REGISTRY, MULTI_CLASS, MULTI_LABEL
@@ -102,9 +104,13 @@ def test_a_resnet_is_exported_with_the_decisions_of_its_report(finished_resnet_r
 
 
 def test_a_grey_run_with_several_labels_takes_grey_images_and_gives_sigmoids(in_process: InProcess, tmp_path):
-    images = {f"{split}_images": coloured_squares(n, channels=1)[0] for split, n in (("train", 48), ("test", 24))}
+    images: dict[str, Any] = {
+        f"{split}_images": coloured_squares(n, channels=1)[0] for split, n in (("train", 48), ("test", 24))
+    }
     bright = {split: labels for split, n in (("train", 48), ("val", 16), ("test", 24)) for labels in [np.arange(n) % 2]}
-    labels = {f"{split}_labels": np.stack([values, 1 - values], 1).astype(np.uint8) for split, values in bright.items()}
+    labels: dict[str, Any] = {
+        f"{split}_labels": np.stack([values, 1 - values], 1).astype(np.uint8) for split, values in bright.items()
+    }
     dataset = write_npz(tmp_path / "rows.npz", channels=1, **images, **labels)
     with tiny_backbone():
         done = in_process("--dataset", dataset, "--weights", "none", "--epochs", "1", "--precision", "fp32")
@@ -180,7 +186,7 @@ def test_ties_are_allowed_and_nan_is_not():
     )
     export.require_equal("model.onnx", same)
     for wrong in ({"num_changed": 1}, {"max_difference": 0.1}, {"max_difference": np.nan}):
-        with pytest.raises(export.PipelineError, match=r"model\.onnx was not written"):
+        with pytest.raises(PipelineError, match=r"model\.onnx was not written"):
             export.require_equal("model.onnx", dataclasses.replace(same, **wrong))
 
 
@@ -301,11 +307,6 @@ def test_help_imports_nothing_slow():
     assert done.stdout.splitlines()[-1] == "slow:", done.stderr
 
 
-def head_of(path: Path) -> dict:
-    _, head, _ = path.read_text(encoding="utf-8").split("---\n", 2)
-    return yaml.safe_load(head)
-
-
 def test_the_card_has_the_figures_of_the_report_as_model_hubs_read_them(all_files):
     path = all_files.paths.root / "export" / "README.md"
     hub, plain = ModelCard.load(path), all_files.summary["test"]["plain"]
@@ -357,7 +358,7 @@ def test_undefined_figures_are_left_out(all_files):
 
 
 def test_a_damaged_summary_is_an_error_with_an_explanation(all_files):
-    with pytest.raises(export.DataError, match=r"summary\.json is damaged"):
+    with pytest.raises(DataError, match=r"summary\.json is damaged"):
         card.render_card(dataclasses.replace(all_files, summary={}), {})
 
 
@@ -406,7 +407,7 @@ def untrained(backbone: str) -> Predictor:
     predictor = Predictor(model=model, task=SINGLE_LABEL_TASK, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
     images = torch.randint(0, 256, (16, 28, 28, 3), dtype=torch.uint8)
     predictor(images)
-    head = model.eval().get_submodule(BACKBONES[backbone].head)
+    head: Any = model.eval().get_submodule(BACKBONES[backbone].head)
     with torch.no_grad():
         inputs = normalise(to_float(images))
         head.weight.div_(model(inputs).std())

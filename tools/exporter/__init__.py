@@ -1,0 +1,1 @@
+"""Parts of ``tools/export.py``: the conversion to files that run without this program, their check, their card."""

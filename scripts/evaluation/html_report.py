@@ -254,8 +254,17 @@ def _risk_curves(report: RunReport) -> dict[str, Any]:
 def _confusion_rows(report: RunReport, names: list[str]) -> list[dict[str, Any]]:
     if report.dataset.task == MULTI_LABEL:
         return []
-    rows = largest_confusions(report.evaluation.headline, MAX_CONFUSIONS).to_dict("records")
-    return [row | {f"{which}_name": names[int(row[which])] for which in ("true", "predicted")} for row in rows]
+    largest = largest_confusions(report.evaluation.headline, MAX_CONFUSIONS)
+    return [
+        {
+            "true": true,
+            "predicted": predicted,
+            "names": (names[true], names[predicted]),
+            "images": images,
+            "share": share,
+        }
+        for true, predicted, images, share in zip(*(largest[column].tolist() for column in largest), strict=True)
+    ]
 
 
 def _settings(config: Config) -> Iterator[dict[str, Any]]:
@@ -329,9 +338,11 @@ def image_outcomes(report: RunReport) -> tuple[NDArray[np.float64], NDArray[np.b
     smallest of all labels.
     """
     decided = decide(report.evaluation.labels, report.evaluation.variants[-1].scores, report.dataset.task)
-    confidence, right = (values.reshape(len(report.evaluation.labels), -1) for values in decided)
-    is_right = right.all(axis=1)
-    return np.where(is_right, confidence.min(axis=1), np.where(right, 0, confidence).max(axis=1)), is_right
+    shape = (len(report.evaluation.labels), -1)
+    of_decision, is_decision_right = decided[0].reshape(shape), decided[1].reshape(shape)
+    is_right = np.asarray(is_decision_right.all(axis=1))
+    largest_wrong = np.where(is_decision_right, 0, of_decision).max(axis=1)
+    return np.where(is_right, of_decision.min(axis=1), largest_wrong), is_right
 
 
 def max_images(report: RunReport) -> int:

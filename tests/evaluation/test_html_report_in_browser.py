@@ -310,7 +310,8 @@ def test_the_page_fits_a_narrow_screen(open_report, tmp_path):
 
 @pytest.mark.slow
 def test_every_control_has_a_name(page):
-    unnamed = page.evaluate("""[...document.querySelectorAll("button, select, input, svg[tabindex], [role=img], [role=region]")]
+    controls = "button, select, input, .chart, [role=img], [role=region]"
+    unnamed = page.locator(controls).evaluate_all("""all => all
         .filter(one => !(one.getAttribute("aria-label") || one.textContent.trim() || one.closest("label")))
         .map(one => one.outerHTML)""")
     assert unnamed == []

@@ -87,7 +87,7 @@ def list_folder(folder: Path, *, group_by_folder: bool = False) -> Listing:
     skipped[OUTSIDE] = [name for name, _ in images if "/" not in name]
     images = [image for image in images if "/" in image[0]]
     for name, path in images:
-        label, *folders, _ = _normalized(name).split("/")
+        label, *folders, _ = normalized(name).split("/")
         num_nested += bool(folders)
         entries.append(Entry(name, path, label, folders[0] if group_by_folder and folders else ""))
     labels = {entry.label for entry in entries}
@@ -97,9 +97,8 @@ def list_folder(folder: Path, *, group_by_folder: bool = False) -> Listing:
             f"its folders {', '.join(sorted(labels))} look like splits, not classes; use a folder per class, or a CSV "
             "with the columns path,label,split",
         )
-    _check_class_names(folder, [_normalized(name) for name in dict.fromkeys(name.split("/")[0] for name, _ in images)])
-    notes = [f"{kind}: {_describe(kind, skipped[kind])}" for kind in (HIDDEN, OTHER) if skipped[kind]]
-    warnings = [f"{kind}: {_describe(kind, skipped[kind])}" for kind in (CIRCULAR, OUTSIDE, EMPTY) if skipped[kind]]
+    _check_class_names(folder, [normalized(name) for name in dict.fromkeys(name.split("/")[0] for name, _ in images)])
+    notes, warnings = describe_skipped(skipped, HIDDEN, OTHER), describe_skipped(skipped, CIRCULAR, OUTSIDE, EMPTY)
     if num_nested and not group_by_folder:
         warnings.append(
             f"{count_of(num_nested, 'image')} in subfolders of the classes: if these are patients or slides, use "
@@ -113,10 +112,11 @@ def images_below(folder: Path, skipped: Skipped) -> list[tuple[str, Path]]:
 
     What is skipped is added to ``skipped``. ``DataError`` if a folder cannot be read.
     """
-    return sorted(_images_below(folder, "", (), skipped), key=lambda image: (_normalized(image[0]), image[0]))
+    return sorted(_images_below(folder, "", (), skipped), key=lambda image: (normalized(image[0]), image[0]))
 
 
-def _normalized(name: str) -> str:
+def normalized(name: str) -> str:
+    """The name with composed characters."""
     return unicodedata.normalize("NFC", name)  # macOS and Linux then agree
 
 
@@ -158,6 +158,11 @@ def _is_folder(item: os.DirEntry[str]) -> bool:
 
 def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()  # noqa: PTH122 (a name, which may not be a valid path)
+
+
+def describe_skipped(skipped: Skipped, *kinds: str) -> list[str]:
+    """One sentence for each of these reasons for which something was skipped."""
+    return [f"{kind}: {_describe(kind, skipped[kind])}" for kind in kinds if skipped[kind]]
 
 
 def _describe(kind: str, names: Sequence[str]) -> str:

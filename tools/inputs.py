@@ -42,7 +42,7 @@ Decoded = Mapping[Recipe, DecodedImage]
 class Batch:
     """A few images, prepared for each run."""
 
-    names: Sequence[str]  # paths as given, or the indices in the split of an .npz
+    names: Sequence[str] | Sequence[int]  # paths as given, or the indices in the split of an .npz
     images: tuple[Images, ...]  # for each run, (B, H, W) or (B, H, W, 3)
     labels: Labels | None  # true class indices (B,), or 0 and 1 (B, K) for a multi-label task; None where unknown
 
@@ -198,7 +198,7 @@ class NpzInputs:
                 npz.refuse(path, f"it has images of {next(sizes)}, but {run.name} takes {next(sizes)}")
         run, num_classes = runs[0], len(runs[0].class_names)
         if (names := npz.read_class_names(layout)) and names != run.class_names:
-            _refuse_classes(path, f"the classes {join_names(names)}", run, "give a file of the same classes")
+            _refuse_classes(path, f"the classes {join_names(names)}", run, "Give a file of the same classes")
         columns = num_classes if run.task == MULTI_LABEL else 1
         if layout.label_columns != columns:
             npz.refuse(path, f"it has {layout.label_columns} label columns, but the task of {run.name} needs {columns}")
@@ -210,8 +210,7 @@ class NpzInputs:
         start = 0
         for images in self._images(batch_size):
             stop = start + len(images)
-            names = [str(index) for index in range(start, stop)]
-            yield Batch(names, (images,) * self._num_runs, self._labels[start:stop])
+            yield Batch(range(start, stop), (images,) * self._num_runs, self._labels[start:stop])
             start = stop
 
     def _images(self, batch_size: int) -> Iterator[Images]:
@@ -244,7 +243,7 @@ def _entries_of_folder(folder: Path, run: TrainedRun) -> list[Entry]:
     known, found = set(run.class_names), set(tops)
     is_labelled = bool(found & known) and run.task != MULTI_LABEL
     if is_labelled and (unknown := sorted(found - known - {""})):
-        remedy = "rename them, or give the subfolders one by one for predictions without labels"
+        remedy = "Rename them, or give the subfolders one by one for predictions without labels"
         _refuse_classes(folder, f"subfolders that are not classes of {run.name}: {join_names(unknown)}", run, remedy)
     if is_labelled and "" in found:
         log.info(f"{folder} has images outside its classes' subfolders, so none is labelled")
@@ -267,12 +266,10 @@ def _entries_of_csv(path: Path, run: TrainedRun, split: str | None) -> list[Entr
     if run.task == MULTI_LABEL:
         table = table.assign(label="")
     elif unknown := sorted(set(table["label"]) - {"", *run.class_names}):
-        remedy = "correct them, or remove the column label"
+        remedy = "Correct them, or remove the column label"
         _refuse_classes(path, f"labels that are not classes of {run.name}: {join_names(unknown)}", run, remedy)
     return [Entry(name, path.parent / name, label) for name, label in zip(table["path"], table["label"], strict=True)]
 
 
 def _refuse_classes(path: Path, found: str, run: TrainedRun, remedy: str) -> NoReturn:
-    raise DataError(
-        f"{printable(path)} has {found}; {run.name} predicts {join_names(run.class_names)}. {remedy.capitalize()}."
-    )
+    raise DataError(f"{printable(path)} has {found}; {run.name} predicts {join_names(run.class_names)}. {remedy}.")

@@ -42,7 +42,7 @@ Decoded = Mapping[Recipe, DecodedImage]
 class Batch:
     """A few images, prepared for each run."""
 
-    names: Sequence[str] | Sequence[int]  # paths as given, or the indices in the split of an .npz
+    names: Sequence[str | int]  # paths as given, or the indices in the split of an .npz
     images: tuple[Images, ...]  # for each run, (B, H, W) or (B, H, W, 3)
     labels: Labels | None  # true class indices (B,), or 0 and 1 (B, K) for a multi-label task; None where unknown
 

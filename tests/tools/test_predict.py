@@ -202,7 +202,7 @@ def test_an_unusable_record_is_refused(finished_run: FinishedRun, call: Predict,
     code, out, err = call(changed(finished_run, tmp_path, preparation=record), "a.png")
     assert (code, out) == (3, "")
     assert err.count("\n") == 1
-    assert "does not say how images are prepared" in err
+    assert "records a preparation of images that cannot be used: " in err
 
 
 def test_a_record_of_another_size_than_the_models_is_refused(

@@ -115,8 +115,8 @@ def recipe_of(run: TrainedRun) -> Recipe:
             raise ValueError(f"the model takes {width} × {height} pixels and {1 if run.is_grey else 3} channels")
     except (AttributeError, TypeError, ValueError) as error:
         raise DataError(
-            f"{run.paths.best_model_card} records a preparation of images that cannot be used: {error}. Restore the file, "
-            "or predict on an .npz."
+            f"{run.paths.best_model_card} records a preparation of images that cannot be used: {error}. Restore the "
+            "file, or predict on an .npz."
         ) from error
     return recipe
 

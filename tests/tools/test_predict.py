@@ -428,7 +428,8 @@ def refused(finished_run: FinishedRun, tmp_path_factory: pytest.TempPathFactory)
     write_npz(folder / "grey.npz", channels=1)
     write_npz(folder / "others.npz", classes=3, class_names=np.array(["a", "b", "c"]))
     sizes = {"train": 48, "val": 16, "test": 24}
-    write_npz(folder / "rows.npz", **{f"{split}_labels": np.zeros((n, 2), np.uint8) for split, n in sizes.items()})
+    rows: dict[str, Any] = {f"{split}_labels": np.zeros((n, 2), np.uint8) for split, n in sizes.items()}
+    write_npz(folder / "rows.npz", **rows)
     write_npz(folder / "many.npz", classes=4)
     return folder
 

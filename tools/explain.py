@@ -85,7 +85,7 @@ def explain(argv: Sequence[str]) -> None:
         raise ConfigError(*problems)
     requested = _requested_classes(given.classes, run.class_names)
     output = given.output or run.paths.root / FOLDER
-    if output.is_dir() and any(output.iterdir()) or output.is_file():
+    if (output.is_dir() and any(output.iterdir())) or output.is_file():
         raise ConfigError(f"--output {output} exists already: remove it, or choose another folder.")
     found = list_sources(given.inputs, run, split=given.split, indices=given.indices)
     sources = [found[index * len(found) // given.limit] for index in range(given.limit)]
@@ -134,9 +134,7 @@ def build_parser() -> ArgumentParser:
     return parser
 
 
-def list_sources(
-    inputs: Sequence[Path], run: TrainedRun, *, split: str, indices: Sequence[int] | None
-) -> list[Source]:
+def list_sources(inputs: Sequence[Path], run: TrainedRun, *, split: str, indices: Sequence[int] | None) -> list[Source]:
     """List the images of files, folders and data sets; files are read later.
 
     Raises:
@@ -153,8 +151,8 @@ def list_sources(
         if _is_npz(path):
             found += _rows_of(path, run, split, indices)
         elif recipe is not None:
-            files = _images_below(path) if path.is_dir() else [path]
-            found += [Source(str(file), partial(_read, file, recipe)) for file in files]
+            folder, files = (path, _images_below(path)) if path.is_dir() else (path.parent, [path])
+            found += [Source(str(file.relative_to(folder)), partial(_read, file, recipe)) for file in files]
     if not found:
         raise DataError(f"There is no image in {', '.join(map(str, inputs))}.")
     return found
@@ -177,7 +175,7 @@ def explanations(
         scores = predictor(images)[0].cpu().double().numpy()
         chosen = [classes_to_explain(requested, row, run.task) for row in scores]
         pairs = [(row, index) for row, classes in enumerate(chosen) for index in classes]
-        heats = []
+        heats: list[NDArray[np.float32]] = []
         for start in range(0, len(pairs), batch_size):
             rows, classes = torch.tensor(pairs[start : start + batch_size], device=device).T
             heats.extend(cam(images[rows], classes).cpu().numpy())
@@ -223,7 +221,7 @@ def write_maps(folder: Path, explained: Iterator[tuple[Source, list[Panel]]], ru
     num_images = num_panels = 0
     for source, panels in tqdm(explained, desc="explaining", unit="img", disable=None, leave=False):
         strip = draw_panels(panels)
-        write_bytes(folder / f"{num_images:04d}_{slug(_stem(source.name))}.png", png_bytes(strip))
+        write_bytes(folder / f"{num_images:04d}_{slug(source.name)}.png", png_bytes(strip))
         num_images += 1
         num_panels += len(panels)
         if num_panels <= MAX_SHEET_PANELS or not strips:
@@ -244,12 +242,14 @@ def new_folder(path: Path) -> Iterator[Path]:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
     try:
-        yield temporary
+        inner = temporary / path.name  # of the usual permissions; mkdtemp makes folders private
         with storage_errors(path, "make the folder"):
-            temporary.chmod(path.parent.stat().st_mode & 0o777)  # mkdtemp makes folders private
-            os.replace(temporary, path)
+            inner.mkdir()
+        yield inner
+        with storage_errors(path, "make the folder"):
+            os.replace(inner, path)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)  # it has been renamed, unless something failed
+        shutil.rmtree(temporary, ignore_errors=True)
 
 
 def _rows_of(path: Path, run: TrainedRun, split: str, indices: Sequence[int] | None) -> Iterator[Source]:
@@ -271,7 +271,7 @@ def _rows_of(path: Path, run: TrainedRun, split: str, indices: Sequence[int] | N
         label = data.labels[row]
         held = [label] if data.labels.ndim == 1 else label.nonzero()[0]
         truth = ", ".join(dataset.class_names[index] for index in held) or "no label"
-        yield Source(f"{path.name} {split} #{row}", partial(data.images.__getitem__, row), truth)
+        yield Source(f"{path.stem} {split} #{row}", partial(data.images.__getitem__, row), truth)
 
 
 def _images_below(folder: Path) -> list[Path]:
@@ -334,10 +334,6 @@ def _limit(text: str) -> int:
 
 def _is_npz(path: Path) -> bool:
     return path.suffix.lower() == ".npz" and not path.is_dir()
-
-
-def _stem(name: str) -> str:
-    return Path(name).stem if Path(name).suffix.isascii() else name
 
 
 if __name__ == "__main__":

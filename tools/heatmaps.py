@@ -19,13 +19,12 @@ MAX_OPACITY = 0.75  # of the colour over the image, where the class is supported
 COLOURS = colormaps["inferno"]  # also ordered by brightness, for those who see few colours
 GAP, MARGIN, FONT_SIZE, LINE_HEIGHT = 12, 20, 14, 20  # pixels
 PANELS_PER_ROW = 8
-MAX_SHEET_PANELS = 120
+SHEET_WIDTH, MAX_SHEET_PANELS = 2400, 96
 INK, MUTED, PAPER = "#1f2933", "#5f6b7a", "#ffffff"
 
 CAVEATS = (
-    "Bright places raise the score of the named class. Each map is scaled to its own maximum: compare places within a "
-    "map, not maps.",
-    "A map is as coarse as the network's last feature maps, and shows neither a cause nor that the prediction is right.",
+    "Bright places raise the score of the named class. Each map is scaled to its maximum: compare places, not maps.",
+    "A map is as coarse as the last feature maps, and shows neither a cause nor that the prediction is right.",
 )
 
 Pixels = NDArray[np.uint8]
@@ -43,8 +42,10 @@ class Panel:
 def enlarge(image: Pixels) -> Image.Image:
     """An image (H, W) or (H, W, 3) in colour, enlarged by a whole factor so that its pixels stay squares."""
     factor = max(1, round(PANEL_SIDE / max(image.shape[:2])))
-    return Image.fromarray(image).convert("RGB").resize(
-        (image.shape[1] * factor, image.shape[0] * factor), Image.Resampling.NEAREST
+    return (
+        Image.fromarray(image)
+        .convert("RGB")
+        .resize((image.shape[1] * factor, image.shape[0] * factor), Image.Resampling.NEAREST)
     )
 
 
@@ -64,8 +65,8 @@ def draw_panels(panels: Sequence[Panel]) -> Image.Image:
     width, height = panels[0].image.size
     width = max(width, PANEL_SIDE)
     below = 6 + LINE_HEIGHT * max(len(panel.lines) for panel in panels)
-    columns = min(PANELS_PER_ROW, len(panels))
-    rows = -(-len(panels) // columns)
+    rows = -(-len(panels) // PANELS_PER_ROW)
+    columns = -(-len(panels) // rows)  # the same number in each row, as far as possible
     canvas = Image.new("RGB", (columns * (width + GAP) - GAP, rows * (height + below + GAP) - GAP), PAPER)
     draw = ImageDraw.Draw(canvas)
     for place, panel in enumerate(panels):
@@ -81,7 +82,7 @@ def draw_panels(panels: Sequence[Panel]) -> Image.Image:
 def draw_sheet(strips: Sequence[Image.Image], title: str, lines: Sequence[str]) -> Image.Image:
     """Strips in columns below a title, lines of text and the scale of the colours."""
     width, height = (max(strip.size[axis] for strip in strips) for axis in (0, 1))
-    columns = max(1, min(len(strips), PANELS_PER_ROW * (PANEL_SIDE + GAP) // (width + 2 * GAP)))
+    columns = max(1, min(len(strips), SHEET_WIDTH // (width + 2 * GAP)))
     rows = -(-len(strips) // columns)
     text_width = max(round(_font(bold=not number).getlength(line)) for number, line in enumerate((title, *lines)))
     top = MARGIN + LINE_HEIGHT * (len(lines) + 2) + 2 * GAP

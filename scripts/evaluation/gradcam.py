@@ -79,7 +79,7 @@ def find_layer(model: nn.Module, inputs: Tensor) -> tuple[str, tuple[int, int, i
 
     def hook_of(name: str) -> Callable[[nn.Module, object, object], None]:
         def record(_module: nn.Module, _inputs: object, output: object) -> None:
-            if isinstance(output, Tensor):
+            if isinstance(output, Tensor) and output.requires_grad:
                 outputs.append((name, output))
 
         return record
@@ -92,12 +92,11 @@ def find_layer(model: nn.Module, inputs: Tensor) -> tuple[str, tuple[int, int, i
         for hook in hooks:
             hook.remove()
     for name, output in reversed(outputs):
-        if _maps_of(output, inputs.shape[2:]) is None:
-            continue
-        (gradient,) = torch.autograd.grad(score, output, retain_graph=True, allow_unused=True)
         # of a transformer that reads a class token, the last layers' other tokens have no effect
-        if gradient is not None and (maps := _maps_of(gradient, inputs.shape[2:])).any():
-            return name, tuple(maps.shape[1:])
+        (gradient,) = torch.autograd.grad(score, output, retain_graph=True, allow_unused=True)
+        maps = None if gradient is None else _maps_of(gradient, (inputs.shape[2], inputs.shape[3]))
+        if maps is not None and maps.any():
+            return name, (maps.shape[1], maps.shape[2], maps.shape[3])
     raise ConfigError("Grad-CAM needs a layer of feature maps, and this network has none.")
 
 

@@ -197,7 +197,7 @@ def check_predictions(trial: Trial) -> None:
     summary = json.loads(trial.paths.summary.read_text(encoding="utf-8"))
     wanted = sorted(summary["test"][variant]["accuracy"]["value"] for variant in ("plain", "tta"))
     found = []
-    for path in trial.paths.reports.glob("*.csv"):
+    for path in trial.paths.reports.glob("*@*.csv"):
         with path.open(newline="", encoding="utf-8") as stream:
             scores = np.array([row[1:] for row in csv.reader(stream)], dtype=np.float64)
         expect(scores.shape == (NUM_IMAGES["test"], 8), f"{path.name} holds scores of shape {scores.shape}")

@@ -97,6 +97,7 @@ def describe_model(config: Config, dataset: Dataset) -> dict[str, Any]:
             "stored_channels": dataset.channels,
             "range": "uint8 / 255, then normalised; RGB; grey images become three equal channels",
         },
+        "preparation": dataset.preparation,  # of image files, see tools/make_dataset.py; null if unknown
         "normalisation": {"mean": list(mean), "std": list(std)},
         "activation": "sigmoid, label by label" if dataset.task == MULTI_LABEL else "softmax over the classes",
         "decision": DECISIONS[dataset.task],

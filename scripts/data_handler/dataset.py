@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,8 @@ class Dataset(ImageSizes):
     md5: str
     source: str  # absolute path of the file, or "generated"
     note: str | None  # what every report must say of the set
+    # how the images were made from image files, as tools/make_dataset.py records it; None where it is not known
+    preparation: Mapping[str, Any] | None = None
     load: Callable[[str], Split]  # of "train", "val" or "test"; reads the images at every call
     # unpacks the images into a data folder and returns a load that leaves them on the disk; None for generated sets
     load_unpacked: Callable[[Path], Callable[[str], Split]] | None = None

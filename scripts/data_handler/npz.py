@@ -6,13 +6,14 @@ Headers are checked before any array is allocated, and objects are never unpickl
 from __future__ import annotations
 
 import io
+import json
 import math
 import warnings
 import zipfile
 from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any, NoReturn
@@ -22,6 +23,7 @@ from numpy.lib import format as npy_format
 from numpy.typing import NDArray
 
 from scripts.core.errors import DataError
+from scripts.core.log import log
 from scripts.data_handler.memory import ImageSizes
 
 SPLITS = ("train", "val", "test")
@@ -29,6 +31,8 @@ KEYS = tuple(f"{split}_{kind}" for split in SPLITS for kind in ("images", "label
 CLASS_NAMES = "class_names"
 MAX_CLASSES = 1000
 MAX_CLASS_NAME_LENGTH = 200
+PREPARATION = "preparation"  # how tools/make_dataset.py made the images, as JSON
+MAX_PREPARATION_LENGTH = 2000  # characters
 MAX_SHOWN = 10  # names or values in a message
 
 PIECE_BYTES = 1 << 22
@@ -182,6 +186,33 @@ def read_class_names(layout: NpzLayout) -> tuple[str, ...] | None:
     return names
 
 
+def read_preparation(layout: NpzLayout) -> dict[str, Any] | None:
+    """Read how the images were prepared from image files, as ``tools/make_dataset.py`` records it.
+
+    Returns a flat object of text, whole numbers, true, false and null; None where the file has no such record, or an
+    unusable one, which a warning states.
+    """
+    try:
+        with _archive(layout.path) as archive:
+            if f"{PREPARATION}.npy" not in archive.namelist():
+                return None
+            header = _read_header(layout.path, archive, PREPARATION)
+        array = read_array(replace(layout, headers={PREPARATION: header}), PREPARATION)
+        with _damage(layout.path, PREPARATION):  # the parser raises several kinds of errors for malformed text
+            return _flat_object(json.loads(array.item()))
+    except DataError as error:
+        log.warning("%s Its record of how the images were prepared is ignored.", error)
+        return None
+
+
+def _flat_object(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict) or not all(isinstance(part, str | int | None) for part in value.values()):
+        raise ValueError("it is not a flat JSON object")
+    if not all(str(part).isprintable() for item in value.items() for part in item):
+        raise ValueError("it has characters that cannot be printed")
+    return value
+
+
 class _BoundedReads(io.FileIO):
     """A file that refuses large reads: zipfile reads a zip directory of any size at once."""
 
@@ -279,6 +310,9 @@ def _check_kind(path: Path, key: str, header: ArrayHeader) -> None:
             refuse(path, f"{key} has {_brief(f'{shape[0]:,}')} names; expected 2 to {MAX_CLASSES}")
         if dtype.itemsize > 4 * MAX_CLASS_NAME_LENGTH:  # NumPy stores four bytes per character
             refuse(path, f"{its_dtype}; expected at most {MAX_CLASS_NAME_LENGTH} characters each")
+    elif key == PREPARATION:
+        if dtype.kind != "U" or shape or dtype.itemsize > 4 * MAX_PREPARATION_LENGTH:
+            refuse(path, f"{key} is {header}; expected one text of at most {MAX_PREPARATION_LENGTH:,} characters")
     elif key.endswith("images"):
         if dtype != np.uint8:
             refuse(path, f"{its_dtype}; expected uint8 (0 to 255)")

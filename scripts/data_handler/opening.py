@@ -84,7 +84,8 @@ def _open_own(given: Path, data_dir: Path) -> Dataset:
     task, names, labels = (_own_label_rows if layout.label_columns > 1 else _own_classes)(layout)
     _warn_of_unseen_classes(path, names, labels["train"])
     title = given.stem  # as typed: a link may have another name
-    return _dataset(layout, labels, md5, stamp, key=slug(title), title=title, task=task, class_names=names)
+    facts = {"key": slug(title), "title": title, "task": task, "class_names": names}
+    return _dataset(layout, labels, md5, stamp, **facts, preparation=npz.read_preparation(layout))
 
 
 def _own_classes(layout: NpzLayout) -> tuple[str, tuple[str, ...], Labels]:

@@ -212,7 +212,7 @@ def test_the_limit_is_the_programs_own_even_if_pillow_has_none(monkeypatch):
 
 
 def test_an_image_smaller_than_the_crop_is_refused():
-    with pytest.raises(UnusableImageError, match="it has 20 × 12 pixels, too few for --crop 13"):
+    with pytest.raises(UnusableImageError, match="it has 20 × 12 pixels, too few for a crop of 13"):
         decoded(plain(RED, size=(20, 12)), recipe=Recipe(size=8, crop=13))
 
 

@@ -34,6 +34,7 @@ from tests.conftest import PROJECT_ROOT
 from tests.tools.conftest import Draw, Run, default_signal, noise
 from tools import make_dataset
 from tools.dataset_builder import build as build_module
+from tools.dataset_builder import reading
 from tools.dataset_builder.archive import Member, RowStore, write_npz
 from tools.dataset_builder.decode import DecodedImage, Recipe, decode
 
@@ -68,7 +69,8 @@ def test_a_folder_becomes_a_file_in_medmnists_schema(run: Run, cells: Path, tmp_
     assert (code, err) == (0, "")
     with np.load(tmp_path / "cells.npz") as content:
         assert set(content.files) == {f"{split}_{kind}" for split in SPLITS for kind in ("images", "labels")} | {
-            "class_names"
+            "class_names",
+            "preparation",
         }
         assert content["class_names"].tolist() == ["long", "round"]
         for split, number in zip(SPLITS, (14, 2, 4), strict=True):
@@ -387,7 +389,7 @@ def test_unusable_files_are_left_out_on_request_and_logged(run: Run, cells: Path
     (cells / "round" / "loop.png").symlink_to("loop.png")
     os.mkfifo(cells / "round" / "pipe.png")
     with (cells / "round" / "huge.png").open("wb") as stream:
-        stream.truncate(build_module.MAX_FILE_BYTES + 1)
+        stream.truncate(reading.MAX_FILE_BYTES + 1)
     code, _, err = run("cells", "set.npz", "--skip_unreadable")
 
     assert code == 0
@@ -405,7 +407,7 @@ def test_an_image_smaller_than_the_crop_is_named(run: Run, cells: Path, draw: Dr
     draw("cells/long/small.png", Image.new("RGB", (11, 12)))
     code, _, err = run("cells", "set.npz", "--crop", "12")
     assert code == 3
-    assert "1 of 21 images cannot be used: long/small.png (it has 11 × 12 pixels, too few for --crop 12)" in err
+    assert "1 of 21 images cannot be used: long/small.png (it has 11 × 12 pixels, too few for a crop of 12)" in err
 
 
 def test_a_class_of_which_nothing_is_left_is_refused(run: Run, cells: Path, draw: Draw, tmp_path: Path):
@@ -559,13 +561,13 @@ def test_reading_stays_only_a_little_ahead_of_writing():
         begun.append(number)
         return -number
 
-    made = build_module._in_order(make, range(1000), num_workers=2)
+    made = reading.map_ahead(make, range(1000), num_workers=2)
 
     assert [next(made) for _ in range(3)] == [0, -1, -2]
     made.close()
     assert threading.active_count() == num_threads
-    assert len(begun) <= 3 + 2 * build_module.AHEAD_PER_WORKER < 12
-    assert list(build_module._in_order(abs, range(-50, 0), num_workers=3)) == list(range(50, 0, -1))
+    assert len(begun) <= 3 + 2 * reading.AHEAD_PER_WORKER < 12
+    assert list(reading.map_ahead(abs, range(-50, 0), num_workers=3)) == list(range(50, 0, -1))
 
 
 def test_the_first_images_of_a_split_are_of_all_classes(run: Run, cells: Path, tmp_path: Path):
@@ -660,7 +662,7 @@ def test_memory_does_not_grow_with_the_number_of_images(run: Run, draw: Draw, mo
 
     assert len(references) == 180
     # those ahead of the consumer, the one that it has, and those that the threads are about to hand over
-    assert 1 <= peaks["decoded"] <= 2 * build_module.AHEAD_PER_WORKER + 4
+    assert 1 <= peaks["decoded"] <= 2 * reading.AHEAD_PER_WORKER + 4
     assert 1 <= peaks["written"] <= 3
 
 

@@ -3,46 +3,39 @@
 from __future__ import annotations
 
 import hashlib
-import logging
+import json
 import math
 import os
-import stat
 import tempfile
-import warnings
-from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from PIL import Image
 from tqdm import tqdm
 
 from scripts.core.errors import DataError, storage_errors
 from scripts.core.files import file_digest, replace_atomically, require_free
 from scripts.core.log import log
-from scripts.data_handler.npz import CLASS_NAMES, SPLITS, read_class_names, read_labels, validate_npz_keys
+from scripts.data_handler import npz
+from scripts.data_handler.npz import CLASS_NAMES, PREPARATION, SPLITS, read_labels, validate_npz_keys
 from tools.dataset_builder.archive import Member, RowStore, whole, write_npz
-from tools.dataset_builder.decode import DARK, DecodedImage, Recipe, UnusableImageError, decode
+from tools.dataset_builder.decode import DecodedImage, Recipe, UnusableImageError, decode
 from tools.dataset_builder.duplicates import Sample, across_splits, equal_images, make_units
 from tools.dataset_builder.listing import Entry, Listing
 from tools.dataset_builder.messages import count_are, count_of, join_names, join_some, printable
+from tools.dataset_builder.reading import decoding, log_remarks, map_ahead, read_content
 from tools.dataset_builder.request import Request
 from tools.dataset_builder.splitting import NUM_SPLITS, assign, shortages, shuffling_key
 
-MAX_FILE_BYTES = 1 << 30  # of an image file, which is read at once
-AHEAD_PER_WORKER = 4  # images that may be decoded before they are needed
 DEFAULT_SPLIT = (0.7, 0.1, 0.2)  # as in MedMNIST, for sets without splits
 BAR: dict[str, Any] = {"unit": "img", "leave": False, "disable": None}  # None: no bar where the screen is no terminal
-
-Item = TypeVar("Item")
-Made = TypeVar("Made")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,27 +87,23 @@ def _read_samples(entries: Sequence[Entry], store: RowStore, recipe: Recipe, req
     unusable: list[str] = []
     remarks: Counter[str] = Counter()
     num_coloured = 0
-    Image.init()  # loads Pillow's readers, before there are threads
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # decode handles what Pillow warns of; the filter holds for all threads
-        with closing(_in_order(partial(_read, recipe), entries, request.num_workers)) as readings:
-            shown = tqdm(readings, total=len(entries), desc="reading", **BAR)
-            for entry, reading in zip(entries, shown, strict=True):
-                if isinstance(reading, UnusableImageError):
-                    unusable.append(f"{printable(entry.name)} ({reading})")
-                    continue
-                image, *digests = reading
-                samples.append(Sample(entry, store.append(image.pixels), *digests))
-                num_coloured += image.is_coloured
-                remarks.update(image.remarks)
+    with decoding(), closing(map_ahead(partial(_read, recipe), entries, request.num_workers)) as readings:
+        shown = tqdm(readings, total=len(entries), desc="reading", **BAR)
+        for entry, reading in zip(entries, shown, strict=True):
+            if isinstance(reading, UnusableImageError):
+                unusable.append(f"{printable(entry.name)} ({reading})")
+                continue
+            image, *digests = reading
+            samples.append(Sample(entry, store.append(image.pixels), *digests))
+            num_coloured += image.is_coloured
+            remarks.update(image.remarks)
     if unusable:
         _skip_or_refuse(
             f"{len(unusable):,} of {len(entries):,} images cannot be used: {join_some(unusable)}",
             "repair or remove them, or leave them out with --skip_unreadable",
             skip=request.skip_unreadable,
         )
-    for remark, count in sorted(remarks.items()):
-        log.log(logging.WARNING if remark == DARK else logging.INFO, f"{remark}: {count:,} of {len(samples):,} images")
+    log_remarks(remarks, len(samples))
     if samples and not num_coloured and not recipe.grey:
         log.info("all images are grey: --grey makes a file of a third of the size with the same content")
     return samples
@@ -123,42 +112,12 @@ def _read_samples(entries: Sequence[Entry], store: RowStore, recipe: Recipe, req
 def _read(recipe: Recipe, entry: Entry) -> tuple[DecodedImage, bytes, bytes] | UnusableImageError:
     """Read a file; return the image and the digests of its pixels and of the file, or why it cannot be used."""
     try:
-        content = _content(entry.path)
+        content = read_content(entry.path)
         image = decode(content, recipe)
     except UnusableImageError as error:
         return error
     pixels, file = (hashlib.blake2b(part, digest_size=16).digest() for part in (image.pixels.tobytes(), content))
     return image, pixels, file
-
-
-def _content(path: Path) -> bytes:
-    try:
-        # not blocked by a named pipe
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-        with os.fdopen(descriptor, "rb") as stream:
-            status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                raise UnusableImageError("it is not a regular file")
-            if status.st_size > MAX_FILE_BYTES:
-                raise UnusableImageError(f"it has {status.st_size:,} bytes; at most {MAX_FILE_BYTES:,} are read")
-            return stream.read(MAX_FILE_BYTES)
-    except OSError as error:
-        raise UnusableImageError(f"it cannot be read: {error.strerror or error}") from error
-
-
-def _in_order(make: Callable[[Item], Made], items: Iterable[Item], num_workers: int) -> Generator[Made, None, None]:
-    """Like ``map``, in threads that are only a little ahead of the consumer; Pillow releases Python's lock."""
-    executor = ThreadPoolExecutor(num_workers)
-    ahead: deque[Future[Made]] = deque()
-    try:
-        for item in items:
-            ahead.append(executor.submit(make, item))
-            if len(ahead) >= AHEAD_PER_WORKER * num_workers:
-                yield ahead.popleft().result()
-        while ahead:
-            yield ahead.popleft().result()
-    finally:
-        executor.shutdown(cancel_futures=True)
 
 
 def _skip_or_refuse(found: str, remedy: str, *, skip: bool) -> None:
@@ -316,11 +275,12 @@ def _write(
         members.append(Member(f"{split}_images", shape, np.dtype(np.uint8), partial(_pieces, store, of_split, split)))
         members.append(whole(f"{split}_labels", labels[split].reshape(-1, 1)))
     members.append(whole(CLASS_NAMES, np.array(listing.class_names)))
+    members.append(whole(PREPARATION, np.array(json.dumps(recipe.as_dict()))))
     with replace_atomically(out, needed_bytes=sum(member.num_bytes for member in members)) as stream:
         write_npz(stream, members)
         stream.flush()
         temporary = Path(stream.name)
-        _require_readable(temporary, labels, listing)
+        _require_readable(temporary, labels, listing, recipe)
         return temporary.stat().st_size, file_digest(temporary, "md5")
 
 
@@ -329,11 +289,14 @@ def _pieces(store: RowStore, samples: Sequence[Sample], title: str) -> Iterator[
         yield store.read(sample.row)
 
 
-def _require_readable(path: Path, labels: Mapping[str, NDArray[np.integer[Any]]], listing: Listing) -> None:
+def _require_readable(
+    path: Path, labels: Mapping[str, NDArray[np.integer[Any]]], listing: Listing, recipe: Recipe
+) -> None:
     """Read everything but the images back, as a training would."""
     layout = validate_npz_keys(path)
     found = {split: read_labels(layout, split, len(listing.class_names)) for split in SPLITS}
-    if read_class_names(layout) != listing.class_names or not all(
+    facts = npz.read_class_names(layout), npz.read_preparation(layout)
+    if facts != (listing.class_names, recipe.as_dict()) or not all(
         np.array_equal(found[split], labels[split]) for split in SPLITS
     ):
         raise ValueError(f"The content of {path} is not what was to be written.")

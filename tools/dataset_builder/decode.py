@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,12 +23,24 @@ TWELVE_BITS = 4095
 # remarks about an image, as they are logged
 ROTATED = "rotated by their EXIF orientation"
 NOT_SQUARE = "not square, cropped to the centre"
-ENLARGED = "smaller than --size, and enlarged"
+ENLARGED = "smaller than the stored size, and enlarged"
 TRANSPARENT = "partly transparent, placed on black"
 SIXTEEN_BITS = "of 16 bits, divided by 257"
 DARK = f"of 16 bits but nowhere above {TWELVE_BITS:,}, and so almost black (scale the values up to 65,535 first)"
 FIRST_OF_MANY = "of several pages or frames, only the first used"
 COLOURED_TO_GREY = "in colour, converted to grey"
+
+
+# what all recipes have in common, as it is recorded: a record that differs is of another version of this module
+COMMON = {
+    "exif_orientation": "applied",
+    "crop_position": "centre",
+    "resize": "bicubic, antialiased",
+    "grey_from_colour": "ITU-R 601",
+    "transparent_pixels": "on black",
+    "16_bits": "divided by 257",
+    "frames": "the first",
+}
 
 
 class UnusableImageError(Exception):
@@ -45,6 +59,22 @@ class Recipe:
     def shape(self) -> tuple[int, ...]:
         """Shape of an image."""
         return (self.size, self.size) if self.grey else (self.size, self.size, 3)
+
+    def as_dict(self) -> dict[str, Any]:
+        """The whole preparation as JSON values, to be recorded with a data set."""
+        return asdict(self) | COMMON
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
+        """The recipe of a record; ``ValueError`` if it is not one of this version."""
+        size, crop, grey = (values.get(name) for name in ("size", "crop", "grey"))
+        numbers = (size,) if crop is None else (size, crop)
+        if not (all(type(number) is int and number > 0 for number in numbers) and isinstance(grey, bool)):
+            raise ValueError("size, crop or grey is missing or wrong")
+        recipe = cls(size=size, crop=crop, grey=grey)  # type: ignore[arg-type]
+        if dict(values) != recipe.as_dict():
+            raise ValueError("it is of another version of this program")
+        return recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +158,7 @@ def _eight_bits(image: Image.Image, file_format: str, remarks: set[str]) -> Imag
 def _crop_centre(image: Image.Image, recipe: Recipe, remarks: set[str]) -> Image.Image:
     side = recipe.crop or min(image.size)
     if min(image.size) < side:
-        raise UnusableImageError(f"it has {image.width} × {image.height} pixels, too few for --crop {side}")
+        raise UnusableImageError(f"it has {image.width} × {image.height} pixels, too few for a crop of {side}")
     if recipe.crop is None and image.width != image.height:
         remarks.add(NOT_SQUARE)
     left, top = (image.width - side) // 2, (image.height - side) // 2

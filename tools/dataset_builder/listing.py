@@ -83,10 +83,11 @@ def list_folder(folder: Path, *, group_by_folder: bool = False) -> Listing:
         DataError: A folder cannot be read, or it has no classes.
     """
     skipped: Skipped = defaultdict(list)
-    images = sorted(_images_below(folder, "", (), skipped), key=lambda image: (_normalized(image[0]), image[0]))
-    entries, num_nested = [], 0
+    images, entries, num_nested = images_below(folder, skipped), [], 0
+    skipped[OUTSIDE] = [name for name, _ in images if "/" not in name]
+    images = [image for image in images if "/" in image[0]]
     for name, path in images:
-        label, *folders, _ = _normalized(name).split("/")
+        label, *folders, _ = normalized(name).split("/")
         num_nested += bool(folders)
         entries.append(Entry(name, path, label, folders[0] if group_by_folder and folders else ""))
     labels = {entry.label for entry in entries}
@@ -96,9 +97,8 @@ def list_folder(folder: Path, *, group_by_folder: bool = False) -> Listing:
             f"its folders {', '.join(sorted(labels))} look like splits, not classes; use a folder per class, or a CSV "
             "with the columns path,label,split",
         )
-    _check_class_names(folder, [_normalized(name) for name in dict.fromkeys(name.split("/")[0] for name, _ in images)])
-    notes = [f"{kind}: {_describe(kind, skipped[kind])}" for kind in (HIDDEN, OTHER) if skipped[kind]]
-    warnings = [f"{kind}: {_describe(kind, skipped[kind])}" for kind in (CIRCULAR, OUTSIDE, EMPTY) if skipped[kind]]
+    _check_class_names(folder, [normalized(name) for name in dict.fromkeys(name.split("/")[0] for name, _ in images)])
+    notes, warnings = describe_skipped(skipped, HIDDEN, OTHER), describe_skipped(skipped, CIRCULAR, OUTSIDE, EMPTY)
     if num_nested and not group_by_folder:
         warnings.append(
             f"{count_of(num_nested, 'image')} in subfolders of the classes: if these are patients or slides, use "
@@ -107,7 +107,16 @@ def list_folder(folder: Path, *, group_by_folder: bool = False) -> Listing:
     return Listing(folder, tuple(entries), in_order(labels), tuple(notes), tuple(warnings))
 
 
-def _normalized(name: str) -> str:
+def images_below(folder: Path, skipped: Skipped) -> list[tuple[str, Path]]:
+    """The name below ``folder`` and the path of each image at any depth, in an order that the names alone decide.
+
+    What is skipped is added to ``skipped``. ``DataError`` if a folder cannot be read.
+    """
+    return sorted(_images_below(folder, "", (), skipped), key=lambda image: (normalized(image[0]), image[0]))
+
+
+def normalized(name: str) -> str:
+    """The name with composed characters."""
     return unicodedata.normalize("NFC", name)  # macOS and Linux then agree
 
 
@@ -136,10 +145,8 @@ def _images_below(
                 skipped[EMPTY].append(inner)
         elif _suffix(item.name) not in IMAGE_SUFFIXES:
             skipped[OTHER].append(inner)
-        elif name:
-            yield inner, Path(item.path)
         else:
-            skipped[OUTSIDE].append(inner)
+            yield inner, Path(item.path)
 
 
 def _is_folder(item: os.DirEntry[str]) -> bool:
@@ -151,6 +158,11 @@ def _is_folder(item: os.DirEntry[str]) -> bool:
 
 def _suffix(name: str) -> str:
     return os.path.splitext(name)[1].lower()  # noqa: PTH122 (a name, which may not be a valid path)
+
+
+def describe_skipped(skipped: Skipped, *kinds: str) -> list[str]:
+    """One sentence for each of these reasons for which something was skipped."""
+    return [f"{kind}: {_describe(kind, skipped[kind])}" for kind in kinds if skipped[kind]]
 
 
 def _describe(kind: str, names: Sequence[str]) -> str:
@@ -169,8 +181,28 @@ def list_csv(path: Path) -> Listing:
     Raises:
         DataError: The file cannot be read, or some rows are wrong; the message names the first of them.
     """
+    table, notes = read_table(path, ("path", "label"))
+    class_names = in_order(set(table["label"]))
+    _check_class_names(path, class_names)
+    if not table["split"].iloc[0]:
+        table = table.sort_values("path")
+    rows = table.itertuples(index=False)
+    entries = tuple(Entry(name, path.parent / name, label, group, split) for name, label, split, group in rows)
+    return Listing(path, entries, class_names, tuple(notes))
+
+
+def read_table(path: Path, required: Collection[str]) -> tuple[pd.DataFrame, list[str]]:
+    """Read ``COLUMNS`` of a CSV as text, where the ``required`` ones must be there, and the others may be.
+
+    Returns:
+        A table, whose rows are numbered as in a spreadsheet, with empty text in a column that is not there; and what is
+        unusual about the file.
+
+    Raises:
+        DataError: The file cannot be read, or some rows are wrong; the message names the first of them.
+    """
     text = _read_text(path)
-    cells, delimiter = _parse(path, text)
+    cells, delimiter = _parse(path, text, required)
     header, body = cells.iloc[0].str.strip().str.lower().tolist(), cells.iloc[1:]
     unused = [printable(name) for name in cells.iloc[0] if name.strip() and name.strip().lower() not in COLUMNS]
     body = body[body.apply(lambda column: column.str.strip() != "").any(axis="columns")]
@@ -182,18 +214,12 @@ def list_csv(path: Path) -> Listing:
         group=table["group"].str.strip().str.normalize("NFC"),
         split=table["split"].str.strip().str.lower(),
     )
-    if problems := _row_problems(table):
+    if problems := _row_problems(table, is_labelled="label" in header):
         _refuse(path, join_some(problems, "; "))
-    class_names = in_order(set(table["label"]))
-    _check_class_names(path, class_names)
-    if not table["split"].iloc[0]:
-        table = table.sort_values("path")
     notes = [f"ignored columns of {path.name}: {join_some(unused)}"] if unused else []
     if delimiter != ",":
         notes.append(f"the columns of {path.name} are separated by {delimiter!r}")
-    rows = table.itertuples(index=False)
-    entries = tuple(Entry(name, path.parent / name, label, group, split) for name, label, split, group in rows)
-    return Listing(path, entries, class_names, tuple(notes))
+    return table, notes
 
 
 def _read_text(path: Path) -> str:
@@ -210,7 +236,7 @@ def _read_text(path: Path) -> str:
         _refuse(path, f"byte {error.start:,} is not UTF-8; save it as CSV in UTF-8")
 
 
-def _parse(path: Path, text: str) -> tuple[pd.DataFrame, str]:
+def _parse(path: Path, text: str, required: Collection[str]) -> tuple[pd.DataFrame, str]:
     """Parse a CSV into text cells, the header in row 0, and return its delimiter too."""
 
     def read(separator: str, num_rows: int | None = None) -> pd.DataFrame:
@@ -231,7 +257,7 @@ def _parse(path: Path, text: str) -> tuple[pd.DataFrame, str]:
         for delimiter in DELIMITERS:
             first_row = read(delimiter, 1).to_numpy().ravel()
             columns = [str(cell).strip().lower() for cell in first_row]
-            if {"path", "label"} <= set(columns):
+            if set(required) <= set(columns):
                 break
         else:
             raise pd.errors.EmptyDataError
@@ -240,12 +266,13 @@ def _parse(path: Path, text: str) -> tuple[pd.DataFrame, str]:
         return read(delimiter).fillna(""), delimiter  # short rows have missing cells
     except pd.errors.EmptyDataError:
         beginning = text.lstrip()[:80].partition("\n")[0].rstrip()
-        _refuse(path, f"its first line is {printable(beginning)!r}, not path,label[,split][,group]")
+        columns = [name if name in required else f"[{name}]" for name in COLUMNS]
+        _refuse(path, f"its first line is {printable(beginning)!r}, not {','.join(columns).replace(',[', '[,')}")
     except pd.errors.ParserError as error:
         _refuse(path, f"it is not a valid CSV: {error} (write a path with a comma in quotes)")
 
 
-def _row_problems(table: pd.DataFrame) -> list[str]:
+def _row_problems(table: pd.DataFrame, *, is_labelled: bool) -> list[str]:
     """Write one sentence for each wrong cell, in the order of the rows, and one for incomplete splits."""
     paths, splits = table["path"], table["split"]
     no_path = (paths.str.strip() == "") | paths.str.contains("\0", regex=False)
@@ -253,7 +280,7 @@ def _row_problems(table: pd.DataFrame) -> list[str]:
     found = [
         *((row, "has no path") for row in table.index[no_path]),
         *((row, f"names {printable(path)} again") for row, path in again.items()),
-        *((row, "has no label") for row in table.index[table["label"] == ""]),
+        *((row, "has no label") for row in table.index[(table["label"] == "") & is_labelled]),
         *((row, f"has the split {printable(s)!r}; allowed are {', '.join(SPLITS)}") for row, s in unknown.items()),
     ]
     problems = [f"row {row} {problem}" for row, problem in sorted(found, key=lambda item: item[0])]

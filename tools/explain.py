@@ -19,10 +19,9 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from functools import partial
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -30,11 +29,14 @@ from typing import TYPE_CHECKING
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
 
 from scripts.core.command_line import ArgumentParser
-from scripts.core.errors import ConfigError, DataError, storage_errors
+from scripts.core.config import Config
+from scripts.core.errors import ConfigError, storage_errors
 from scripts.core.files import write_bytes
 from scripts.core.log import log
 from scripts.core.optional import require_packages
 from scripts.core.paths import slug
+from scripts.core.system.device import device_problems, select_device
+from scripts.trained_run import TrainedRun, open_run
 from tools.command import run_tool
 
 if TYPE_CHECKING:
@@ -43,27 +45,26 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from scripts.evaluation.gradcam import GradCam
-    from scripts.evaluation.inference import Predictor
-    from scripts.trained_run import TrainedRun
-    from tools.dataset_builder.decode import Recipe
     from tools.heatmaps import Panel
+    from tools.inputs import Inputs
 
     Pixels = NDArray[np.uint8]
 
 FOLDER = "explanations"  # in the run's folder, unless --output is given
-DEFAULT_LIMIT = 64
-MAX_LIMIT = 10_000
+DEFAULT_LIMIT, MAX_LIMIT = 64, 10_000  # images
 MAX_BATCH_SIZE = 16  # images that keep their activations for the gradients
 ALL, PREDICTED = "all", "predicted"
 
+Requested = Sequence[int] | str  # ALL, PREDICTED, or indices of classes
 
-@dataclass(frozen=True, slots=True)
-class Source:
-    """An image that can be read."""
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Example:
+    """An image to explain."""
 
     name: str
-    read: Callable[[], Pixels]  # uint8 (H, W) or (H, W, 3), as the run's model takes it
-    truth: str = ""  # the true class, where it is known
+    image: Pixels  # (H, W) or (H, W, 3), as the run's model takes it
+    truth: str  # the true class or labels; "" where they are not known
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -75,30 +76,22 @@ def explain(argv: Sequence[str]) -> None:
     """Explain the images of a command line, given without the program's name."""
     given = build_parser().parse_args(argv)
     require_packages("tools/explain.py", "captum")
-    # imported here: it takes seconds, which --help and a wrong flag should not
-    from scripts.core.system.device import device_problems, select_device
-    from scripts.evaluation.gradcam import GradCam
-    from scripts.trained_run import open_run
-
     run = open_run(given.run)
-    if problems := list(device_problems(replace(run.config, device=given.device))):
-        raise ConfigError(*problems)
-    requested = _requested_classes(given.classes, run.class_names)
+    requested = requested_classes(given.classes, run.class_names)
     output = given.output or run.paths.root / FOLDER
-    if (output.is_dir() and any(output.iterdir())) or output.is_file():
-        raise ConfigError(f"--output {output} exists already: remove it, or choose another folder.")
-    found = list_sources(given.inputs, run, split=given.split, indices=given.indices)
-    sources = [found[index * len(found) // given.limit] for index in range(given.limit)]
-    if len(found) > given.limit:
-        log.info(f"{given.limit:,} of {len(found):,} images, evenly spread: --limit sets the number")
-    else:
-        sources = found
-    predictor = replace(run.predictor(select_device(given.device), tta=False), precision="fp32")
-    cam = GradCam(predictor, run.image_size)
+    if problems := list(_problems(given, output)):
+        raise ConfigError(*problems)
+    # imported here: it takes seconds, which --help and a wrong flag should not
+    from scripts.evaluation.gradcam import GradCam
+    from tools.inputs import open_inputs
+
+    inputs = open_inputs(given.inputs, [run], split=given.split)
+    rows = choose_rows(inputs, given.rows, given.limit)
+    cam = GradCam(run.predictor(select_device(given.device), tta=False), run.image_size)
     log.info(f"Grad-CAM of {run.name}: {cam.description}")
     with new_folder(output) as folder:
-        write_maps(folder, explanations(sources, run, predictor, cam, requested), run, cam)
-    log.info(f"wrote {output}: {len(sources):,} images and sheet.png")
+        write_maps(folder, explanations(examples(inputs, rows, run), run, cam, requested), run, cam)
+    log.info(f"wrote {output}: {len(rows):,} images and sheet.png")
 
 
 def build_parser() -> ArgumentParser:
@@ -112,106 +105,94 @@ def build_parser() -> ArgumentParser:
     )
     add = parser.add_argument
     add("run", type=Path, metavar="RUN", help="folder of a finished run")
-    add("inputs", type=Path, nargs="+", metavar="INPUT", help="image files, folders of them, or .npz data sets")
+    add("inputs", type=Path, nargs="+", metavar="INPUT", help="image files, folders, a CSV of paths, or an .npz")
     add("--output", type=Path, metavar="FOLDER", help=f"new folder for the files (default: RUN/{FOLDER})")
-    add(
-        "--classes",
-        nargs="+",
-        default=[PREDICTED],
-        metavar="NAME",
-        help=f"'{PREDICTED}' (default), '{ALL}', or names of classes",
-    )
-    add("--split", choices=("train", "val", "test"), default="test", help="of an .npz (default: test)")
-    add("--indices", type=_indices, metavar="ROWS", help="rows of an .npz, such as 0-9,42 (default: all)")
-    add(
-        "--limit",
-        type=_limit,
-        default=DEFAULT_LIMIT,
-        metavar="INT",
-        help=f"images at most, evenly spread over those given (default: {DEFAULT_LIMIT})",
-    )
-    add("--device", default="auto", help="as for main.py (default: auto)")
+    help_of_classes = f"'{PREDICTED}' (default), '{ALL}', or names of classes"
+    add("--classes", nargs="+", default=[PREDICTED], metavar="NAME", help=help_of_classes)
+    add("--split", choices=("train", "val", "test"), help="of an .npz (default: test), or of a CSV with that column")
+    add("--indices", type=_indices, dest="rows", metavar="ROWS", help="these images only, such as 0-9,42")
+    help_of_limit = f"images at most, evenly spread over those given (default: {DEFAULT_LIMIT})"
+    add("--limit", type=_limit, default=DEFAULT_LIMIT, metavar="INT", help=help_of_limit)
+    add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     return parser
 
 
-def list_sources(inputs: Sequence[Path], run: TrainedRun, *, split: str, indices: Sequence[int] | None) -> list[Source]:
-    """List the images of files, folders and data sets; files are read later.
+def choose_rows(inputs: Inputs, rows: Sequence[int] | None, limit: int) -> list[int]:
+    """The numbers of the images to explain, in order: those requested, evenly thinned out to the limit."""
+    chosen = range(inputs.num_images) if rows is None else sorted(rows)
+    if chosen[-1] >= inputs.num_images:
+        raise ConfigError(f"--indices has {chosen[-1]:,}, but there are {inputs.num_images:,} images: count from 0.")
+    if len(chosen) > limit:
+        log.info(f"{limit:,} of {len(chosen):,} images, evenly spread: --limit sets the number")
+        return [chosen[number * len(chosen) // limit] for number in range(limit)]
+    return list(chosen)
 
-    Raises:
-        ConfigError: There is no image, or ``indices`` are given without a data set.
-        DataError: A path does not exist or cannot be read, or a data set does not fit the run.
-    """
-    from tools.prepared import recipe_of
 
-    if indices is not None and not any(map(_is_npz, inputs)):
-        raise ConfigError("--indices chooses rows of an .npz, and no INPUT is one.")
-    recipe = None if all(map(_is_npz, inputs)) else recipe_of(run)
-    found: list[Source] = []
-    for path in inputs:
-        if _is_npz(path):
-            found += _rows_of(path, run, split, indices)
-        elif recipe is not None:
-            folder, files = (path, _images_below(path)) if path.is_dir() else (path.parent, [path])
-            found += [Source(str(file.relative_to(folder)), partial(_read, file, recipe)) for file in files]
-    if not found:
-        raise DataError(f"There is no image in {', '.join(map(str, inputs))}.")
-    return found
+def examples(inputs: Inputs, rows: Sequence[int], run: TrainedRun) -> Iterator[Example]:
+    """Read the images of these rows, which are in order."""
+    for batch in inputs.select(rows).batches(MAX_BATCH_SIZE):
+        for number, name in enumerate(batch.names):
+            truth = ""
+            if batch.labels is not None:
+                label = batch.labels[number]
+                held = label.nonzero()[0] if label.ndim else [label]
+                truth = ", ".join(run.class_names[index] for index in held) or "no label"
+            shown = f"image {name}" if inputs.naming == "index" else name
+            yield Example(shown, batch.images[0][number], truth)
 
 
 def explanations(
-    sources: Sequence[Source], run: TrainedRun, predictor: Predictor, cam: GradCam, requested: Sequence[int] | str
-) -> Iterator[tuple[Source, list[Panel]]]:
+    found: Iterator[Example], run: TrainedRun, cam: GradCam, requested: Requested
+) -> Iterator[tuple[Example, list[Panel]]]:
     """Yield each image with its panels: the image itself, then one for each class that is explained."""
     import numpy as np
     import torch
 
     from scripts.data_handler.memory import eval_batch_size
 
-    device = next(predictor.model.parameters()).device
     batch_size = min(MAX_BATCH_SIZE, eval_batch_size(*run.image_size))
-    remaining = iter(sources)
-    while batch := list(islice(remaining, batch_size)):
-        images = torch.from_numpy(np.stack([source.read() for source in batch])).to(device)
-        scores = predictor(images)[0].cpu().double().numpy()
+    while batch := list(islice(found, batch_size)):
+        images = torch.from_numpy(np.stack([example.image for example in batch])).to(cam.device)
+        scores = cam.probabilities(images).cpu().double().numpy()
         chosen = [classes_to_explain(requested, row, run.task) for row in scores]
         pairs = [(row, index) for row, classes in enumerate(chosen) for index in classes]
         heats: list[NDArray[np.float32]] = []
         for start in range(0, len(pairs), batch_size):
-            rows, classes = torch.tensor(pairs[start : start + batch_size], device=device).T
+            rows, classes = torch.tensor(pairs[start : start + batch_size], device=cam.device).T
             heats.extend(cam(images[rows], classes).cpu().numpy())
-        of_image = iter(heats)
-        for source, image, row, classes in zip(batch, images.cpu().numpy(), scores, chosen, strict=True):
-            maps = [next(of_image) for _ in classes]
-            yield source, panels_of(source, image, row, dict(zip(classes, maps, strict=True)), run)
+        of_pairs = dict(zip(pairs, heats, strict=True))
+        for number, example in enumerate(batch):
+            of_classes = {index: of_pairs[number, index] for index in chosen[number]}
+            yield example, panels_of(example, scores[number], of_classes, run)
 
 
-def classes_to_explain(requested: Sequence[int] | str, scores: NDArray[np.float64], task: str) -> list[int]:
+def classes_to_explain(requested: Requested, scores: NDArray[np.float64], task: str) -> list[int]:
     """The classes of an image, by their probabilities (K,); where no label is predicted, the most probable one."""
     from scripts.data_handler.registry import MULTI_LABEL, THRESHOLD
 
     if requested == ALL:
         return list(range(len(scores)))
     if requested != PREDICTED:
-        return [int(index) for index in requested]
+        return [index for index in requested if isinstance(index, int)]
     positive = (scores > THRESHOLD).nonzero()[0].tolist() if task == MULTI_LABEL else []
     return positive or [int(scores.argmax())]
 
 
 def panels_of(
-    source: Source, image: Pixels, scores: NDArray[np.float64], heats: dict[int, NDArray[np.float32]], run: TrainedRun
+    example: Example, scores: NDArray[np.float64], heats: Mapping[int, NDArray[np.float32]], run: TrainedRun
 ) -> list[Panel]:
     """The image with its name and true class, and an overlay for each class with its probability."""
     from tools.heatmaps import Panel, enlarge, overlay
 
-    panels = [Panel(enlarge(image), (source.name, f"true: {source.truth}" if source.truth else ""))]
+    name = "/".join(Path(example.name).parts[-2:])
+    panels = [Panel(enlarge(example.image), (name, f"true: {example.truth}" if example.truth else ""))]
     for index, heat in heats.items():
         note = "" if heat.any() else " · no place supports it"
-        lines = (run.class_names[index], f"{scores[index]:.1%}{note}")
-        panels.append(Panel(overlay(image, heat), lines))
+        panels.append(Panel(overlay(example.image, heat), (run.class_names[index], f"{scores[index]:.1%}{note}")))
     return panels
 
 
-def write_maps(folder: Path, explained: Iterator[tuple[Source, list[Panel]]], run: TrainedRun, cam: GradCam) -> None:
+def write_maps(folder: Path, explained: Iterator[tuple[Example, list[Panel]]], run: TrainedRun, cam: GradCam) -> None:
     """Write a PNG for each image, and the sheet of the first of them."""
     from tqdm import tqdm
 
@@ -219,9 +200,9 @@ def write_maps(folder: Path, explained: Iterator[tuple[Source, list[Panel]]], ru
 
     strips: list[Image.Image] = []
     num_images = num_panels = 0
-    for source, panels in tqdm(explained, desc="explaining", unit="img", disable=None, leave=False):
+    for example, panels in tqdm(explained, desc="explaining", unit="img", disable=None, leave=False):
         strip = draw_panels(panels)
-        write_bytes(folder / f"{num_images:04d}_{slug(source.name)}.png", png_bytes(strip))
+        write_bytes(folder / f"{num_images:04d}_{slug(Path(example.name).stem)}.png", png_bytes(strip))
         num_images += 1
         num_panels += len(panels)
         if num_panels <= MAX_SHEET_PANELS or not strips:
@@ -252,57 +233,8 @@ def new_folder(path: Path) -> Iterator[Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _rows_of(path: Path, run: TrainedRun, split: str, indices: Sequence[int] | None) -> Iterator[Source]:
-    """The rows of a data set's split, with their true classes."""
-    from scripts.data_handler.opening import open_dataset
-
-    dataset = open_dataset(str(path), run.config.data_dir)
-    size, is_grey = (dataset.height, dataset.width), dataset.channels == 1
-    if (size, is_grey) != (run.image_size, run.is_grey):
-        takes, has = (
-            f"{width} × {height} pixels in {'grey' if grey else 'colour'}"
-            for (height, width), grey in ((run.image_size, run.is_grey), (size, is_grey))
-        )
-        raise DataError(f"{run.paths.root} takes images of {takes}, but those of {path} have {has}.")
-    data = dataset.load(split)
-    if indices and (last := max(indices)) >= len(data.labels):
-        raise ConfigError(f"--indices has the row {last:,}, but {path} has {len(data.labels):,} {split} images.")
-    for row in range(len(data.labels)) if indices is None else indices:
-        label = data.labels[row]
-        held = [label] if data.labels.ndim == 1 else label.nonzero()[0]
-        truth = ", ".join(dataset.class_names[index] for index in held) or "no label"
-        yield Source(f"{path.stem} {split} #{row}", partial(data.images.__getitem__, row), truth)
-
-
-def _images_below(folder: Path) -> list[Path]:
-    """Files with the suffix of an image, at any depth below a folder, by name; hidden ones are skipped."""
-    from tools.dataset_builder.listing import IMAGE_SUFFIXES
-
-    def stop(error: OSError) -> None:
-        raise DataError(f"Cannot read the folder {error.filename}: {error.strerror}.") from error
-
-    found = []
-    for parent, folders, files in os.walk(folder, onerror=stop):
-        folders[:] = [name for name in folders if not name.startswith(".")]
-        found += [
-            Path(parent, name)
-            for name in files
-            if not name.startswith(".") and Path(name).suffix.lower() in IMAGE_SUFFIXES
-        ]
-    return sorted(found)
-
-
-def _read(path: Path, recipe: Recipe) -> Pixels:
-    from tools.dataset_builder.decode import UnusableImageError
-    from tools.prepared import prepare, read_content
-
-    try:
-        return prepare(read_content(path), recipe)
-    except UnusableImageError as error:
-        raise DataError(f"{path} cannot be used: {error}.") from error
-
-
-def _requested_classes(names: Sequence[str], known: Sequence[str]) -> list[int] | str:
+def requested_classes(names: Sequence[str], known: Sequence[str]) -> Requested:
+    """Read ``--classes``; ``ConfigError`` for names of no class."""
     if list(names) in ([ALL], [PREDICTED]):
         return names[0]
     problems = []
@@ -332,8 +264,16 @@ def _limit(text: str) -> int:
     return int(text)
 
 
-def _is_npz(path: Path) -> bool:
-    return path.suffix.lower() == ".npz" and not path.is_dir()
+def _problems(given: argparse.Namespace, output: Path) -> Iterator[str]:
+    for path in given.inputs:
+        if not os.path.exists(path):  # noqa: PTH110 (never raises, unlike Path's)
+            yield f"INPUT {path} does not exist."
+    if os.path.lexists(output) and not (output.is_dir() and not any(output.iterdir())):
+        yield f"--output {output} exists already: remove it, or choose another folder."
+    try:
+        yield from device_problems(Config(device=given.device))
+    except ConfigError as error:
+        yield from error.problems
 
 
 if __name__ == "__main__":

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from math import isqrt
 
 import torch
@@ -31,9 +32,10 @@ class GradCam:
         Raises:
             ConfigError: The network has no feature maps.
         """
-        self._predictor = predictor
+        self._predictor = replace(predictor, views=(), precision="fp32")
         self._size = size
-        inputs = self._inputs(torch.zeros(1, *size, 3, dtype=torch.uint8, device=_device_of(predictor.model)))
+        self.device = next(predictor.model.parameters()).device
+        inputs = self._inputs(torch.zeros(1, *size, 3, dtype=torch.uint8, device=self.device))
         self.layer, self.shape = find_layer(predictor.model, inputs)
 
     @property
@@ -41,6 +43,10 @@ class GradCam:
         """The layer that is explained, in words."""
         channels, height, width = self.shape
         return f"layer {self.layer}, {channels} maps of {width} × {height}"
+
+    def probabilities(self, stored: Tensor) -> Tensor:
+        """Predict uint8 images (B, H, W) or (B, H, W, 3) as they are explained: float32 (B, K)."""
+        return self._predictor(stored)[0]
 
     def __call__(self, stored: Tensor, classes: Tensor) -> Tensor:
         """Make one heat map for each image.
@@ -151,7 +157,3 @@ def _is_map(sides: tuple[int, ...], size: Size) -> bool:
         return False
     stretch = (height / width) / (image_height / image_width)
     return 1 / MAX_STRETCH <= stretch <= MAX_STRETCH
-
-
-def _device_of(model: nn.Module) -> torch.device:
-    return next(model.parameters()).device

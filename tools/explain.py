@@ -119,7 +119,7 @@ def build_parser() -> ArgumentParser:
 
 def choose_rows(inputs: Inputs, rows: Sequence[int] | None, limit: int) -> list[int]:
     """The numbers of the images to explain, in order: those requested, evenly thinned out to the limit."""
-    chosen = range(inputs.num_images) if rows is None else sorted(rows)
+    chosen = range(inputs.num_images) if rows is None else rows
     if chosen[-1] >= inputs.num_images:
         raise ConfigError(f"--indices has {chosen[-1]:,}, but there are {inputs.num_images:,} images: count from 0.")
     if len(chosen) > limit:
@@ -251,11 +251,12 @@ def requested_classes(names: Sequence[str], known: Sequence[str]) -> Requested:
 def _indices(text: str) -> list[int]:
     rows: list[int] = []
     for part in text.split(","):
-        if not (found := re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part)):
+        found = re.fullmatch(r"\s*(\d{1,9})(?:-(\d{1,9}))?\s*", part)
+        first, last = (int(found[1]), int(found[2] or found[1])) if found else (1, 0)
+        if not first <= last < first + MAX_LIMIT:
             raise argparse.ArgumentTypeError(f"{text!r} must be rows and ranges of rows, such as 0-9,42")
-        first, last = int(found[1]), int(found[2] or found[1])
         rows.extend(range(first, last + 1))
-    return list(dict.fromkeys(rows))
+    return sorted(set(rows))
 
 
 def _limit(text: str) -> int:

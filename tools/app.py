@@ -15,6 +15,7 @@ import argparse
 import base64
 import html
 import os
+import shutil
 import socket
 import sys
 import tempfile
@@ -59,11 +60,11 @@ GRADIO_SETTINGS = {
 # a second guard: the browser refuses every request to another computer
 POLICY = (
     "<meta http-equiv='Content-Security-Policy' content=\"default-src 'self' 'unsafe-inline' 'unsafe-eval' data: "
-    'blob:\">'
+    'blob:">'
 )
 STYLE = """
 .maps {display: flex; flex-wrap: wrap; gap: 12px; margin: 0}
-.maps figure {margin: 0; max-width: 224px}
+.maps figure {flex: 1 1 120px; margin: 0; max-width: 224px}
 .maps img {display: block; width: 100%; border-radius: 4px}
 .verdict {font-size: 1.1rem; margin: 0 0 0.4rem 0}
 .warning {border-left: 4px solid #c8500a; padding-left: 0.6rem}
@@ -96,17 +97,14 @@ class Reader:
     abstain: float
 
     def __call__(self, content: bytes) -> Answer:
-        """Answer for the content of an image file."""
+        """Answer for the content of an image file; ``UnusableImageError`` says why it cannot be used."""
         import torch
 
-        from tools.dataset_builder.decode import UnusableImageError, decode
+        from tools.dataset_builder.decode import decode
         from tools.dataset_builder.reading import decoding
 
-        try:
-            with decoding():
-                image = decode(content, self.recipe).pixels
-        except UnusableImageError as error:
-            return Answer(f"This file cannot be used: {error}.", is_warning=True)
+        with decoding():
+            image = decode(content, self.recipe).pixels
         stored = torch.from_numpy(image)[None].to(next(self.predictor.model.parameters()).device)
         scores = self.calibrated(self.predictor(stored)[0].cpu().double().numpy())[0]
         order = scores.argsort(kind="stable")[::-1].tolist()
@@ -121,15 +119,16 @@ class Reader:
         return scores if self.temperature is None else apply_temperature(scores, self.temperature, self.run.task)
 
     def _sentence(self, scores: NDArray[np.float64], top: int) -> tuple[str, bool]:
+        import numpy as np
+
         from scripts.data_handler.registry import MULTI_LABEL, THRESHOLD
 
         kind = "probability" if self.temperature is None else "calibrated probability"
         if scores[top] < self.abstain:
             return f"Nothing like the training images: no {kind} reaches {self.abstain:.0%}.", True
-        chosen = [top]
-        if self.run.task == MULTI_LABEL:
-            chosen = [index for index, score in enumerate(scores) if score > THRESHOLD]
-        return f"Predicted: {', '.join(self.run.class_names[index] for index in chosen) or 'none of the labels'}.", False
+        is_chosen = scores > THRESHOLD if self.run.task == MULTI_LABEL else np.arange(len(scores)) == top
+        chosen = [f"{self.run.class_names[index]} ({scores[index]:.1%})" for index in np.flatnonzero(is_chosen)]
+        return f"Predicted: {', '.join(chosen) or 'none of the labels'}.", False
 
     def _maps(self, image: NDArray[np.uint8], stored: Any, top: int) -> Iterator[tuple[Image.Image, str]]:
         import torch
@@ -239,30 +238,33 @@ def build_page(reader: Reader) -> Any:
     """Make the page, a ``gradio.Blocks``."""
     import gradio
 
-    run = reader.run
-    width, height = reversed(run.image_size)
-    note = run.card.get("dataset", {}).get("note")
-    heading = f"# {_plain(run.card['dataset'].get('title', run.name))}\n{_plain(run.name)}"
-    calibration = (
-        "The probabilities are **not calibrated**: this run has no temperature."
-        if reader.temperature is None
-        else f"The probabilities are calibrated, with the temperature {reader.temperature:.2f} of the validation split."
-    )
+    from tools.dataset_builder.decode import UnusableImageError
+
+    run, title = reader.run, str(reader.run.card["dataset"].get("title", ""))
+    note = str(run.card["dataset"].get("note") or "")
+    heading = f"# {_plain(title or run.name)}\n{_plain(run.name)}"
     with gradio.Blocks(title=f"{run.name} – prediction", analytics_enabled=False) as page:
-        gradio.Markdown("\n\n".join(filter(None, (heading, PURPOSE, _plain(note or "")))))
+        gradio.Markdown("\n\n".join(filter(None, (heading, PURPOSE, _plain(note)))))
         with gradio.Row():
             with gradio.Column():
-                upload = gradio.File(label=f"Drop an image here, {MAX_UPLOAD_MB} MB at most. It is not kept.", height=160)
+                upload = gradio.File(
+                    label=f"Drop an image here, {MAX_UPLOAD_MB} MB at most. It is not kept.", height=160
+                )
                 shown = gradio.HTML(label="Maps")
             with gradio.Column():
                 sentence = gradio.HTML("<p class='verdict' role='status'>No image yet.</p>", label="Result")
-                probabilities = gradio.Label(label="Probabilities", num_top_classes=MAX_SHOWN_CLASSES, show_heading=False)
-        gradio.Markdown(f"{calibration} {_maps_note(reader)} Images become {width} × {height} pixels first.")
+                probabilities = gradio.Label(
+                    label="Probabilities", num_top_classes=MAX_SHOWN_CLASSES, show_heading=False
+                )
+        gradio.Markdown("\n".join(f"- {line}" for line in remarks(reader)))
 
         def respond(path: str | None) -> tuple[str, dict[str, float] | None, str]:
             if path is None:
                 return "<p class='verdict' role='status'>No image yet.</p>", None, ""
-            answer = reader(_read_once(Path(path)))
+            try:
+                answer = reader(_read_once(Path(path)))
+            except UnusableImageError as error:
+                answer = Answer(f"This file cannot be used: {error}.", is_warning=True)
             kind = "verdict warning" if answer.is_warning else "verdict"
             text = f"<p class='{kind}' role='status'>{html.escape(answer.sentence)}</p>"
             return text, dict(answer.probabilities) or None, _figures(answer)
@@ -281,13 +283,13 @@ def _theme() -> Any:
 
 
 def _read_once(path: Path) -> bytes:
-    """Read an upload, and remove it with the folder that was made for it."""
+    """Read an upload, and remove it with the folder that Gradio made for it."""
     from tools.dataset_builder.reading import read_content
 
     try:
         return read_content(path)
     finally:
-        path.unlink(missing_ok=True)
+        shutil.rmtree(path.parent, ignore_errors=True)
 
 
 def _figures(answer: Answer) -> str:
@@ -302,10 +304,25 @@ def _figures(answer: Answer) -> str:
     return f"<div class='maps'>{''.join(figures)}</div>" if answer.maps else ""
 
 
-def _maps_note(reader: Reader) -> str:
+def remarks(reader: Reader) -> Iterator[str]:
+    """What a reader of an answer must know, in sentences."""
     from tools.heatmaps import CAVEATS
 
-    return " ".join(CAVEATS) if reader.cam is not None else "No Grad-CAM: see the messages of tools/app.py."
+    recipe = reader.recipe
+    crop = f"central square of {recipe.crop} pixels" if recipe.crop else "largest central square"
+    unknown = (
+        "" if reader.run.card.get("preparation") else " (a guess: this run does not record how its images were made)"
+    )
+    yield f"Of an image, the {crop} is scaled to {recipe.size} × {recipe.size} pixels{unknown}."
+    if reader.temperature is None:
+        yield "The probabilities are **not calibrated**: this run has no temperature."
+    else:
+        yield f"The probabilities are calibrated by the temperature {reader.temperature:.2f}, fitted on validation images."
+    yield "A high probability does not show that an image is like the training images."
+    if reader.cam is None:
+        yield "There is no Grad-CAM map; the messages of tools/app.py say why."
+    else:
+        yield from CAVEATS
 
 
 def _plain(text: str) -> str:

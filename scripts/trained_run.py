@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -53,6 +54,12 @@ class TrainedRun:
     def is_grey(self) -> bool:
         """Whether the training images had one channel."""
         return bool(self.card["input"]["stored_channels"] == 1)
+
+    def temperature(self, *, tta: bool) -> float | None:
+        """The temperature that calibrates the probabilities with or without TTA; None where none is recorded."""
+        recorded = self.card.get("calibration")
+        value = recorded.get("tta" if tta else "plain") if isinstance(recorded, dict) else None
+        return float(value) if isinstance(value, int | float) and 0 < value < math.inf else None
 
     def load_model(self, device: torch.device) -> nn.Module:
         """Build the model with its best weights, in evaluation mode, in the memory layout of the training.

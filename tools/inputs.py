@@ -43,7 +43,7 @@ Decoded = Mapping[Recipe, DecodedImage]
 class Batch:
     """A few images, prepared for each run."""
 
-    names: Sequence[str]  # paths as given, or the indices in the split of an .npz
+    names: Sequence[str | int]  # paths as given, or the indices in the split of an .npz
     images: tuple[Images, ...]  # for each run, (B, H, W) or (B, H, W, 3)
     labels: Labels | None  # true class indices (B,), or 0 and 1 (B, K) for a multi-label task; None where unknown
 
@@ -119,7 +119,8 @@ def recipe_of(run: TrainedRun) -> Recipe:
             raise ValueError(f"the model takes {width} × {height} pixels and {1 if run.is_grey else 3} channels")
     except (AttributeError, TypeError, ValueError) as error:
         raise DataError(
-            f"{run.paths.best_model_card} does not say how images are prepared: its preparation is unusable ({error})."
+            f"{run.paths.best_model_card} records a preparation of images that cannot be used: {error}. Restore the "
+            "file, or predict on an .npz."
         ) from error
     return recipe
 
@@ -209,7 +210,7 @@ class NpzInputs:
                 npz.refuse(path, f"it has images of {next(sizes)}, but {run.name} takes {next(sizes)}")
         run, num_classes = runs[0], len(runs[0].class_names)
         if (names := npz.read_class_names(layout)) and names != run.class_names:
-            _refuse_classes(path, f"the classes {join_names(names)}", run, "give a file of the same classes")
+            _refuse_classes(path, f"the classes {join_names(names)}", run, "Give a file of the same classes")
         columns = num_classes if run.task == MULTI_LABEL else 1
         if layout.label_columns != columns:
             npz.refuse(path, f"it has {layout.label_columns} label columns, but the task of {run.name} needs {columns}")
@@ -222,7 +223,7 @@ class NpzInputs:
         for images in self._images(batch_size):
             rows = self._rows[slice(*np.searchsorted(self._rows, (start, start + len(images))))]
             if len(rows):
-                yield Batch([*map(str, rows)], (images[rows - start],) * self._num_runs, self._labels[rows])
+                yield Batch(rows.tolist(), (images[rows - start],) * self._num_runs, self._labels[rows])
             start += len(images)
 
     def select(self, rows: Sequence[int]) -> NpzInputs:
@@ -261,7 +262,7 @@ def _entries_of_folder(folder: Path, run: TrainedRun) -> list[Entry]:
     known, found = set(run.class_names), set(tops)
     is_labelled = bool(found & known) and run.task != MULTI_LABEL
     if is_labelled and (unknown := sorted(found - known - {""})):
-        remedy = "rename them, or give the subfolders one by one for predictions without labels"
+        remedy = "Rename them, or give the subfolders one by one for predictions without labels"
         _refuse_classes(folder, f"subfolders that are not classes of {run.name}: {join_names(unknown)}", run, remedy)
     if is_labelled and "" in found:
         log.info(f"{folder} has images outside its classes' subfolders, so none is labelled")
@@ -284,12 +285,10 @@ def _entries_of_csv(path: Path, run: TrainedRun, split: str | None) -> list[Entr
     if run.task == MULTI_LABEL:
         table = table.assign(label="")
     elif unknown := sorted(set(table["label"]) - {"", *run.class_names}):
-        remedy = "correct them, or remove the column label"
+        remedy = "Correct them, or remove the column label"
         _refuse_classes(path, f"labels that are not classes of {run.name}: {join_names(unknown)}", run, remedy)
     return [Entry(name, path.parent / name, label) for name, label in zip(table["path"], table["label"], strict=True)]
 
 
 def _refuse_classes(path: Path, found: str, run: TrainedRun, remedy: str) -> NoReturn:
-    raise DataError(
-        f"{printable(path)} has {found}; {run.name} predicts {join_names(run.class_names)}. {remedy.capitalize()}."
-    )
+    raise DataError(f"{printable(path)} has {found}; {run.name} predicts {join_names(run.class_names)}. {remedy}.")

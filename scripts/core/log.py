@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import TextIO
 
 from scripts.core.errors import Interrupted, PipelineError, StorageError, UnexpectedError, storage_errors
 
@@ -41,9 +42,12 @@ class _RunLogHandler(logging.FileHandler):
 
 
 @contextmanager
-def screen_log() -> Iterator[None]:
-    """Show the log on the screen while inside: messages on standard output, warnings and errors on standard error."""
-    messages, complaints = _ScreenHandler(sys.stdout), _ScreenHandler(sys.stderr)
+def screen_log(messages_to: TextIO | None = None) -> Iterator[None]:
+    """Show the log on the screen while inside: messages on standard output, warnings and errors on standard error.
+
+    ``messages_to`` replaces standard output, for a program that prints its result there.
+    """
+    messages, complaints = _ScreenHandler(messages_to or sys.stdout), _ScreenHandler(sys.stderr)
     messages.addFilter(lambda record: record.levelno <= logging.INFO)
     complaints.setLevel(logging.WARNING)
     level, propagate = log.level, log.propagate

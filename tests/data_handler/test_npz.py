@@ -1,4 +1,5 @@
 import io
+import json
 import random
 import re
 import struct
@@ -17,6 +18,7 @@ from scripts.data_handler.npz import (
     read_class_names,
     read_labels,
     read_pieces,
+    read_preparation,
     validate_npz_keys,
     verify_checksums,
 )
@@ -220,6 +222,43 @@ def test_class_names_with_invalid_characters_are_damage(path, code):
     save_with(path, class_names=npy_header("(2,)", "<U1") + struct.pack("<II", code, ord("b")))
     message = refusal(path, lambda path: read_class_names(validate_npz_keys(path)))
     assert message.startswith("class_names is damaged (")
+
+
+def test_how_the_images_were_prepared_is_read_as_recorded(path):
+    record = {"size": 28, "crop": None, "grey": False, "resize": "é"}
+    np.savez(path, **toy_arrays(preparation=np.array(json.dumps(record))))
+    assert read_preparation(validate_npz_keys(path)) == record
+    np.savez(path, **toy_arrays())
+    assert read_preparation(validate_npz_keys(path)) is None
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        np.arange(3),
+        np.array(["{}"]),
+        np.array(b"{}"),
+        np.array({"a": 1}),
+        np.array("{" + " " * 2000 + "}"),
+        *map(
+            np.array, ("", "[]", "[" * 2000, '{"a": 1.5}', '{"a": NaN}', '{"a": [1]}', '{"a": {}}', '{"a": "\\u001b"}')
+        ),
+        np.array('{"\\ud800": 1}'),
+    ],
+)
+def test_an_unusable_record_of_the_preparation_is_ignored_with_a_warning(path, record, caplog):
+    np.savez(path, **toy_arrays(preparation=record))
+    assert read_preparation(validate_npz_keys(path)) is None
+    (warning,) = caplog.messages
+    assert warning.startswith(f"Cannot use {path}: preparation ")
+    assert warning.endswith("Its record of how the images were prepared is ignored.")
+
+
+def test_a_damaged_record_of_the_preparation_is_ignored_with_a_warning(path, caplog):
+    for content in (b"", b"\x93NUMPY", npy_header("()", "<U1") + struct.pack("<I", 0xFFFFFFFF)):
+        save_with(path, preparation=content)
+        assert read_preparation(validate_npz_keys(path)) is None
+    assert len(caplog.messages) == 3
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import struct
 import zlib
 from typing import Any
@@ -259,3 +260,22 @@ def test_damaged_files_give_an_image_or_a_reason(file_format):
 
 def test_no_format_that_starts_other_programs_is_opened():
     assert not {"EPS", "WMF", "PDF", "FPX", "MIC"} & set(module.FORMATS)
+
+
+@pytest.mark.parametrize("recipe", [Recipe(size=28, crop=200), Recipe(size=64, grey=True)])
+def test_a_recipe_is_recorded_and_read_back(recipe):
+    record = recipe.as_dict()
+    assert record["exif_orientation"] == "applied"
+    assert Recipe.from_dict(json.loads(json.dumps(record))) == recipe
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        *({"size": 0}, {"size": True}, {"size": "8"}, {"size": None}, {"crop": 0}, {"crop": 2.5}, {"grey": 1}),
+        *({"new": 1}, {"resize": "nearest"}),
+    ],
+)
+def test_another_record_is_not_a_recipe(changed):
+    with pytest.raises(ValueError, match=r"missing or wrong|another version"):
+        Recipe.from_dict(EIGHT.as_dict() | changed)

@@ -73,6 +73,7 @@ def test_a_folder_becomes_a_file_in_medmnists_schema(run: Run, cells: Path, tmp_
             "preparation",
         }
         assert content["class_names"].tolist() == ["long", "round"]
+        assert json.loads(content["preparation"].item()) == Recipe(size=12).as_dict()
         for split, number in zip(SPLITS, (14, 2, 4), strict=True):
             assert content[f"{split}_images"].shape == (number, 12, 12, 3)
             assert content[f"{split}_images"].dtype == np.uint8
@@ -95,6 +96,7 @@ def test_a_folder_becomes_a_file_in_medmnists_schema(run: Run, cells: Path, tmp_
     ]
     dataset = open_dataset("cells.npz", tmp_path)
     assert (dataset.class_names, dataset.md5, dataset.key) == (("long", "round"), md5, "cells")
+    assert dataset.preparation == Recipe(size=12).as_dict()
 
 
 def test_one_channel_on_request(run: Run, cells: Path, tmp_path: Path):
@@ -691,7 +693,9 @@ def test_a_training_takes_the_file(run: Run, draw: Draw, tmp_path: Path):
 
     (folder,) = (tmp_path / "outputs").iterdir()
     assert folder.name.endswith("_cells_resnet18")
-    assert json.loads((folder / "models" / "best_model.json").read_text())["class_names"] == ["dark", "light"]
+    card = json.loads((folder / "models" / "best_model.json").read_text())
+    assert card["class_names"] == ["dark", "light"]
+    assert card["preparation"] == Recipe(size=12).as_dict()
 
 
 def test_the_page_on_own_images_knows_every_flag_and_no_other():

@@ -40,8 +40,9 @@ from scripts.models.stem import transfer_kernels
 
 NUM_IMAGES = {"train": 128, "val": 32, "test": 48}
 EPOCHS = 2
-SHEETS = ["Summary", "History", "Per class", "Confusion matrix", "Configuration", "Environment"]
-FIGURES = ["confusion_matrix", "dataset_samples", "sample_predictions", "training_curves"]
+SHEETS = ["Summary", "History", "Per class", "Confusion matrix", "Trust", "Configuration", "Environment"]
+FIGURES = ["confusion_matrix", "dataset_samples", "reliability", "risk_and_coverage"]
+FIGURES += ["sample_predictions", "training_curves"]
 
 
 @dataclass

@@ -63,6 +63,8 @@ def test_a_run_leaves_a_folder_that_explains_itself(finished_resnet_run: Finishe
         "figures/dataset_samples.png",
         "figures/training_curves.png",
         "figures/confusion_matrix.png",
+        "figures/reliability.png",
+        "figures/risk_and_coverage.png",
         "figures/sample_predictions.png",
         "reports/training_summary.xlsx",
     }
@@ -74,11 +76,14 @@ def test_a_run_leaves_a_folder_that_explains_itself(finished_resnet_run: Finishe
     assert len(epochs) == 2
     log = (folder / "logs/run.log").read_text(encoding="utf-8")
     assert all(line in log for line in epochs)
-    assert load_workbook(folder / "reports/training_summary.xlsx").sheetnames[:6] == [
+    assert load_workbook(folder / "reports/training_summary.xlsx").sheetnames[:9] == [
         "Summary",
         "History",
         "Per class",
         "Confusion matrix",
+        "Trust",
+        "Reliability",
+        "Risk and coverage",
         "Configuration",
         "Environment",
     ]
@@ -147,6 +152,50 @@ def test_feeds_and_workers_change_no_bit_of_weights_and_scores(
     assert len(found) == 1 + len(workers)
     assert all(other == found[0] for other in found)
     assert len(list((tmp_path / "dataset/uncompressed").iterdir())) == 3
+
+
+def test_the_temperatures_come_from_the_validation_split_alone(run_in_process, make_npz: Npz, monkeypatch):
+    found = []
+    monkeypatch.setattr("scripts.pipeline.report", lambda run, training, evaluation, *_: found.append(evaluation))
+    labels = np.random.default_rng(1).integers(2, size=(24, 1), dtype=np.uint8)
+    val_labels = np.tile(np.array([[0], [1], [1], [0]], np.uint8), (4, 1))  # half of them wrong, which no one can learn
+    others: list[dict[str, np.ndarray]] = [
+        {},
+        {"test_labels": labels, "test_images": np.full((24, 12, 12, 3), 9, np.uint8)},
+        {"val_labels": 1 - val_labels},
+    ]
+    for changes in others:
+        path = make_npz(**({"val_labels": val_labels} | changes))
+        assert run_in_process("--dataset", str(path), *QUICK, "--monitor", "loss")[0] == 0
+    first, other_test, other_val = (
+        [variant.trust.calibration.temperature for variant in evaluation.variants] for evaluation in found
+    )
+
+    assert found[0].plain.accuracy.value != found[1].plain.accuracy.value
+    assert other_test == first
+    assert all(mine != others for mine, others in zip(first, other_val, strict=True))
+
+
+def test_an_image_of_test_that_is_in_train_is_a_warning_before_training_and_in_the_summary(
+    run_in_process, make_npz: Npz, tmp_path, monkeypatch
+):
+    images = np.random.default_rng(0).integers(256, size=(48, 12, 12, 3), dtype=np.uint8)
+    test_images = np.concatenate([images[:1], np.zeros((23, 12, 12, 3), np.uint8)])
+    path = make_npz(train_images=images, test_images=test_images)
+    monkeypatch.setattr("scripts.evaluation.reports.WRITERS", ())
+    code, complaint = run_in_process("--dataset", str(path), *QUICK)
+
+    assert code == 0
+    assert complaint == (
+        "warning: exact duplicates among the images: 22 in test equal to an earlier one, 1 of test also in train, "
+        "1 with different labels\n"
+    )
+    (folder,) = (tmp_path / "outputs").iterdir()
+    log = (folder / "logs/run.log").read_text(encoding="utf-8")
+    assert log.index("exact duplicates") < log.index("epoch 1/1")
+    duplicates = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["duplicates"]
+    assert duplicates["within"] == {"train": 0, "val": 0, "test": 22}
+    assert duplicates["across"] == {"train_val": 0, "train_test": 1, "val_test": 0}
 
 
 @pytest.mark.usefixtures("no_reports")

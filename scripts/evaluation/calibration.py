@@ -44,6 +44,22 @@ class ProbabilityMetrics:
     reliability: Reliability
 
 
+@dataclass(frozen=True, slots=True)
+class Temperatures:
+    """Temperatures of the scores without and with test-time augmentation (TTA)."""
+
+    plain: float
+    tta: float | None  # None without TTA
+
+    def __str__(self) -> str:
+        found = {"without TTA": self.plain, "with TTA": self.tta}
+        return ", ".join(
+            f"{temperature:.3f} {title}" + " (undetermined, as no decision is wrong)" * (temperature == UNDETERMINED)
+            for title, temperature in found.items()
+            if temperature is not None
+        )
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Calibration:
     """The probabilities of a test split before and after a temperature, which comes from the validation split."""

@@ -12,6 +12,7 @@ from scripts.evaluation.calibration import (
     MAX_TEMPERATURE,
     MIN_TEMPERATURE,
     UNDETERMINED,
+    Temperatures,
     apply_temperature,
     bin_decisions,
     calibrate,
@@ -170,6 +171,13 @@ def test_a_split_without_an_error_determines_no_temperature(task):
     assert fit_temperature(labels, scores, task) == UNDETERMINED
     certain = np.eye(scores.shape[1])[np.zeros(50, int)]
     assert fit_temperature(predict_classes(certain, task=task), certain, task) == UNDETERMINED
+
+
+def test_a_temperature_that_is_undetermined_is_called_so():
+    assert str(Temperatures(1.25, None)) == "1.250 without TTA"
+    assert str(Temperatures(UNDETERMINED, 0.5)) == (
+        "1.000 without TTA (undetermined, as no decision is wrong), 0.500 with TTA"
+    )
 
 
 def test_a_split_of_one_class_with_errors_has_a_temperature():

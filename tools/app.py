@@ -3,8 +3,8 @@
 python tools/app.py outputs/RUN                          then open http://127.0.0.1:7860
 python tools/app.py outputs/RUN --port 8000 --abstain 0.9
 
-The page needs the package gradio (pip install gradio), and Grad-CAM the package captum. Nothing leaves this computer, and
-no image is kept. It is no medical device. See docs/explain.md.
+It needs the package gradio, and for Grad-CAM captum: pip install gradio captum. Nothing leaves this computer, and no
+image is kept. It is no medical device. See docs/explain.md.
 
 Exit codes: 0 done, 1 unexpected error, 2 command line, 3 weights, 6 storage, and 129, 130 and 143 stopped by a signal.
 """
@@ -83,6 +83,9 @@ class Answer:
     is_warning: bool = False
     probabilities: tuple[tuple[str, float], ...] = ()  # of the classes or labels, the most probable first
     maps: tuple[tuple[Image.Image, str], ...] = ()  # images with their captions
+
+
+NO_IMAGE = Answer("No image yet.")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -247,31 +250,25 @@ def build_page(reader: Reader) -> Any:
         gradio.Markdown("\n\n".join(filter(None, (heading, PURPOSE, _plain(note)))))
         with gradio.Row():
             with gradio.Column():
-                upload = gradio.File(
-                    label=f"Drop an image here, {MAX_UPLOAD_MB} MB at most. It is not kept.", height=160
-                )
+                label = f"Drop an image here, {MAX_UPLOAD_MB} MB at most. It is not kept."
+                upload = gradio.File(label=label, height=160)
                 shown = gradio.HTML(label="Maps")
             with gradio.Column():
-                sentence = gradio.HTML("<p class='verdict' role='status'>No image yet.</p>", label="Result")
-                probabilities = gradio.Label(
-                    label="Probabilities", num_top_classes=MAX_SHOWN_CLASSES, show_heading=False
-                )
+                sentence = gradio.HTML(_verdict(NO_IMAGE), label="Result")
+                label = "Probabilities" if reader.temperature is None else "Calibrated probabilities"
+                scores = gradio.Label(label=label, num_top_classes=MAX_SHOWN_CLASSES, show_heading=False)
         gradio.Markdown("\n".join(f"- {line}" for line in remarks(reader)))
 
         def respond(path: str | None) -> tuple[str, dict[str, float] | None, str]:
             if path is None:
-                return "<p class='verdict' role='status'>No image yet.</p>", None, ""
+                return _verdict(NO_IMAGE), None, ""
             try:
                 answer = reader(_read_once(Path(path)))
             except UnusableImageError as error:
                 answer = Answer(f"This file cannot be used: {error}.", is_warning=True)
-            kind = "verdict warning" if answer.is_warning else "verdict"
-            text = f"<p class='{kind}' role='status'>{html.escape(answer.sentence)}</p>"
-            return text, dict(answer.probabilities) or None, _figures(answer)
+            return _verdict(answer), dict(answer.probabilities) or None, _figures(answer)
 
-        upload.change(
-            respond, upload, [sentence, probabilities, shown], api_visibility="private", show_progress="minimal"
-        )
+        upload.change(respond, upload, [sentence, scores, shown], api_visibility="private")
     return page
 
 
@@ -292,6 +289,11 @@ def _read_once(path: Path) -> bytes:
         shutil.rmtree(path.parent, ignore_errors=True)
 
 
+def _verdict(answer: Answer) -> str:
+    kind = "verdict warning" if answer.is_warning else "verdict"
+    return f"<p class='{kind}' role='status'>{html.escape(answer.sentence)}</p>"
+
+
 def _figures(answer: Answer) -> str:
     """The images of an answer, inside of the page itself: no file is written."""
     from tools.heatmaps import png_bytes
@@ -310,14 +312,13 @@ def remarks(reader: Reader) -> Iterator[str]:
 
     recipe = reader.recipe
     crop = f"central square of {recipe.crop} pixels" if recipe.crop else "largest central square"
-    unknown = (
-        "" if reader.run.card.get("preparation") else " (a guess: this run does not record how its images were made)"
-    )
-    yield f"Of an image, the {crop} is scaled to {recipe.size} × {recipe.size} pixels{unknown}."
+    yield f"Of an image, the {crop} is scaled to {recipe.size} × {recipe.size} pixels."
+    if reader.run.card.get("preparation") is None:
+        yield "This is a **guess**: the run does not record how its images were made. With another crop it may be wrong."
     if reader.temperature is None:
         yield "The probabilities are **not calibrated**: this run has no temperature."
     else:
-        yield f"The probabilities are calibrated by the temperature {reader.temperature:.2f}, fitted on validation images."
+        yield f"The temperature {reader.temperature:.2f}, fitted on the validation images, calibrates the probabilities."
     yield "A high probability does not show that an image is like the training images."
     if reader.cam is None:
         yield "There is no Grad-CAM map; the messages of tools/app.py say why."

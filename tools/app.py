@@ -31,7 +31,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 from scripts.core.command_line import ArgumentParser
 from scripts.core.errors import ConfigError, storage_errors
 from scripts.core.log import log
-from scripts.core.optional import missing_packages, require_packages
+from scripts.core.optional import require_packages
 from scripts.trained_run import TrainedRun, open_run
 from tools.command import run_tool
 
@@ -193,15 +193,12 @@ def make_reader(run: TrainedRun, abstain: float) -> Reader:
     recipe = recipe_of(run)
     predictor = replace(run.predictor(select_device("auto"), tta=False), precision="fp32")
     cam = None
-    for problem in missing_packages("Grad-CAM", "captum"):
-        log.warning(problem)
-        break
-    else:
-        try:
-            cam = GradCam(predictor, run.image_size)
-        except ConfigError as error:
-            log.warning(str(error))
-    temperature = (run.card.get("calibration") or {}).get("plain")
+    try:
+        require_packages("Grad-CAM", "captum")
+        cam = GradCam(predictor, run.image_size)
+    except ConfigError as error:  # the page is of use without maps
+        log.warning(str(error))
+    temperature = run.temperature(tta=False)
     if temperature is None:
         log.warning(f"{run.name} has no temperature, so its probabilities are not calibrated")
     return Reader(run=run, predictor=predictor, cam=cam, recipe=recipe, temperature=temperature, abstain=abstain)
@@ -314,11 +311,11 @@ def remarks(reader: Reader) -> Iterator[str]:
     crop = f"central square of {recipe.crop} pixels" if recipe.crop else "largest central square"
     yield f"Of an image, the {crop} is scaled to {recipe.size} × {recipe.size} pixels."
     if reader.run.card.get("preparation") is None:
-        yield "This is a **guess**: the run does not record how its images were made. With another crop it may be wrong."
+        yield "This is a **guess**, which may be wrong: the run does not record how its images were made."
     if reader.temperature is None:
         yield "The probabilities are **not calibrated**: this run has no temperature."
     else:
-        yield f"The temperature {reader.temperature:.2f}, fitted on the validation images, calibrates the probabilities."
+        yield f"The temperature {reader.temperature:.2f}, fitted on validation images, calibrates the probabilities."
     yield "A high probability does not show that an image is like the training images."
     if reader.cam is None:
         yield "There is no Grad-CAM map; the messages of tools/app.py say why."

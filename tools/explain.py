@@ -137,7 +137,7 @@ def examples(inputs: Inputs, rows: Sequence[int], run: TrainedRun) -> Iterator[E
                 label = batch.labels[number]
                 held = label.nonzero()[0] if label.ndim else [label]
                 truth = ", ".join(run.class_names[index] for index in held) or "no label"
-            shown = f"image {name}" if inputs.naming == "index" else name
+            shown = f"image {name}" if inputs.naming == "index" else str(name)
             yield Example(shown, batch.images[0][number], truth)
 
 

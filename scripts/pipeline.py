@@ -25,6 +25,7 @@ from scripts.models.factory import build_model, head_name, normalisation
 from scripts.models.weights import load_best_weights
 from scripts.provenance import describe_model, record_provenance
 from scripts.resolve import applied_views, resolve_settings
+from scripts.tracking import Tracking
 from scripts.trainer.checkpoint import delete_previous_checkpoint, load_checkpoint, require_space, restore
 from scripts.trainer.fit import begin_training, fit
 from scripts.trainer.state import TrainingState
@@ -55,16 +56,17 @@ def train_and_report(config: Config, paths: RunPaths, stop: StopRequest) -> None
     if config.feed == "streamed":
         dataset = dataset.unpack(config.data_dir)
     run = Run(config=config, dataset=dataset, device=device, paths=paths, provenance=provenance, stop=stop)
-    with memory_advice(config):
+    with memory_advice(config), Tracking(config, paths) as tracking:
         # the test split too: images that are in several splits are to be known before hours of training
         splits = {name: dataset.load(name) for name in SPLITS}
         duplicates = count_duplicates(splits)
         state = begin_or_resume(run)
-        training = train_model(run, state, splits["train"], splits["val"])
+        training = train_model(run, state, splits["train"], splits["val"], tracking)
         temperatures = calibrate_best(run, state.model, splits["val"])
         evaluation = evaluate_best(run, state.model, temperatures, splits)
         stop.raise_if_received()  # in case a library caught the exception
         report(run, training, evaluation, duplicates, splits)
+        tracking.finish()
 
 
 def begin_or_resume(run: Run) -> TrainingState:
@@ -96,7 +98,7 @@ def begin_or_resume(run: Run) -> TrainingState:
     return state
 
 
-def train_model(run: Run, state: TrainingState, train: Split, val: Split) -> TrainingResult:
+def train_model(run: Run, state: TrainingState, train: Split, val: Split, tracking: Tracking) -> TrainingResult:
     """Fit; the best weights are in the run folder afterwards."""
     from scripts.evaluation.metrics import mean_auc  # here rather than above: see calibrate_best
 
@@ -111,6 +113,7 @@ def train_model(run: Run, state: TrainingState, train: Split, val: Split) -> Tra
             model_card=describe_model(run.config, run.dataset),
             stop=run.stop,
             auc=partial(mean_auc, task=run.dataset.task),
+            observe=tracking.update,
         )
 
 

@@ -54,6 +54,7 @@ def test_a_run_leaves_a_folder_that_explains_itself(finished_resnet_run: Finishe
     assert files - csv_files == {
         "config.json",
         "summary.json",
+        "report.html",
         "history.jsonl",
         "logs/.lock",
         "logs/run.log",

@@ -22,6 +22,7 @@ from scripts.core.files import write_json, write_text
 from scripts.core.log import log
 from scripts.data_handler.dataset import Dataset
 from scripts.evaluation.figures import write_figures
+from scripts.evaluation.html_report import write_html_report
 from scripts.evaluation.metrics import Estimate, Metrics
 from scripts.evaluation.run_report import COVERAGES, MAX_MATRIX_CLASSES, RunReport, reliability_frame
 from scripts.evaluation.trust import Trust
@@ -81,9 +82,15 @@ def write_rows(path: Path, values: NDArray[np.float64] | NDArray[np.int64]) -> N
     write_text(path, "".join(lines))
 
 
-# in this order: the workbook shows the figures
+# in this order: the workbook shows the figures, and the page links to all other files
 Writer = Callable[[RunReport], list[Path]]
-WRITERS: tuple[Writer, ...] = (add_test_figures_to_card, write_figures, write_workbook, write_all_predictions)
+WRITERS: tuple[Writer, ...] = (
+    add_test_figures_to_card,
+    write_figures,
+    write_workbook,
+    write_all_predictions,
+    write_html_report,
+)
 
 
 def write_reports(report: RunReport) -> list[Path]:

@@ -253,7 +253,7 @@ class NpzInputs:
 
 
 def _entries_of_folder(folder: Path, run: TrainedRun) -> list[Entry]:
-    """The images in a folder at any depth; labelled if each is in a subfolder with the name of a class."""
+    """The images in a folder at any depth; those in a subfolder with the name of a class are labelled."""
     skipped: dict[str, list[str]] = defaultdict(list)
     images = images_below(folder, skipped)
     for line in describe_skipped(skipped, HIDDEN, OTHER, CIRCULAR):
@@ -264,9 +264,6 @@ def _entries_of_folder(folder: Path, run: TrainedRun) -> list[Entry]:
     if is_labelled and (unknown := sorted(found - known - {""})):
         remedy = "Rename them, or give the subfolders one by one for predictions without labels"
         _refuse_classes(folder, f"subfolders that are not classes of {run.name}: {join_names(unknown)}", run, remedy)
-    if is_labelled and "" in found:
-        log.info(f"{folder} has images outside its classes' subfolders, so none is labelled")
-        is_labelled = False
     return [
         Entry(str(folder / name), path, label if is_labelled else "")
         for (name, path), label in zip(images, tops, strict=True)

@@ -111,3 +111,13 @@ def test_folders_that_are_no_classes_are_searched_for_images(run: TrainedRun, dr
         "tuesday/x/b.png",
     ]
     assert batch.labels is None
+
+
+def test_after_an_unusable_file_nothing_more_is_predicted(run: TrainedRun, draw: Draw, tmp_path: Path):
+    for number in range(3):
+        draw(f"new/{number}.png", number)
+    (tmp_path / "new" / "1.png").write_text("not an image")
+    batches = open_inputs([tmp_path / "new"], [run]).batches(1)
+    assert next(batches).names == [str(tmp_path / "new" / "0.png")]
+    with pytest.raises(DataError, match=r"1 of 3 images cannot be used: .*1\.png \(it is not an image"):
+        next(batches)

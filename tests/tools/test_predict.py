@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -266,26 +267,34 @@ def test_a_run_without_a_temperature_is_not_calibrated(
 
 
 def test_unsure_predictions_are_left_out_and_the_others_evaluated(
-    finished_run: FinishedRun, call: Predict, tmp_path: Path
+    finished_run: FinishedRun, call: Predict, tmp_path: Path, make_npz: Npz
 ):
+    labels = np.random.default_rng(5).integers(0, 3, 24)  # so that some predictions are wrong
+    path = make_npz(classes=3, test_labels=labels.reshape(-1, 1).astype(np.uint8))
     scores = reported(finished_run.paths, "plain")
-    threshold = float(np.median(scores.max(axis=1)))
-    kept = scores.max(axis=1) >= threshold
+    confidence = scores.max(axis=1)
+    threshold = float(np.sort(confidence)[10])
+    kept = confidence >= threshold
     settings = ("--abstain", repr(threshold), "--metrics", "metrics.json")
-    code, out, err = call(finished_run.paths.root, finished_run.dataset, *settings)
+    code, out, err = call(finished_run.paths.root, path, *settings)
 
     assert code == 0
     rows = rows_of(out)
+    assert [CLASSES.index(row["label"]) for row in rows] == labels.tolist()
     assert [row["abstained"] for row in rows] == ["no" if is_kept else "yes" for is_kept in kept]
     assert {row["predicted"] == "" for row in rows if row["abstained"] == "yes"} == {True}
     assert {row["predicted"] in CLASSES for row in rows if row["abstained"] == "no"} == {True}
-    labels = np.array([CLASSES.index(row["label"]) for row in rows])
-    expected = compute_metrics(labels[kept], scores[kept], task="multi-class", class_names=CLASSES, seed=42).accuracy
-    found = json.loads((tmp_path / "metrics.json").read_text())["abstain"]
-    assert found["below"] == threshold
-    assert found["coverage"] == kept.mean()
-    assert found["accuracy"] == {"value": expected.value, "low": expected.low, "high": expected.high}
-    assert f"{kept.sum()} of 24 predictions are kept" in err
+    compute = partial(compute_metrics, task="multi-class", class_names=CLASSES, seed=42)
+    found = json.loads((tmp_path / "metrics.json").read_text())
+    for estimate, of_file in (
+        (compute(labels, scores).accuracy, found["metrics"]["accuracy"]),
+        (compute(labels[kept], scores[kept]).accuracy, found["abstain"]["accuracy"]),
+    ):
+        assert 0 < estimate.value < 1
+        assert of_file == {"value": estimate.value, "low": estimate.low, "high": estimate.high}
+    assert found["abstain"]["below"] == threshold
+    assert found["abstain"]["coverage"] == kept.mean() == 14 / 24
+    assert "14 of 24 predictions are kept" in err
 
 
 def test_where_nothing_is_kept_there_is_no_accuracy(finished_run: FinishedRun, call: Predict):

@@ -10,6 +10,7 @@ import os
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
+from copy import copy
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -56,6 +57,9 @@ class Inputs(Protocol):
 
     def batches(self, batch_size: int) -> Iterator[Batch]:
         """Yield the images in order; the last batch may be smaller. ``DataError`` if some cannot be read."""
+
+    def select(self, rows: Sequence[int]) -> Inputs:
+        """The images of these rows only, which are in ascending order."""
 
 
 def open_inputs(
@@ -158,6 +162,12 @@ class FileInputs:
         if batch:
             yield self._stack(batch)
 
+    def select(self, rows: Sequence[int]) -> FileInputs:
+        """See ``Inputs``; the other files are not read."""
+        selected = copy(self)
+        selected._entries, selected.num_images = [self._entries[row] for row in rows], len(rows)
+        return selected
+
     def _report(self, unusable: Sequence[str]) -> None:
         if not unusable:
             return
@@ -192,6 +202,7 @@ class NpzInputs:
         self._layout = layout = npz.validate_npz_keys(path)
         self._key, self._num_runs = f"{split}_images", len(runs)
         self.num_images = layout.num_samples[split]
+        self._rows = np.arange(self.num_images)
         for run in runs:
             found, expected = (layout.height, layout.width, layout.channels), (*run.image_size, 1 if run.is_grey else 3)
             if found != expected:
@@ -210,9 +221,16 @@ class NpzInputs:
         """See ``Inputs``."""
         start = 0
         for images in self._images(batch_size):
-            stop = start + len(images)
-            yield Batch(range(start, stop), (images,) * self._num_runs, self._labels[start:stop])
-            start = stop
+            rows = self._rows[slice(*np.searchsorted(self._rows, (start, start + len(images))))]
+            if len(rows):
+                yield Batch(rows.tolist(), (images[rows - start],) * self._num_runs, self._labels[rows])
+            start += len(images)
+
+    def select(self, rows: Sequence[int]) -> NpzInputs:
+        """See ``Inputs``; batches may be smaller."""
+        selected = copy(self)
+        selected._rows, selected.num_images = np.asarray(rows, dtype=np.int64), len(rows)
+        return selected
 
     def _images(self, batch_size: int) -> Iterator[Images]:
         """Read the images in pieces, batch by batch."""

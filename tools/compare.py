@@ -69,10 +69,8 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
     given = parser.parse_args(argv)
     if given.against is None:
         if len(given.runs) != 2:
-            raise ConfigError(
-                f"Give two runs, RUN_A RUN_B, or two groups, RUN_A ... --against RUN_B ...; got {len(given.runs)} without "
-                "--against."
-            )
+            ways = "two runs, RUN_A RUN_B, or two groups, RUN_A ... --against RUN_B ..."
+            raise ConfigError(f"Give {ways}; got {len(given.runs)} without --against.")
         given.runs, given.against = given.runs[:1], given.runs[1:]
     if given.output is not None and given.output.exists() and not given.output.is_dir():
         raise ConfigError(f"--output {given.output} is not a folder.")

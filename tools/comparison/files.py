@@ -8,20 +8,29 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
 from scripts.core.errors import PipelineError, storage_errors
 from scripts.core.files import write_json
-from scripts.data_handler.npz import MAX_SHOWN
 from scripts.data_handler.registry import DATASET_REGISTRY
 from scripts.evaluation import style
 from scripts.evaluation.confusion import Integers
-from scripts.evaluation.image_grids import MAX_PREDICTIONS, Group, Line, draw_groups
+from scripts.evaluation.image_grids import MAX_ANNOTATED_LABELS, MAX_PREDICTIONS, Group, Line, draw_groups
 from scripts.trained_run import TrainedRun
 from tools.comparison.result import RESAMPLES, SEED, Comparison, conclusion
 
 JSON_NAME, FIGURE_NAME = "comparison.json", "differences.png"
-DOTS = (0, (1, 1.6))
+# of the groups of images on which B, A, or neither is better
+LOOKS: tuple[tuple[str, str, Any], ...] = (
+    ("B", style.RIGHT_COLOUR, "-"),
+    ("A", style.WRONG_COLOUR, style.DASHES),
+    ("=", style.MUTED, (0, (1, 1.6))),
+)
+TITLES = {  # of these groups, by the number of dimensions of the labels
+    1: ("Only B is right", "Only A is right", "Both are wrong, in different ways"),
+    2: ("B is right in more labels", "A is right in more labels", "Both are right in as many labels, but in others"),
+}
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> Iterator[str]:
@@ -109,46 +118,25 @@ def _test_images(run: TrainedRun, count: int) -> NDArray[np.uint8] | str:
 
 
 @style.with_style
-def draw_differences(images: NDArray[np.uint8], comparison: Comparison) -> Any:
+def draw_differences(images: NDArray[np.uint8], comparison: Comparison) -> Figure:
     """Draw the images that A and B predict differently, those with the largest difference first."""
     pair, (a, b) = comparison.pair, comparison.scores
     names = style.short_names(pair.class_names, width=16, lines=1)
     right_a, right_b = (_num_right(made, pair.labels) for made in comparison.predictions)
-    advantage, differing = right_b - right_a, comparison.differing
-    size = np.abs(a - b).max(axis=1)
-    few, many = (
-        ("right", "Both are wrong") if pair.labels.ndim == 1 else ("right in more labels", "Equally many labels")
-    )
+    advantage, size, differing = right_b - right_a, np.abs(a - b).max(axis=1), comparison.differing
     groups = []
-    for mark, title, colour, dashes, is_member in (
-        ("B", f"Only B is {few}" if pair.labels.ndim == 1 else f"B is {few}", style.RIGHT_COLOUR, "-", advantage > 0),
-        (
-            "A",
-            f"Only A is {few}" if pair.labels.ndim == 1 else f"A is {few}",
-            style.WRONG_COLOUR,
-            style.DASHES,
-            advantage < 0,
-        ),
-        ("=", f"{many}, in different ways", style.MUTED, DOTS, advantage == 0),
+    for (mark, colour, dashes), titles, is_member in zip(
+        LOOKS, TITLES[pair.labels.ndim], (advantage > 0, advantage < 0, advantage == 0), strict=True
     ):
         members = differing[is_member[differing]]
         chosen = members[np.argsort(-size[members], kind="stable")][:MAX_PREDICTIONS]
         if len(chosen):
-            groups.append(
-                Group(
-                    f"{title}: {len(chosen)} of {len(members):,}, the largest difference first",
-                    mark,
-                    colour,
-                    dashes,
-                    chosen,
-                )
-            )
+            title = f"{titles}: {len(chosen)} of {len(members):,}, the largest difference first"
+            groups.append(Group(title, mark, colour, dashes, chosen))
     texts = {index: _lines(comparison, names, index) for group in groups for index in group.chosen.tolist()}
-    way = "without TTA" if pair.variant == "plain" else "with TTA"
-    detail = f"{len(differing):,} of {len(pair.labels):,} test images are predicted differently {way}"
-    caption = style.Caption(
-        pair.a[0].card["dataset"].get("title", ""), _against(pair.a, pair.b), pair.a[0].summary.get("note")
-    )
+    detail = f"{len(differing):,} of {len(pair.labels):,} test images are predicted differently {pair.way}"
+    first = pair.a[0]
+    caption = style.Caption(first.card["dataset"]["title"], _against(pair.a, pair.b), first.card["dataset"].get("note"))
     return draw_groups("Predicted differently", images, groups, texts, detail, caption)
 
 
@@ -186,7 +174,7 @@ def _lines(comparison: Comparison, names: Sequence[str], index: int) -> list[Lin
             f"{names[one]}: {'yes' if labels[index, one] else 'no'} · A {a[index, one]:.0%} · B {b[index, one]:.0%}",
             style.RIGHT_COLOUR if of_b[one] == labels[index, one] else style.WRONG_COLOUR,
         )
-        for one in order[:MAX_SHOWN]
+        for one in order[:MAX_ANNOTATED_LABELS]
     ]
-    more = [(f"and {len(order) - MAX_SHOWN} more", style.MUTED)] if len(order) > MAX_SHOWN else []
+    more = [(f"and {len(order) - MAX_ANNOTATED_LABELS} more", style.MUTED)] if len(order) > MAX_ANNOTATED_LABELS else []
     return [row, *shown, *more]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 
 from scripts.core.config import SETTINGS
 from scripts.core.errors import ConfigError, DataError
@@ -18,7 +19,7 @@ from scripts.evaluation.metrics import compute_metrics
 from scripts.trained_run import TrainedRun, open_run
 
 PLAIN, TTA = "plain", "tta"
-PER_RUN = FREE | NAMING | {"seed", "device"}  # settings that may differ between the runs of a group
+PER_RUN = FREE | NAMING | {"seed", "device", "dataset"}  # what may differ between the runs of a group
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +45,11 @@ class Pair:
         return self.a[0].class_names
 
     @property
+    def way(self) -> str:
+        """The variant in words."""
+        return "without TTA" if self.variant == PLAIN else "with TTA"
+
+    @property
     def is_of_groups(self) -> bool:
         """Whether a group has several runs."""
         return len(self.a) + len(self.b) > 2
@@ -62,13 +68,14 @@ def open_pair(roots_a: Sequence[Path], roots_b: Sequence[Path], *, plain: bool) 
         if len({root.resolve() for root in roots}) < len(roots):
             raise ConfigError("A run is given twice in one group: it would count twice.")
     runs = [open_run(root) for root in (*roots_a, *roots_b)]
-    labels = [_read_labels(run) for run in runs]
-    for run, of_run in zip(runs[1:], labels[1:], strict=True):
-        if reason := _difference_of_data(runs[0], run) or _difference_of_labels(labels[0], of_run):
-            raise ConfigError(f"{run.paths.root} and {runs[0].paths.root} cannot be compared: {reason}.")
-    without_tta = [run for run in runs if not run.summary.get("test", {}).get(TTA)]
+    for run in runs[1:]:
+        _refuse(runs[0], run, _difference_of_data(runs[0], run))
+    without_tta = [run for run in runs if not _files(run, TTA)]
     variant = PLAIN if plain or without_tta else TTA
+    labels = [_read_labels(run) for run in runs]
     scores = [_read_scores(run, variant, of_run) for run, of_run in zip(runs, labels, strict=True)]
+    for run, of_run in zip(runs[1:], labels[1:], strict=True):
+        _refuse(runs[0], run, _difference_of_labels(labels[0], of_run))
     a, b = tuple(runs[: len(roots_a)]), tuple(runs[len(roots_a) :])
     notes = list(_notes(a, b))
     if not plain and 0 < len(without_tta) < len(runs):
@@ -92,10 +99,9 @@ def _read_labels(run: TrainedRun) -> Integers:
 
 
 def _read_scores(run: TrainedRun, variant: str, labels: Integers) -> Floats:
-    names = [name for name in run.summary.get("files", ()) if str(name).endswith(f"@{variant}.csv")]
-    if not names:
+    if not (paths := _files(run, variant)):
         raise DataError(f"{run.paths.summary} is damaged: it names no file of predictions @{variant}.csv.")
-    path = run.paths.root / names[-1]
+    path = paths[-1]
     scores = _read_rows(path)
     try:
         compute_metrics(labels, scores, task=run.task, class_names=run.class_names, seed=0, resamples=1)
@@ -104,16 +110,33 @@ def _read_scores(run: TrainedRun, variant: str, labels: Integers) -> Floats:
     return scores
 
 
+def _files(run: TrainedRun, variant: str) -> list[Path]:
+    """The files of predictions of a variant that a run names."""
+    files = run.summary.get("files")
+    names = filter(
+        re.compile(rf"reports/[^/]*@{variant}\.csv").fullmatch, map(str, files if isinstance(files, list) else ())
+    )
+    return [run.paths.root / name for name in names]
+
+
 def _read_rows(path: Path) -> Floats:
     """Read the lines ``index,value,…`` of a file; shape (N, number of values)."""
     try:
-        frame = pd.read_csv(path, header=None, dtype=np.float64, float_precision="round_trip")
-    except (OSError, ValueError) as error:  # pandas' own errors are ValueErrors
-        raise DataError(f"{path} cannot be read: {' '.join(str(error).split()).rstrip('.')}.") from error
-    values = frame.to_numpy()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of an empty file, which is refused below
+            values = np.loadtxt(path, delimiter=",", comments=None, ndmin=2, encoding="utf-8")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror or 'it is missing'}.") from error
+    except ValueError:
+        values = np.empty((0, 0))
     if values.shape[1] < 2 or not np.isfinite(values).all() or (values[:, 0] != np.arange(len(values))).any():
         raise DataError(f"{path} is damaged: expected lines index,value,… with the indices 0, 1, 2, … and numbers.")
     return values[:, 1:]
+
+
+def _refuse(one: TrainedRun, other: TrainedRun, reason: str | None) -> None:
+    if reason:
+        raise ConfigError(f"{other.paths.root} and {one.paths.root} cannot be compared: {reason}.")
 
 
 def _difference_of_data(one: TrainedRun, other: TrainedRun) -> str | None:

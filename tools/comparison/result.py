@@ -29,6 +29,7 @@ TITLES = {"accuracy": "accuracy", "auc": "AUC", "macro_f1": "macro-F1", "balance
 TITLES |= {"quadratic_weighted_kappa": "quadratic-weighted kappa", "mean_absolute_error": "mean absolute error"}
 IN_POINTS = {"accuracy", "balanced_accuracy"}  # stated in percentage points
 SMALLEST_P = 1e-4
+MAX_DIGITS = 9
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,9 +60,7 @@ class Comparison:
 def compare(pair: Pair) -> Comparison:
     """Compare two groups of runs; the same runs give the same numbers."""
     labels, task, names = pair.labels, pair.task, pair.class_names
-    differences = bootstrap_differences(
-        labels, pair.scores_a, pair.scores_b, task=task, class_names=names, resamples=RESAMPLES, seed=SEED
-    )
+    differences = bootstrap_differences(labels, pair.scores_a, pair.scores_b, task=task, resamples=RESAMPLES, seed=SEED)
     a, b = (np.mean(runs, axis=0) for runs in (pair.scores_a, pair.scores_b))
     right_a, right_b = (right_decisions(labels, scores, task=task) for scores in (a, b))
     if task == MULTI_LABEL:
@@ -89,22 +88,24 @@ def conclusion(comparison: Comparison) -> str:
     if not difference.is_defined:
         return f"The difference of {TITLES[figure]} is undefined on this test split."
     better = difference.better(figure)
-    sign = -1 if better == "A" else 1
-    value, low, high = (sign * number for number in (difference.value, difference.low, difference.high))
-    if sign < 0:
-        low, high = high, low
-    scale, unit = (100, "points of accuracy") if figure in IN_POINTS else (1, f"of {TITLES[figure]}")
-    # an end of an interval that is not 0 is not shown as 0
-    smallest = min(abs(number) for number in (value, low, high) if number) * scale if value or low or high else 1
-    digits = max(1 if scale == 100 else 4, -math.floor(math.log10(smallest)) if better else 0)
-    value_text, low_text, high_text = (
-        f"{number * scale:.{digits}f}".replace("-", "−") for number in (value, low, high)
-    )
-    interval = f"95 % interval {low_text} to {high_text}"
+    sign = -1 if better == "A" else 1  # the sentence states how much better A is
+    low, high = sorted((sign * difference.low, sign * difference.high))
+    in_points = figure in IN_POINTS
+    unit = f"points of {TITLES[figure]}" if in_points else f"of {TITLES[figure]}"
+    value, *ends = _rounded([sign * difference.value, low, high], scale=100 if in_points else 1)
+    interval = f"95 % interval {ends[0]} to {ends[1]}"
     if better is None:
-        sign_text = "+" * (value > 0)
-        return f"The difference is within what chance gives: B − A is {sign_text}{value_text} {unit}, {interval}."
-    return f"{better} is better by {value_text} {unit}, {interval}."
+        return f"The difference is within what chance gives: B − A is {value} {unit}, {interval}."
+    return f"{better} is better by {value} {unit}, {interval}."
+
+
+def _rounded(numbers: Sequence[float], *, scale: float) -> list[str]:
+    """The numbers as text, with so many digits that none but 0 is shown as 0."""
+    scaled = [number * scale for number in numbers]
+    digits = 1 if scale > 1 else 4
+    while digits < MAX_DIGITS and any(number and not round(number, digits) for number in scaled):
+        digits += 1
+    return [f"{number:.{digits}f}".replace("-", "−") for number in scaled]
 
 
 def report_lines(comparison: Comparison) -> Iterator[str]:
@@ -113,15 +114,15 @@ def report_lines(comparison: Comparison) -> Iterator[str]:
     for letter, runs in zip("AB", (pair.a, pair.b), strict=True):
         for run in runs:
             yield f"{letter}: {run.paths.root} ({run.config.backbone}, {run.config.recipe}, seed {run.config.seed})"
-    yield f"{len(pair.labels):,} test images, {'without' if pair.variant == 'plain' else 'with'} TTA"
+    yield f"{len(pair.labels):,} test images, {pair.way}"
     yield ""
     yield from _aligned(["figure", "A", "B", "B − A", "95 % interval", ""], _figure_rows(comparison))
     yield ""
-    means = "of the mean probabilities of each group's runs " if pair.is_of_groups else ""
-    yield f"McNemar's exact test {means}: cases that only A, or only B, predicts right".replace(" :", ":")
+    means = ", on the mean probabilities of each group's runs" if pair.is_of_groups else ""
+    yield f"McNemar's exact test of accuracy{means}: what only A, or only B, predicts right"
     yield from _aligned(["", "only A", "only B", *_p_titles(comparison.mcnemar_holm)], _mcnemar_rows(comparison))
     yield ""
-    yield f"DeLong's test of AUC {means}".rstrip()
+    yield f"DeLong's test of AUC{means}"
     yield from _aligned(["", "A", "B", "B − A", *_p_titles(comparison.delong_holm)], _delong_rows(comparison))
     yield ""
     yield f"{len(comparison.differing):,} of {len(pair.labels):,} test images are predicted differently."

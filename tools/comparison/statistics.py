@@ -13,10 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest, norm, rankdata
 
-from scripts.data_handler.registry import BINARY
+from scripts.data_handler.registry import BINARY, ORDINAL
 from scripts.evaluation.bootstrap import percentile_interval, resample_metrics
-from scripts.evaluation.confusion import Floats, Integers, Scores
-from scripts.evaluation.metrics import compute_metrics, predict_classes
+from scripts.evaluation.confusion import Counter, Floats, Integers, Scores
+from scripts.evaluation.metrics import HEADLINES, ORDINAL_HEADLINES, mean_auc, predict_classes
 
 SMALLER_IS_BETTER = frozenset({"mean_absolute_error"})
 Booleans = NDArray[np.bool_]
@@ -73,7 +73,6 @@ def bootstrap_differences(
     runs_b: Sequence[Scores],
     *,
     task: str,
-    class_names: Sequence[str],
     resamples: int,
     seed: int,
 ) -> dict[str, Difference]:
@@ -83,44 +82,45 @@ def bootstrap_differences(
     runs, and in a group of several runs also draws the runs. The interval is that of the percentiles of R resamples.
 
     Args:
-        labels: True classes, as in :func:`compute_metrics`.
+        labels: True classes, as :func:`compute_metrics` takes them.
         runs_a: Scores (N, C) of each run of A.
         runs_b: The same of B.
         task: As in :func:`compute_metrics`.
-        class_names: C names.
         resamples: R, at least 1.
         seed: The same seed gives the same intervals.
-
-    Raises:
-        ValueError: Labels or scores are not what :func:`compute_metrics` takes.
     """
     generator = np.random.default_rng([seed, 1])  # other numbers than those that draw the images
+    names = ORDINAL_HEADLINES if task == ORDINAL else HEADLINES
+    num_classes = runs_a[0].shape[1]
+    auc_classes = [1] if task == BINARY else range(num_classes)
+    each_once = np.ones((len(labels), 1))
     groups = []
     for runs in (runs_a, runs_b):
-        of_runs = [
-            compute_metrics(labels, one, task=task, class_names=class_names, seed=seed, resamples=1) for one in runs
-        ]
-        values = {name: [metrics.estimates[name].value for metrics in of_runs] for name in of_runs[0].estimates}
-        auc_classes = [1] if task == BINARY else range(len(class_names))
-        resampled = [
-            resample_metrics(labels, metrics.predictions, one, auc_classes=auc_classes, resamples=resamples, seed=seed)
-            for metrics, one in zip(of_runs, runs, strict=True)
-        ]
+        values, resampled = [], []
+        for scores in runs:
+            predictions, auc = predict_classes(scores, task=task), mean_auc(labels, scores, task=task)
+            counted = Counter(labels, predictions, num_classes).metrics(each_once)
+            values.append(counted | {"auc": np.array([math.nan if auc is None else auc])})
+            resampled.append(
+                resample_metrics(labels, predictions, scores, auc_classes=auc_classes, resamples=resamples, seed=seed)
+            )
         drawn = generator.integers(len(runs), size=(len(runs), resamples))
         groups.append(
             {
-                name: (float(np.mean(values[name])), _mean_of_drawn([one[name] for one in resampled], drawn))
-                for name in values
+                name: (np.mean([one[name] for one in values]), mean_of_drawn([one[name] for one in resampled], drawn))
+                for name in names
             }
         )
     of_a, of_b = groups
     return {
-        name: Difference(of_a[name][0], of_b[name][0], *percentile_interval(of_b[name][1] - of_a[name][1]))
-        for name in of_a
+        name: Difference(
+            float(of_a[name][0]), float(of_b[name][0]), *percentile_interval(of_b[name][1] - of_a[name][1])
+        )
+        for name in names
     }
 
 
-def _mean_of_drawn(of_runs: Sequence[Floats], drawn: Integers) -> Floats:
+def mean_of_drawn(of_runs: Sequence[Floats], drawn: Integers) -> Floats:
     """Compute the mean figure of the drawn runs for each resample, shape (R,); ``drawn`` are their indices (S, R).
 
     The mean of S drawn runs varies by too little, since its deviations are from the mean of those S runs: by the factor

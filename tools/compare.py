@@ -15,6 +15,7 @@ Exit codes: 0 done, 1 unexpected error, 2 command line, a folder that is not a f
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -72,7 +73,7 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
             ways = "two runs, RUN_A RUN_B, or two groups, RUN_A ... --against RUN_B ..."
             raise ConfigError(f"Give {ways}; got {len(given.runs)} without --against.")
         given.runs, given.against = given.runs[:1], given.runs[1:]
-    if given.output is not None and given.output.exists() and not given.output.is_dir():
+    if given.output is not None and os.path.exists(given.output) and not os.path.isdir(given.output):  # noqa: PTH110, PTH112 (never raise)
         raise ConfigError(f"--output {given.output} is not a folder.")
     return given
 

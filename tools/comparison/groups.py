@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -65,7 +66,7 @@ def open_pair(roots_a: Sequence[Path], roots_b: Sequence[Path], *, plain: bool) 
         DataError: A file of a run is missing or damaged.
     """
     for roots in (roots_a, roots_b):
-        if len({root.resolve() for root in roots}) < len(roots):
+        if len(set(map(os.path.realpath, roots))) < len(roots):
             raise ConfigError("A run is given twice in one group: it would count twice.")
     runs = [open_run(root) for root in (*roots_a, *roots_b)]
     for run in runs[1:]:

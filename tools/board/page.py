@@ -76,7 +76,6 @@ def as_html(rows: Sequence[Row], root: Path, page_folder: Path, now: datetime) -
     environment = Environment(
         loader=FileSystemLoader(TEMPLATE.parent), autoescape=True, undefined=StrictUndefined, trim_blocks=True
     )
-    environment.policies["json.dumps_kwargs"] = {}
     choices = {
         name: sorted({value for row in rows if (value := getattr(row, name))})
         for name in ("dataset", "backbone", "state")

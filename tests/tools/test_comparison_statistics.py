@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from scipy.stats import norm
+from scipy.stats import norm  # type: ignore[attr-defined]
 from sklearn.metrics import roc_auc_score
 from statsmodels.stats import contingency_tables
 from statsmodels.stats.multitest import multipletests
@@ -96,7 +96,7 @@ def test_delongs_p_is_that_of_exchanging_the_scores_of_images():
     common = random.normal(size=400)
     a, b = (common + random.normal(size=400) + shift * is_positive for shift in (1.0, 1.3))
     # scores on one scale, as an exchange requires
-    a, b = (scores.argsort().argsort() for scores in (a, b))
+    a, b = (scores.argsort().argsort().astype(float) for scores in (a, b))
     observed, larger = abs(roc_auc_score(is_positive, b) - roc_auc_score(is_positive, a)), 0
     for _ in range(500):
         is_exchanged = random.random(400) < 0.5

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest, norm, rankdata
+from scipy.stats import binomtest, rankdata  # type: ignore[attr-defined]  # SciPy has no types
 
 from scripts.data_handler.registry import BINARY, ORDINAL
 from scripts.evaluation.bootstrap import percentile_interval, resample_metrics
@@ -179,7 +179,7 @@ def delong(is_positive: Booleans, scores_a: Scores, scores_b: Scores) -> DeLong:
     error = math.sqrt(variance)
     if error == 0:  # both rank every image equally well, or there is nothing to estimate the variance from
         return DeLong(a, b, error, 1.0 if a == b else math.nan)
-    return DeLong(a, b, error, float(2 * norm.sf(abs(b - a) / error)))
+    return DeLong(a, b, error, math.erfc(abs(b - a) / error / math.sqrt(2)))
 
 
 def _placements(positives: Scores, negatives: Scores) -> tuple[Floats, Floats]:

@@ -278,6 +278,13 @@ def test_an_output_that_cannot_be_written_is_a_storage_error(run: Run, tmp_path:
     assert "Cannot make the folder at" in err
 
 
+def test_the_program_runs_from_any_folder(tmp_path: Path):
+    command = [sys.executable, str(PROJECT_ROOT / "tools/compare.py"), "--help"]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=60)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert found.stdout.startswith("usage: compare.py ")
+
+
 def test_help_and_a_refused_command_line_import_nothing_slow():
     program = (
         "from tools import compare\ntry: compare.main(['--help'])\nexcept SystemExit as end: assert end.code == 0\n"

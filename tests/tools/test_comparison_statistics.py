@@ -11,7 +11,8 @@ from sklearn.metrics import roc_auc_score
 from statsmodels.stats import contingency_tables
 from statsmodels.stats.multitest import multipletests
 
-from scripts.data_handler.registry import BINARY, MULTI_CLASS, MULTI_LABEL, ORDINAL
+from scripts.data_handler.registry import BINARY, MULTI_LABEL, ORDINAL
+from scripts.evaluation.metrics import TASKS
 from tools.comparison.statistics import Difference, bootstrap_differences, delong, holm, mcnemar, mean_of_drawn
 
 # 113 patients after a bleeding in the brain: outcome good or poor, WFNS score, S100β and NDKA in the blood
@@ -212,7 +213,7 @@ def toy(task, *, num_images=80, quality=1.0):
     return labels, scores / scores.sum(axis=1, keepdims=True)
 
 
-@pytest.mark.parametrize("task", [BINARY, MULTI_CLASS, ORDINAL, MULTI_LABEL])
+@pytest.mark.parametrize("task", TASKS)
 def test_identical_runs_differ_by_exactly_nothing(task):
     labels, scores = toy(task)
     found = differences(labels, [scores], [scores.copy()], task=task)
@@ -222,7 +223,7 @@ def test_identical_runs_differ_by_exactly_nothing(task):
     assert all(one.better(name) is None for name, one in found.items())
 
 
-@pytest.mark.parametrize("task", [BINARY, MULTI_CLASS, ORDINAL, MULTI_LABEL])
+@pytest.mark.parametrize("task", TASKS)
 def test_the_better_run_is_recognised_in_every_figure(task):
     labels, bad = toy(task, num_images=400, quality=0.3)
     _, good = toy(task, num_images=400, quality=2.0)
@@ -239,6 +240,13 @@ def test_the_figure_of_a_group_is_the_mean_over_its_runs():
     found = differences(labels, [bad, good], [good])["accuracy"]
     assert found.a == pytest.approx((apart.a + apart.b) / 2)
     assert found.b == apart.b
+
+
+@pytest.mark.parametrize("task", TASKS)
+def test_all_runs_are_resampled_on_the_same_images(task):
+    labels, scores = toy(task)
+    found = differences(labels, [scores, scores], [scores], task=task)
+    assert all((one.value, one.low, one.high) == (0, 0, 0) for one in found.values())
 
 
 def test_the_same_seed_gives_the_same_intervals():

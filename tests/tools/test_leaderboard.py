@@ -252,6 +252,13 @@ def test_a_thousand_runs_take_seconds(run: Run, tmp_path: Path):
     assert time.process_time() - start < 10
 
 
+def test_the_program_runs_from_any_folder(tmp_path: Path):
+    command = [sys.executable, str(PROJECT_ROOT / "tools/leaderboard.py"), "--help"]
+    found = subprocess.run(command, cwd=tmp_path, capture_output=True, encoding="utf-8", timeout=60)
+    assert (found.returncode, found.stderr) == (0, "")
+    assert found.stdout.startswith("usage: leaderboard.py ")
+
+
 def test_help_and_a_refused_command_line_import_nothing_slow():
     program = (
         "from tools import leaderboard\n"

@@ -135,6 +135,8 @@ def draw_differences(images: NDArray[np.uint8], comparison: Comparison) -> Figur
             groups.append(Group(title, mark, colour, dashes, chosen))
     texts = {index: _lines(comparison, names, index) for group in groups for index in group.chosen.tolist()}
     detail = f"{len(differing):,} of {len(pair.labels):,} test images are predicted differently {pair.way}"
+    if pair.labels.ndim == 2:
+        detail += " · below each: whether the label is true, its probability by A and by B"
     first = pair.a[0]
     caption = style.Caption(first.card["dataset"]["title"], _against(pair.a, pair.b), first.card["dataset"].get("note"))
     return draw_groups("Predicted differently", images, groups, texts, detail, caption)

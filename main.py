@@ -25,9 +25,11 @@ from scripts.core.resume import next_step, start_command
 from scripts.core.system import StopRequest, device_problems, restart_with_fixed_hashing, stop_request, terminate_ghosts
 from scripts.data_handler import dataset_problems
 from scripts.models.backbones import backbone_problems
+from scripts.tracking import Tracking, tracking_problems
 
 ENTRY_POINT = Path(__file__).resolve()
-CHECKS = (backbone_problems, dataset_problems, device_problems)  # of a command line, besides the limits of its settings
+# of a command line, besides the limits of its settings
+CHECKS = (backbone_problems, dataset_problems, device_problems, tracking_problems)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -68,6 +70,8 @@ def train_and_report(config: Config, paths: RunPaths, stop: StopRequest) -> None
     """Do the steps of a run, unless it is finished."""
     if paths.summary.exists():
         log.info("the run in %s is finished: its results are in %s", paths.root, paths.summary)
+        with Tracking(config, paths) as tracking:
+            tracking.update_from_files()
         return
     # here rather than above: it takes seconds to import, and --help or a wrong flag does not need it
     from scripts import pipeline

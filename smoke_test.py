@@ -40,8 +40,9 @@ from scripts.models.stem import transfer_kernels
 
 NUM_IMAGES = {"train": 128, "val": 32, "test": 48}
 EPOCHS = 2
-SHEETS = ["Summary", "History", "Per class", "Confusion matrix", "Configuration", "Environment"]
-FIGURES = ["confusion_matrix", "dataset_samples", "sample_predictions", "training_curves"]
+SHEETS = ["Summary", "History", "Per class", "Confusion matrix", "Trust", "Configuration", "Environment"]
+FIGURES = ["confusion_matrix", "dataset_samples", "reliability", "risk_and_coverage"]
+FIGURES += ["sample_predictions", "training_curves"]
 
 
 @dataclass
@@ -197,7 +198,7 @@ def check_predictions(trial: Trial) -> None:
     summary = json.loads(trial.paths.summary.read_text(encoding="utf-8"))
     wanted = sorted(summary["test"][variant]["accuracy"]["value"] for variant in ("plain", "tta"))
     found = []
-    for path in trial.paths.reports.glob("*.csv"):
+    for path in trial.paths.reports.glob("*@*.csv"):
         with path.open(newline="", encoding="utf-8") as stream:
             scores = np.array([row[1:] for row in csv.reader(stream)], dtype=np.float64)
         expect(scores.shape == (NUM_IMAGES["test"], 8), f"{path.name} holds scores of shape {scores.shape}")

@@ -123,6 +123,7 @@ def _valid_value(known: Setting, chance: random.Random) -> tuple[str, Any]:
         "model_name": ["ResNet-18 Adapted", "My net!", "né 2"],
         "weights": ["imagenet", "none", "some/weights.pth"],
         "device": ["auto", "cpu"],
+        "track": ["none", "tensorboard", "mlflow,tensorboard"],
     }
     text = chance.choice([*limits.get("choices", ()), *examples.get(known.name, ())])
     return text, text

@@ -12,21 +12,26 @@ import torch
 from torch import nn
 
 from scripts.core.config import Config
+from scripts.core.log import log
 from scripts.core.paths import RunPaths
 from scripts.core.records import TrainingResult
 from scripts.core.system import StopRequest, memory_advice, prepare_machine
 from scripts.data_handler.dataset import Dataset, Split
+from scripts.data_handler.duplicates import Duplicates, count_duplicates
+from scripts.data_handler.npz import SPLITS
 from scripts.data_handler.opening import open_dataset
 from scripts.data_handler.sources import DeviceSplit, make_device_split
 from scripts.models.factory import build_model, head_name, normalisation
 from scripts.models.weights import load_best_weights
 from scripts.provenance import describe_model, record_provenance
 from scripts.resolve import applied_views, resolve_settings
+from scripts.tracking import Tracking
 from scripts.trainer.checkpoint import delete_previous_checkpoint, load_checkpoint, require_space, restore
 from scripts.trainer.fit import begin_training, fit
 from scripts.trainer.state import TrainingState
 
 if TYPE_CHECKING:
+    from scripts.evaluation.calibration import Temperatures
     from scripts.evaluation.metrics import EvaluationResult
 
 
@@ -51,14 +56,17 @@ def train_and_report(config: Config, paths: RunPaths, stop: StopRequest) -> None
     if config.feed == "streamed":
         dataset = dataset.unpack(config.data_dir)
     run = Run(config=config, dataset=dataset, device=device, paths=paths, provenance=provenance, stop=stop)
-    with memory_advice(config):
-        train, val = dataset.load("train"), dataset.load("val")
+    with memory_advice(config), Tracking(config, paths) as tracking:
+        # the test split too: images that are in several splits are to be known before hours of training
+        splits = {name: dataset.load(name) for name in SPLITS}
+        duplicates = count_duplicates(splits)
         state = begin_or_resume(run)
-        training = train_model(run, state, train, val)
-        test = dataset.load("test")  # not earlier: the training must not depend on it
-        evaluation = evaluate_best(run, state.model, test)
+        training = train_model(run, state, splits["train"], splits["val"], tracking)
+        temperatures = calibrate_best(run, state.model, splits["val"])
+        evaluation = evaluate_best(run, state.model, temperatures, splits)
         stop.raise_if_received()  # in case a library caught the exception
-        report(run, training, evaluation, train, test)
+        report(run, training, evaluation, duplicates, splits)
+        tracking.finish()
 
 
 def begin_or_resume(run: Run) -> TrainingState:
@@ -90,9 +98,9 @@ def begin_or_resume(run: Run) -> TrainingState:
     return state
 
 
-def train_model(run: Run, state: TrainingState, train: Split, val: Split) -> TrainingResult:
+def train_model(run: Run, state: TrainingState, train: Split, val: Split, tracking: Tracking) -> TrainingResult:
     """Fit; the best weights are in the run folder afterwards."""
-    from scripts.evaluation.metrics import mean_auc  # here rather than above: see evaluate_best
+    from scripts.evaluation.metrics import mean_auc  # here rather than above: see calibrate_best
 
     with run.stop.deferred():
         return fit(
@@ -105,21 +113,50 @@ def train_model(run: Run, state: TrainingState, train: Split, val: Split) -> Tra
             model_card=describe_model(run.config, run.dataset),
             stop=run.stop,
             auc=partial(mean_auc, task=run.dataset.task),
+            observe=tracking.update,
         )
 
 
-def evaluate_best(run: Run, model: nn.Module, test: Split) -> EvaluationResult:
-    """Evaluate the best weights, read back from their file, on the test split."""
+def calibrate_best(run: Run, model: nn.Module, val: Split) -> Temperatures:
+    """Fit temperatures to the best weights, read back from their file, on the validation split."""
     # here rather than above: its imports take a second, for which training need not wait
+    from scripts.evaluation.inference import fit_temperatures
+
+    config = run.config
+    load_best_weights(model, run.paths.best_model)
+    split, views = _on_device(run, val), applied_views(config)
+    fitted = fit_temperatures(model, split, val.labels, run.dataset.task, views, precision=config.precision)
+    log.info("temperature, fitted on the validation split: %s", fitted)
+    return fitted
+
+
+def evaluate_best(
+    run: Run, model: nn.Module, temperatures: Temperatures, splits: Mapping[str, Split]
+) -> EvaluationResult:
+    """Evaluate the model, which has its best weights, on the test split."""
     from scripts.evaluation.inference import evaluate
 
-    config, split = run.config, _on_device(run, test)
-    load_best_weights(model, run.paths.best_model)
-    views = applied_views(config)
-    return evaluate(model, split, test.labels, run.dataset, views, precision=config.precision, seed=config.seed)
+    config, test = run.config, splits["test"]
+    return evaluate(
+        model,
+        _on_device(run, test),
+        test.labels,
+        run.dataset,
+        applied_views(config),
+        precision=config.precision,
+        seed=config.seed,
+        temperatures=temperatures,
+        train_labels=splits["train"].labels,
+    )
 
 
-def report(run: Run, training: TrainingResult, evaluation: EvaluationResult, train: Split, test: Split) -> None:
+def report(
+    run: Run,
+    training: TrainingResult,
+    evaluation: EvaluationResult,
+    duplicates: Duplicates,
+    splits: Mapping[str, Split],
+) -> None:
     """Write every report; the previous checkpoint is then no longer needed."""
     from scripts.evaluation.reports import RunReport, write_reports
 
@@ -131,8 +168,9 @@ def report(run: Run, training: TrainingResult, evaluation: EvaluationResult, tra
             training=training,
             evaluation=evaluation,
             environment=run.provenance["environment"],
-            train=train,
-            test=test,
+            train=splits["train"],
+            test=splits["test"],
+            duplicates=duplicates,
             finished=datetime.now(),
         )
     )

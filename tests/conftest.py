@@ -162,7 +162,7 @@ class Launcher:
 
     def run_folder(self) -> Path:
         """The only run folder there is."""
-        (folder,) = self.outputs.iterdir()
+        (folder,) = (path.parent for path in self.outputs.glob("*/logs"))
         return folder
 
 
@@ -225,11 +225,12 @@ class FinishedRun:
         return RunPaths(shutil.copytree(self.paths.root, folder / self.paths.root.name))
 
 
-def finish_run(folder: Path) -> FinishedRun:
+def finish_run(folder: Path, *flags: str) -> FinishedRun:
     """Train two epochs in fp32 on three classes, 48 / 16 / 24 images of 12 × 12 pixels in colour."""
     dataset = write_npz(folder / "squares.npz", classes=3, class_names=np.array(["dark", "medium", "bright"]))
     run = InProcess(folder)
-    done = run("--dataset", dataset, "--weights", "none", "--epochs", "2", "--batch_size", "16", "--precision", "fp32")
+    words = ("--weights", "none", "--epochs", "2", "--batch_size", "16", "--precision", "fp32")
+    done = run("--dataset", dataset, *words, *flags)
     assert done.returncode == 0, done.stderr
     return FinishedRun(RunPaths(run.run_folder()), dataset, done.stdout)
 

@@ -116,7 +116,7 @@ def test_a_set_trains_end_to_end_and_its_reports_fit_its_task(
         assert counts.shape == ((num_classes, 2, 2) if is_multi_label else (num_classes, num_classes))
         assert counts.sum() == NUM_SAMPLES["test"] * (num_classes if is_multi_label else 1)
 
-    predictions = sorted(folder.glob("reports/*.csv"))
+    predictions = sorted(folder.glob("reports/*@*.csv"))
     assert len(predictions) == 2
     for path in predictions:
         assert path.name.startswith(f"{key}_test_[AUC]")

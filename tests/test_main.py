@@ -41,7 +41,7 @@ QUICK = ("--weights", "none", "--epochs", "1", "--batch_size", "16")
 def digests(run_folder: Path) -> dict[str, str]:
     """SHA-256 of the weights and of the predictions of a run."""
     files = [run_folder / "models" / "best_model.pth", *sorted(run_folder.glob("reports/*.csv"))]
-    assert len(files) == 3
+    assert len(files) == 4
     return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
@@ -50,10 +50,11 @@ def test_a_run_leaves_a_folder_that_explains_itself(finished_resnet_run: Finishe
     assert folder.name.endswith("_squares_resnet18")
     files = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     csv_files = {name for name in files if name.endswith(".csv")}
-    assert len(csv_files) == 2
+    assert len(csv_files) == 3
     assert files - csv_files == {
         "config.json",
         "summary.json",
+        "report.html",
         "history.jsonl",
         "logs/.lock",
         "logs/run.log",
@@ -63,6 +64,8 @@ def test_a_run_leaves_a_folder_that_explains_itself(finished_resnet_run: Finishe
         "figures/dataset_samples.png",
         "figures/training_curves.png",
         "figures/confusion_matrix.png",
+        "figures/reliability.png",
+        "figures/risk_and_coverage.png",
         "figures/sample_predictions.png",
         "reports/training_summary.xlsx",
     }
@@ -74,11 +77,14 @@ def test_a_run_leaves_a_folder_that_explains_itself(finished_resnet_run: Finishe
     assert len(epochs) == 2
     log = (folder / "logs/run.log").read_text(encoding="utf-8")
     assert all(line in log for line in epochs)
-    assert load_workbook(folder / "reports/training_summary.xlsx").sheetnames[:6] == [
+    assert load_workbook(folder / "reports/training_summary.xlsx").sheetnames[:9] == [
         "Summary",
         "History",
         "Per class",
         "Confusion matrix",
+        "Trust",
+        "Reliability",
+        "Risk and coverage",
         "Configuration",
         "Environment",
     ]
@@ -147,6 +153,50 @@ def test_feeds_and_workers_change_no_bit_of_weights_and_scores(
     assert len(found) == 1 + len(workers)
     assert all(other == found[0] for other in found)
     assert len(list((tmp_path / "dataset/uncompressed").iterdir())) == 3
+
+
+def test_the_temperatures_come_from_the_validation_split_alone(run_in_process, make_npz: Npz, monkeypatch):
+    found = []
+    monkeypatch.setattr("scripts.pipeline.report", lambda run, training, evaluation, *_: found.append(evaluation))
+    labels = np.random.default_rng(1).integers(2, size=(24, 1), dtype=np.uint8)
+    val_labels = np.tile(np.array([[0], [1], [1], [0]], np.uint8), (4, 1))  # half of them wrong, which no one can learn
+    others: list[dict[str, np.ndarray]] = [
+        {},
+        {"test_labels": labels, "test_images": np.full((24, 12, 12, 3), 9, np.uint8)},
+        {"val_labels": 1 - val_labels},
+    ]
+    for changes in others:
+        path = make_npz(**({"val_labels": val_labels} | changes))
+        assert run_in_process("--dataset", str(path), *QUICK, "--monitor", "loss")[0] == 0
+    first, other_test, other_val = (
+        [variant.trust.calibration.temperature for variant in evaluation.variants] for evaluation in found
+    )
+
+    assert found[0].plain.accuracy.value != found[1].plain.accuracy.value
+    assert other_test == first
+    assert all(mine != others for mine, others in zip(first, other_val, strict=True))
+
+
+def test_an_image_of_test_that_is_in_train_is_a_warning_before_training_and_in_the_summary(
+    run_in_process, make_npz: Npz, tmp_path, monkeypatch
+):
+    images = np.random.default_rng(0).integers(256, size=(48, 12, 12, 3), dtype=np.uint8)
+    test_images = np.concatenate([images[:1], np.zeros((23, 12, 12, 3), np.uint8)])
+    path = make_npz(train_images=images, test_images=test_images)
+    monkeypatch.setattr("scripts.evaluation.reports.WRITERS", ())
+    code, complaint = run_in_process("--dataset", str(path), *QUICK)
+
+    assert code == 0
+    assert complaint == (
+        "warning: exact duplicates among the images: 22 in test equal to an earlier one, 1 of test also in train, "
+        "1 with different labels\n"
+    )
+    (folder,) = (tmp_path / "outputs").iterdir()
+    log = (folder / "logs/run.log").read_text(encoding="utf-8")
+    assert log.index("exact duplicates") < log.index("epoch 1/1")
+    duplicates = json.loads((folder / "summary.json").read_text(encoding="utf-8"))["duplicates"]
+    assert duplicates["within"] == {"train": 0, "val": 0, "test": 22}
+    assert duplicates["across"] == {"train_val": 0, "train_test": 1, "val_test": 0}
 
 
 @pytest.mark.usefixtures("no_reports")

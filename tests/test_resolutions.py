@@ -71,7 +71,7 @@ def test_a_set_is_trained_on_at_another_resolution(tiny_network: None, in_proces
     card = read(folder / "models/best_model.json")
     assert (card["stem"], card["input"]["height"], card["tta_views"]) == ("adapted", 64, ["plain", "flipped"])
     assert "stem adapted (3x3, stride 1, no max-pool): images of 64 × 64 pixels, which are small" in done.stdout
-    predictions = [file.name for file in (folder / "reports").glob("*.csv")]
+    predictions = [file.name for file in (folder / "reports").glob("*@*.csv")]
     assert len(predictions) == 2
     assert all(name.startswith("bloodmnist_64_test_[AUC]") for name in predictions)
     weights = torch.load(folder / "models/best_model.pth", weights_only=True)

@@ -68,7 +68,8 @@ def build_parser() -> ArgumentParser:
         choices = "|".join(map(str, known.metadata.get("choices", ())))
         metavar = known.metadata.get("metavar") or choices or known.kind.__name__.upper()
         # the value is optional to argparse only: a missing one is then reported with the other problems
-        group.add_argument(known.flag, nargs="?", const=_NO_VALUE, metavar=metavar, help=about)
+        action = "append" if known.metadata.get("repeatable") else "store"
+        group.add_argument(known.flag, action=action, nargs="?", const=_NO_VALUE, metavar=metavar, help=about)
     return parser
 
 
@@ -153,9 +154,11 @@ def _unexpected(argument: str) -> str:
 
 
 def _convert(known: Setting, text: Any) -> Any:
-    """Convert the text of a value to its setting's type."""
-    if text is _NO_VALUE:
+    """Convert the text of a value, or the texts of a repeatable flag, to its setting's type."""
+    texts = text if isinstance(text, list) else [text]
+    if _NO_VALUE in texts:
         raise ConfigError(f"{known.flag} needs a value.")
+    text = ",".join(texts) if known.metadata.get("repeatable") else text
     if known.kind is Path and not text:
         raise ConfigError(f"{known.flag} must be a path, got ''.")
     try:

@@ -29,7 +29,8 @@ def setting(default: Any, about: str, *, group: str, **limits: Any) -> Any:
     """A field of ``Config``; a tuple as ``default`` lists all choices, and its first one is the default.
 
     ``limits`` are any of ``ge``, ``le`` (inclusive), ``gt``, ``lt`` (exclusive), ``pattern`` (a regular expression that
-    matches the whole value) with ``pattern_help`` (the same in words).
+    matches the whole value) with ``pattern_help`` (the same in words). The values of a ``repeatable`` flag are joined
+    by commas; of any other flag, the last value is taken.
     """
     if isinstance(default, tuple):
         default, limits["choices"] = default[0], default
@@ -152,6 +153,14 @@ class Config:
     )
     data_dir: Path = _data_and_model(Path("dataset"), "Folder of the downloaded data and weights.")
     output_dir: Path = _data_and_model(Path("outputs"), "Folder in which each run gets its own.")
+    track: str = _data_and_model(
+        "none",
+        "Send settings, figures and reports to 'tensorboard' or 'mlflow' too; may be given twice, for both.",
+        metavar="tensorboard|mlflow|none",
+        pattern=r"none|(tensorboard|mlflow)(,(tensorboard|mlflow))*",
+        pattern_help="tensorboard, mlflow, both (give the flag twice), or none",
+        repeatable=True,
+    )
 
     device: str = _hardware(
         "auto",

@@ -47,6 +47,7 @@ class RunPaths:
     config = _Below("config.json")  # every setting as applied, versions, commit, data MD5, seeds
     summary = _Below("summary.json")  # the result of the run for programs
     history = _Below("history.jsonl")  # one JSON object per epoch and line
+    report = _Below("report.html")  # the result of the run for people, in one file
     logs = _Below("logs")
     log = _Below("logs/run.log")  # the lines of the screen, with times
     lock = _Below("logs/.lock")  # held by the process that writes this folder
@@ -58,6 +59,8 @@ class RunPaths:
     figures = _Below("figures")
     reports = _Below("reports")
     workbook = _Below("reports/training_summary.xlsx")
+    tensorboard = _Below("tensorboard")  # event files, with --track tensorboard
+    mlflow = _Below("mlflow.json")  # server and id of the run in MLflow, with --track mlflow
     test_labels = _Below("reports/test_labels.csv")  # the true classes, line by line as in the files of predictions
 
     @classmethod

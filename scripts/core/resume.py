@@ -15,9 +15,11 @@ from scripts.core.errors import ConfigError
 from scripts.core.paths import RunPaths
 
 # settings that change no bit of the result, so that a resumed run may have others than it was started with
-FREE = frozenset({"resume", "lock_file", "no_process_guard", "num_workers", "feed", "data_dir", "checkpoint_every"})
+FREE = frozenset(
+    {"resume", "lock_file", "no_process_guard", "num_workers", "feed", "data_dir", "checkpoint_every", "track"}
+)
 NAMING = frozenset({"output_dir", "model_name"})
-UNSTORED = FREE - {"data_dir"}  # free settings that belong to an invocation, not to the run
+UNSTORED = FREE - {"data_dir", "track"}  # free settings that belong to an invocation, not to the run
 # what may change the bits of a result
 ENVIRONMENT = ("commit", "python", "device_name", "cuda", "cudnn", "torch_threads")
 PACKAGES = ("torch", "torchvision", "numpy", "scikit-learn")
@@ -67,7 +69,7 @@ def start_command() -> str:
 def resume_command(config: Config, root: Path) -> str:
     """The command that resumes the run in ``root``, with the interpreter and script that started this one."""
     argv = [*_program(), "--resume", str(root)]
-    for name in ("lock_file", "no_process_guard"):
+    for name in ("lock_file", "no_process_guard", "track"):
         known, value = SETTINGS[name], getattr(config, name)
         if value != known.default:
             argv += [known.flag] if known.kind is bool else [known.flag, str(value)]
@@ -108,6 +110,7 @@ def _read_stored(folder: Path) -> tuple[dict[str, Any], frozenset[str]]:
         settings, dataset = content["settings"], content["dataset"]
         source, free_names = dataset["source"], free_settings(dataset)
         # no default replaces a missing setting: the version that did not have it may have worked differently
+        settings = {"track": SETTINGS["track"].default, **settings}  # changes no bit of the result
         values: dict[str, Any] = {name: settings[name] for name in SETTINGS if name not in UNSTORED}
         values |= {name: Path(value) for name, value in values.items() if SETTINGS[name].kind is Path}
         if Config(**values).is_dataset_path and source != "generated":

@@ -15,6 +15,7 @@ from scripts.evaluation.image_grids import draw_dataset_samples, draw_prediction
 from scripts.evaluation.label_plots import draw_label_curves, draw_label_figures
 from scripts.evaluation.plots import draw_confusion_matrix, draw_training_curves
 from scripts.evaluation.run_report import RunReport
+from scripts.evaluation.trust_plots import draw_reliability, draw_risk_coverage
 
 
 def _drawings(report: RunReport) -> dict[str, Callable[[], Figure]]:
@@ -29,6 +30,8 @@ def _drawings(report: RunReport) -> dict[str, Callable[[], Figure]]:
     return {
         "Training curves": partial(draw_training_curves, report.training, caption),
         **results,
+        "Reliability": partial(draw_reliability, evaluation, report.dataset.task, caption),
+        "Risk and coverage": partial(draw_risk_coverage, evaluation, report.dataset.task, caption),
         "Sample predictions": partial(draw_predictions, report.test.images, evaluation, names, caption),
         "Dataset samples": partial(draw_dataset_samples, train.images, train.labels, names, caption),
     }

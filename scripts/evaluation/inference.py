@@ -17,7 +17,25 @@ from scripts.data_handler.dataset import Dataset
 from scripts.data_handler.sources import DeviceSplit
 from scripts.data_handler.tasks import Task
 from scripts.data_handler.views import PLAIN, View, apply_view
+from scripts.evaluation.calibration import Temperatures, fit_temperature
 from scripts.evaluation.metrics import EvaluationResult, compute_metrics
+from scripts.evaluation.trust import majority_class_accuracy, measure_trust
+
+
+def fit_temperatures(
+    model: nn.Module,
+    val: DeviceSplit,
+    labels: NDArray[np.int64],
+    task: str,
+    views: tuple[View, ...],
+    *,
+    precision: str,
+) -> Temperatures:
+    """Fit the temperatures to the validation split; see :func:`evaluate` for the arguments."""
+    plain, tta = predict(model, val, views, precision=precision)
+    return Temperatures(
+        fit_temperature(labels, plain, task), None if tta is None else fit_temperature(labels, tta, task)
+    )
 
 
 def evaluate(
@@ -29,17 +47,28 @@ def evaluate(
     *,
     precision: str,
     seed: int,
+    temperatures: Temperatures,
+    train_labels: NDArray[np.int64],
 ) -> EvaluationResult:
     """Evaluate the model on the test split.
 
     The true labels are class indices, shape (N,), or 0 and 1 for each of K labels, shape (N, K); ``seed`` seeds the
-    bootstrap of the intervals. The other arguments are those of :func:`predict`.
+    bootstrap of the intervals. ``temperatures`` are those of :func:`fit_temperatures`, and the commonest class is that
+    of ``train_labels``. The other arguments are those of :func:`predict`.
     """
     plain, tta = predict(model, test, views, precision=precision)
     metrics_of = partial(compute_metrics, labels, task=dataset.task, class_names=dataset.class_names, seed=seed)
-    names, with_tta = tuple(view.name for view in views), None if tta is None else metrics_of(tta)
+    trust_of = partial(measure_trust, labels, task=dataset.task)
     return EvaluationResult(
-        labels=labels, plain_scores=plain, tta_scores=tta, plain=metrics_of(plain), tta=with_tta, views=names
+        labels=labels,
+        plain_scores=plain,
+        tta_scores=tta,
+        plain=metrics_of(plain),
+        tta=None if tta is None else metrics_of(tta),
+        plain_trust=trust_of(plain, temperatures.plain),
+        tta_trust=None if tta is None or temperatures.tta is None else trust_of(tta, temperatures.tta),
+        majority_class_accuracy=majority_class_accuracy(train_labels, labels, dataset.task),
+        views=tuple(view.name for view in views),
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 from sklearn.metrics import roc_auc_score, roc_curve
@@ -13,6 +14,9 @@ from scripts.data_handler.dataset import members
 from scripts.data_handler.registry import BINARY, MULTI_CLASS, MULTI_LABEL, ORDINAL, THRESHOLD
 from scripts.evaluation.bootstrap import percentile_interval, resample_metrics
 from scripts.evaluation.confusion import Counter, Floats, Integers, Labels, Scores, confusion_matrix, ratio
+
+if TYPE_CHECKING:
+    from scripts.evaluation.trust import Trust
 
 TASKS = (MULTI_CLASS, BINARY, ORDINAL, MULTI_LABEL)
 HEADLINES = ("accuracy", "auc", "macro_f1", "balanced_accuracy")
@@ -93,6 +97,7 @@ class Variant:
     title: str
     scores: Floats
     metrics: Metrics
+    trust: Trust
 
     @property
     def phrase(self) -> str:
@@ -109,15 +114,18 @@ class EvaluationResult:
     tta_scores: Floats | None  # their mean over ``views``; None without TTA
     plain: Metrics
     tta: Metrics | None
+    plain_trust: Trust
+    tta_trust: Trust | None
+    majority_class_accuracy: float  # of predicting the commonest class of the training split for every image
     views: tuple[str, ...]  # names of the views; empty without TTA
 
     @property
     def variants(self) -> tuple[Variant, ...]:
         """All sets of scores; the last one is the headline."""
-        plain = Variant("plain", "Without TTA", self.plain_scores, self.plain)
-        if self.tta is None or self.tta_scores is None:
+        plain = Variant("plain", "Without TTA", self.plain_scores, self.plain, self.plain_trust)
+        if self.tta is None or self.tta_scores is None or self.tta_trust is None:
             return (plain,)
-        return plain, Variant("tta", "With TTA", self.tta_scores, self.tta)
+        return plain, Variant("tta", "With TTA", self.tta_scores, self.tta, self.tta_trust)
 
     @property
     def headline(self) -> Metrics:

@@ -22,8 +22,10 @@ from scripts.core.files import write_json, write_text
 from scripts.core.log import log
 from scripts.data_handler.dataset import Dataset
 from scripts.evaluation.figures import write_figures
+from scripts.evaluation.html_report import write_html_report
 from scripts.evaluation.metrics import Estimate, Metrics
-from scripts.evaluation.run_report import MAX_MATRIX_CLASSES, RunReport
+from scripts.evaluation.run_report import COVERAGES, MAX_MATRIX_CLASSES, RunReport, reliability_frame
+from scripts.evaluation.trust import Trust
 from scripts.evaluation.workbook import write_workbook
 
 __all__ = ["RunReport", "write_reports"]
@@ -34,13 +36,15 @@ LOGGED |= {"quadratic_weighted_kappa": "quadratic-weighted kappa", "mean_absolut
 
 
 def add_test_figures_to_card(report: RunReport) -> list[Path]:
-    """Add the test figures to ``best_model.json``, which training wrote."""
+    """Add the test figures and the temperatures to ``best_model.json``, which training wrote."""
     card = json.loads(report.paths.best_model_card.read_text(encoding="utf-8"))
     figures = {
         variant.phrase: {name: estimate.value for name, estimate in variant.metrics.estimates.items()}
         for variant in report.evaluation.variants
     }
-    write_json(report.paths.best_model_card, card | {"test": _json_ready(figures)})
+    temperatures = _by_variant(report, lambda trust: trust.calibration.temperature)
+    card |= {"test": _json_ready(figures), "calibration": temperatures}
+    write_json(report.paths.best_model_card, card)
     return []
 
 
@@ -78,9 +82,15 @@ def write_rows(path: Path, values: NDArray[np.float64] | NDArray[np.int64]) -> N
     write_text(path, "".join(lines))
 
 
-# in this order: the workbook shows the figures
+# in this order: the workbook shows the figures, and the page links to all other files
 Writer = Callable[[RunReport], list[Path]]
-WRITERS: tuple[Writer, ...] = (add_test_figures_to_card, write_figures, write_workbook, write_all_predictions)
+WRITERS: tuple[Writer, ...] = (
+    add_test_figures_to_card,
+    write_figures,
+    write_workbook,
+    write_all_predictions,
+    write_html_report,
+)
 
 
 def write_reports(report: RunReport) -> list[Path]:
@@ -96,7 +106,8 @@ def write_reports(report: RunReport) -> list[Path]:
     _write_summary(report, written)
     for variant in report.evaluation.variants:
         estimates = variant.metrics.estimates
-        figures = (_figure_in_words(title, estimates[name]) for name, title in LOGGED.items() if name in estimates)
+        figures = [_figure_in_words(title, estimates[name]) for name, title in LOGGED.items() if name in estimates]
+        figures[0] += f" (commonest class {report.evaluation.majority_class_accuracy:.4f})"
         log.info("test, %s: %s", variant.phrase, "  ".join(figures))
     log.info("reports in %s%s", report.paths.root, f"  ({report.dataset.note})" if report.dataset.note else "")
     return [*written, report.paths.summary]
@@ -127,6 +138,10 @@ def _write_summary(report: RunReport, written: list[Path]) -> None:
             "tta": None,
             **{variant.key: _metrics_facts(variant.metrics) for variant in evaluation.variants},
         },
+        "calibration": _by_variant(report, _calibration_facts),
+        "risk_coverage": _by_variant(report, _risk_facts),
+        "majority_class_accuracy": evaluation.majority_class_accuracy,
+        "duplicates": report.duplicates.as_dict(),
         "config": config.as_dict(),
         "environment": dict(report.environment),
         "files": [path.relative_to(paths.root).as_posix() for path in (*filter(Path.is_file, earlier), *written)],
@@ -146,6 +161,24 @@ def _metrics_facts(metrics: Metrics) -> dict[str, Any]:
     else:
         facts |= {"confusion": metrics.confusion.tolist(), "confusion_by_row": metrics.confusion_by_row.tolist()}
     return facts | {"notes": list(metrics.notes)}
+
+
+def _by_variant(report: RunReport, facts: Callable[[Trust], Any]) -> dict[str, Any]:
+    """Facts of each variant by its key; null where there is no TTA."""
+    return {"plain": None, "tta": None} | {it.key: facts(it.trust) for it in report.evaluation.variants}
+
+
+def _calibration_facts(trust: Trust) -> dict[str, Any]:
+    found = trust.calibration
+    parts = {"before": found.before, "after": found.after}
+    facts = {name: {"ece": of.ece, "nll": of.nll, "brier": of.brier} for name, of in parts.items()}
+    bins = {name: reliability_frame(of).to_dict("list") for name, of in parts.items()}
+    return {"temperature": found.temperature, **facts, "reliability": bins}
+
+
+def _risk_facts(trust: Trust) -> dict[str, Any]:
+    curve = trust.risk_coverage
+    return {"area": curve.area, "coverage": list(COVERAGES), "risk": curve.at(np.array(COVERAGES)).tolist()}
 
 
 def _json_ready(value: Any) -> Any:

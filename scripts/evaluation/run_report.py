@@ -14,9 +14,12 @@ from scripts.core.config import Config
 from scripts.core.paths import RunPaths
 from scripts.core.records import TrainingResult
 from scripts.data_handler.dataset import Dataset, Split
+from scripts.data_handler.duplicates import Duplicates
+from scripts.evaluation.calibration import ProbabilityMetrics
 from scripts.evaluation.metrics import EvaluationResult, Metrics
 from scripts.evaluation.style import Caption
 
+COVERAGES = tuple(percent / 100 for percent in range(5, 101, 5))  # at which the risk is listed
 MAX_MATRIX_CLASSES = 100  # with more, the largest confusions are listed instead of a matrix
 
 
@@ -32,6 +35,7 @@ class RunReport:
     environment: Mapping[str, Any]  # versions and hardware at the run's start, as config.json records them
     train: Split  # samples of it are shown
     test: Split
+    duplicates: Duplicates
     finished: datetime  # local time
 
     @property
@@ -48,6 +52,13 @@ def history_frame(training: TrainingResult) -> pd.DataFrame:
 def class_frame(metrics: Metrics) -> pd.DataFrame:
     """One row per class or label, with the fields of ``ClassMetrics`` as columns; NaN where a figure is undefined."""
     return pd.DataFrame([*metrics.per_class]).astype(dict.fromkeys(("precision", "recall", "f1", "auc"), float))
+
+
+def reliability_frame(metrics: ProbabilityMetrics) -> pd.DataFrame:
+    """One row per bin of confidence: its edges, decisions, mean confidence and accuracy; NaN in an empty bin."""
+    bins = metrics.reliability
+    columns = {"above": bins.edges[:-1], "up_to": bins.edges[1:], "count": bins.counts}
+    return pd.DataFrame({**columns, "confidence": bins.confidence, "accuracy": bins.accuracy})
 
 
 def largest_confusions(metrics: Metrics, limit: int) -> pd.DataFrame:

@@ -9,6 +9,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from openpyxl.drawing.image import Image
 from openpyxl.formatting.rule import ColorScaleRule
@@ -20,9 +21,18 @@ from openpyxl.worksheet.worksheet import Worksheet
 from scripts.core.config import SETTINGS
 from scripts.data_handler.registry import MULTI_LABEL
 from scripts.evaluation import sheets
+from scripts.evaluation.calibration import UNDETERMINED
 from scripts.evaluation.figures import figure_files
 from scripts.evaluation.metrics import Metrics
-from scripts.evaluation.run_report import MAX_MATRIX_CLASSES, RunReport, class_frame, history_frame, largest_confusions
+from scripts.evaluation.run_report import (
+    COVERAGES,
+    MAX_MATRIX_CLASSES,
+    RunReport,
+    class_frame,
+    history_frame,
+    largest_confusions,
+    reliability_frame,
+)
 from scripts.evaluation.sheets import COUNT, FIGURE, RATE, SECONDS, SHARE, put, style_cell, write_frame
 
 DATE, DURATION = "yyyy-mm-dd hh:mm:ss", "[h]:mm:ss"
@@ -38,6 +48,8 @@ HEADLINES = {
     "quadratic_weighted_kappa": ("Quadratic-weighted kappa", FIGURE),
     "mean_absolute_error": ("Mean absolute error, classes", FIGURE),
 }
+PROBABILITY = {"ece": "Expected calibration error", "nll": "Negative log-likelihood", "brier": "Brier score"}
+BINS = {"count": "Decisions", "confidence": "Confidence", "accuracy": "Accuracy"}
 HISTORY = {
     "epoch": ("Epoch", COUNT),
     "train_loss": ("Training loss", FIGURE),
@@ -62,6 +74,7 @@ def write_workbook(report: RunReport) -> list[Path]:
         else:
             _write_variants(writer, report, "Per class", _class_figures, FIGURE)
             _write_confusion(writer, report)
+        _write_trust(writer, report)
         _write_configuration(writer, report)
         environment = pd.DataFrame(_flat(report.environment), columns=["What", "Value"], dtype=object)
         sheet = write_frame(writer, environment, "Environment", report.caption, widths=(28, 70))
@@ -96,9 +109,13 @@ def _facts(report: RunReport) -> Iterator[tuple[str, Any, str | None]]:
     yield "Test images", len(evaluation.labels), COUNT
     for variant in evaluation.variants:
         yield f"{right} {variant.phrase}", variant.metrics.num_correct, COUNT
+    yield "Accuracy of the commonest class", evaluation.majority_class_accuracy, SHARE
     yield "Views of TTA", ", ".join(evaluation.views) or "none: test-time augmentation was off", None
     for note in evaluation.headline.notes:
         yield "Note", note, None
+    for variant in evaluation.variants:
+        if variant.trust.calibration.temperature == UNDETERMINED:
+            yield "Note", f"The temperature {variant.phrase} is undetermined: no validation error.", None
     yield "Best epoch", training.best.epoch, COUNT
     yield "Selected by", f"validation {training.monitor}", None
     yield "Best validation accuracy", training.best.val_accuracy, SHARE
@@ -117,6 +134,7 @@ def _facts(report: RunReport) -> Iterator[tuple[str, Any, str | None]]:
     yield "Image size, width × height", f"{dataset.width} × {dataset.height}, {colours}", None
     for split, title in (("train", "Training images"), ("val", "Validation images")):
         yield title, dataset.num_samples[split], COUNT
+    yield "Duplicates", str(report.duplicates), None
     yield "MD5 of the data", dataset.md5, None
     yield "Source of the data", dataset.source, None
 
@@ -182,6 +200,38 @@ def _write_confusion(writer: pd.ExcelWriter, report: RunReport) -> None:
         colours = {"start_color": "FFFFFFFF", "mid_color": "FFD3E4F3", "end_color": "FF5B9BD5"}
         types = {f"{part}_type": "num" for part in ("start", "mid", "end")}
         sheet.conditional_formatting.add(cells, ColorScaleRule(**types, **values, **colours))
+
+
+def _write_trust(writer: pd.ExcelWriter, report: RunReport) -> None:
+    """Write what the probabilities are worth before and after the temperature, and risk against coverage."""
+    variants = report.evaluation.variants
+    columns: list[list[Any]] = [["Temperature", *PROBABILITY.values(), "Area under risk and coverage"]]
+    risks = pd.DataFrame({"Coverage": COVERAGES})
+    for variant in variants:
+        found, curve = variant.trust.calibration, variant.trust.risk_coverage
+        for metrics, temperature, area in ((found.before, 1.0, curve.area), (found.after, found.temperature, None)):
+            columns.append([temperature, *(getattr(metrics, name) for name in PROBABILITY), area])
+        risks[f"Risk {variant.phrase}"] = curve.at(np.array(COVERAGES))
+    frame = pd.DataFrame(zip(*columns, strict=True), columns=["Test split", *["before", "after"] * len(variants)])
+    groups = [(f"{variant.title}, temperature", 2 + 2 * index, 2) for index, variant in enumerate(variants)]
+    look: dict[str, Any] = {"formats": (None, *[FIGURE] * 4), "widths": (30, *[14] * 4)}
+    write_frame(writer, frame, "Trust", report.caption, groups=groups, **look)
+    _write_reliability(writer, report)
+    write_frame(writer, risks, "Risk and coverage", report.caption, formats=[SHARE] * 3, widths=(14, 20, 20))
+
+
+def _write_reliability(writer: pd.ExcelWriter, report: RunReport) -> None:
+    """Write the bins of confidence before and after the temperature side by side."""
+    bins, groups = [], []
+    for variant in report.evaluation.variants:
+        found = variant.trust.calibration
+        for state, metrics in (("before", found.before), ("after", found.after)):
+            bins.append(reliability_frame(metrics))
+            groups.append((f"{variant.title}, {state} the temperature", 3 * len(bins), 3))
+    edges = bins[0][["above", "up_to"]].set_axis(["Confidence above", "up to"], axis=1)
+    frame = pd.concat([edges, *(of_state[list(BINS)].set_axis([*BINS.values()], axis=1) for of_state in bins)], axis=1)
+    look: dict[str, Any] = {"formats": (SHARE, SHARE, *[COUNT, SHARE, SHARE] * 4), "widths": (18, *[12] * 13)}
+    write_frame(writer, frame, "Reliability", report.caption, groups=groups, **look)
 
 
 def _write_configuration(writer: pd.ExcelWriter, report: RunReport) -> None:

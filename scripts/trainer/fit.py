@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from functools import partial
 from typing import Any
@@ -38,13 +38,14 @@ def fit(
     model_card: dict[str, Any],
     stop: StopRequest,
     auc: AucFunction | None = None,
+    observe: Callable[[Sequence[EpochRecord]], None] = lambda _history: None,
 ) -> TrainingResult:
     """Train until the last epoch or until patience ends; the best weights are then in ``paths.best_model``.
 
     ``state``, a new one or that of a checkpoint, is changed in place. ``provenance`` is kept in each checkpoint, to
     recognise it on resuming. ``model_card`` is written beside the best weights, with their epoch's figures. ``stop`` is
     checked after every step and batch. ``auc`` computes the validation AUC of each epoch; it is required where
-    ``config.monitor`` is ``"auc"``.
+    ``config.monitor`` is ``"auc"``. ``observe`` is called with the epochs so far, at the beginning and after each.
 
     Raises:
         DivergedError: A loss is not finite.
@@ -61,6 +62,7 @@ def fit(
                 stop.raise_if_received(f"Everything up to {place} is saved.")
 
         writer.begin()
+        observe(state.history)
         while not state.is_finished(config.epochs):
             try:
                 record = _run_epoch(state, train, val, config, auc, check)
@@ -76,6 +78,7 @@ def fit(
                 )
             writer.finish_epoch(record)
             log.info(epoch_line(record, config.epochs, _seconds_left(state, config), monitor=config.monitor))
+            observe(state.history)
         writer.join()
     return _result(state, config)
 

@@ -38,6 +38,7 @@ CHANGED = {
     "data_dir": ("there", Path("there")),
     "output_dir": ("~/here", Path.home() / "here"),
     "lock_file": ("my.lock", Path("my.lock")),
+    "track": ("mlflow", "mlflow"),
 }
 SWITCHES = ("no_tta", "reproducible", "no_process_guard")
 
@@ -135,6 +136,27 @@ def test_all_problems_of_a_command_line_are_named_at_once():
 )
 def test_a_wrong_argument_gets_one_sentence(words, problems):
     assert problems_of(*words) == problems
+
+
+@pytest.mark.parametrize(
+    ("words", "value"),
+    [
+        (["--track", "mlflow"], "mlflow"),
+        (["--track", "tensorboard", "--track=mlflow"], "tensorboard,mlflow"),
+        (["--track", "mlflow,tensorboard"], "mlflow,tensorboard"),
+        (["--track", "none"], "none"),
+    ],
+)
+def test_every_value_of_a_flag_that_may_be_repeated_is_taken(words, value):
+    assert parse_command_line(words, {}).track == value
+
+
+@pytest.mark.parametrize("value", ["wandb", "", "none,mlflow", "mlflow,", "Tensorboard"])
+def test_an_unknown_tracker_is_refused_with_the_choices(value):
+    assert problems_of("--track", "mlflow", "--track", value) == [
+        "--track must be tensorboard, mlflow, both (give the flag twice), or none, got " + repr(f"mlflow,{value}") + "."
+    ]
+    assert problems_of("--track", "mlflow", "--track") == ["--track needs a value."]
 
 
 def test_the_last_of_a_repeated_flag_counts():

@@ -19,6 +19,7 @@ from scripts.core.errors import ConfigError
 CONTRACT = {
     "recipe": (str, "seed"),
     "backbone": (str, "resnet18"),
+    "track": (str, "none"),
     "dropout": (float, 0.0),
     "optimizer": (str, "sgd"),
     "schedule": (str, "cosine"),

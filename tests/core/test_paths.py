@@ -27,6 +27,7 @@ def test_every_file_is_where_the_contract_says(tmp_path):
     files = {
         paths.config: "config.json",
         paths.summary: "summary.json",
+        paths.report: "report.html",
         paths.history: "history.jsonl",
         paths.log: "logs/run.log",
         paths.best_model: "models/best_model.pth",

@@ -80,7 +80,23 @@ def test_only_settings_that_change_no_bit_are_free():
         "no_process_guard",
         "num_workers",
         "resume",
+        "track",
     ]
+
+
+def test_a_run_goes_on_being_tracked_as_it_began_unless_another_tracker_is_given(folder):
+    write_config(folder, replace(STARTED_WITH, track="mlflow"))
+    assert resumed(folder).track == "mlflow"
+    assert resumed(folder, "--track", "tensorboard").track == "tensorboard"
+    assert resumed(folder, "--track", "none").track == "none"
+
+
+def test_a_run_from_before_tracking_can_be_resumed_and_tracked(folder):
+    content = json.loads((folder / "config.json").read_text())
+    del content["settings"]["track"]
+    (folder / "config.json").write_text(json.dumps(content))
+    assert resumed(folder).track == "none"
+    assert resumed(folder, "--track", "mlflow").track == "mlflow"
 
 
 def test_giving_the_same_again_is_no_problem(folder):
@@ -286,10 +302,10 @@ def typed(monkeypatch):
 def test_the_command_to_go_on_is_what_was_typed_with_the_folder_in_place_of_the_settings(typed, tmp_path):
     typed("python", "main.py", "--epochs", "4")
     assert resume_command(Config(epochs=4), Path("outputs/run")) == "python main.py --resume outputs/run"
-    own = Config(lock_file=tmp_path / "my lock", no_process_guard=True)
+    own = Config(lock_file=tmp_path / "my lock", no_process_guard=True, track="mlflow,tensorboard")
     assert shlex.split(resume_command(own, Path("out puts/run"))) == [
         *("python", "main.py", "--resume", "out puts/run", "--lock_file", str(tmp_path / "my lock")),
-        "--no_process_guard",
+        *("--no_process_guard", "--track", "mlflow,tensorboard"),
     ]
 
 

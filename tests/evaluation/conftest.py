@@ -14,12 +14,17 @@ from scripts.core.files import write_json
 from scripts.core.paths import RunPaths
 from scripts.core.records import EpochRecord, TrainingResult
 from scripts.data_handler.dataset import Dataset, Split
+from scripts.data_handler.duplicates import Duplicates
 from scripts.data_handler.registry import MULTI_CLASS, MULTI_LABEL
 from scripts.evaluation.metrics import EvaluationResult, Metrics, compute_metrics
 from scripts.evaluation.reports import RunReport
+from scripts.evaluation.trust import majority_class_accuracy, measure_trust
 
 LONG_NAME = "immature granulocytes(myelocytes, metamyelocytes and promyelocytes)"
 NAMES = ("basophil", LONG_NAME, "platelet")
+TOY_DUPLICATES = Duplicates(
+    within={"train": 2, "val": 0, "test": 0}, across={"train_val": 0, "train_test": 1, "val_test": 0}, contradictory=1
+)
 FINISHED = datetime(2026, 1, 31, 22, 15, 0)
 
 
@@ -72,17 +77,29 @@ def toy_evaluation(
         scores[np.arange(num_images), predicted] = sure
         return scores / scores.sum(axis=1, keepdims=True)
 
+    return evaluation_of(
+        labels, scores_of(0.9, wrong), scores_of(0.8, max(0, wrong - 1)) if tta else None, names=names, task=task
+    )
+
+
+def evaluation_of(
+    labels: np.ndarray, plain: np.ndarray, tta: np.ndarray | None = None, *, names: Sequence[str], task: str
+) -> EvaluationResult:
+    """The evaluation of scores; temperatures are 1.5 and 0.8, and the labels of the training split are the same."""
+
     def metrics_of(scores: np.ndarray) -> Metrics:
         return compute_metrics(labels, scores, task=task, class_names=names, seed=1, resamples=50)
 
-    plain, mean = scores_of(0.9, wrong), scores_of(0.8, max(0, wrong - 1))
     return EvaluationResult(
         labels=labels,
         plain_scores=plain,
-        tta_scores=mean if tta else None,
+        tta_scores=tta,
         plain=metrics_of(plain),
-        tta=metrics_of(mean) if tta else None,
-        views=("plain", "flipped") if tta else (),
+        tta=None if tta is None else metrics_of(tta),
+        plain_trust=measure_trust(labels, plain, 1.5, task),
+        tta_trust=None if tta is None else measure_trust(labels, tta, 0.8, task),
+        majority_class_accuracy=majority_class_accuracy(labels, labels, task),
+        views=() if tta is None else ("plain", "flipped"),
     )
 
 
@@ -108,18 +125,8 @@ def toy_label_evaluation(
         predicted[:num_wrong] = np.roll(predicted[:num_wrong], 1, axis=1)
         return np.where(predicted == 1, 0.9, 0.2)
 
-    def metrics_of(scores: np.ndarray) -> Metrics:
-        return compute_metrics(labels, scores, task=MULTI_LABEL, class_names=names, seed=1, resamples=50)
-
-    plain, mean = scores_of(wrong), scores_of(max(0, wrong - 1))
-    return EvaluationResult(
-        labels=labels,
-        plain_scores=plain,
-        tta_scores=mean if tta else None,
-        plain=metrics_of(plain),
-        tta=metrics_of(mean) if tta else None,
-        views=("plain", "flipped") if tta else (),
-    )
+    mean = scores_of(max(0, wrong - 1)) if tta else None
+    return evaluation_of(labels, scores_of(wrong), mean, names=names, task=MULTI_LABEL)
 
 
 def toy_training(
@@ -167,6 +174,7 @@ def toy_report(folder: Path, **changes: Any) -> RunReport:
         "environment": {"device": "cpu", "cuda": None, "packages": {"numpy": "2.4"}, "memory_bytes": 25_000_000_000},
         "train": (toy_label_split if dataset.task == MULTI_LABEL else toy_split)(60, num_classes),
         "test": toy_split(len(evaluation.labels), num_classes),
+        "duplicates": TOY_DUPLICATES,
         "finished": FINISHED,
     }
     return RunReport(**(values | changes))

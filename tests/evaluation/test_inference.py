@@ -12,9 +12,11 @@ from torch import nn
 from scripts.core.config import Config
 from scripts.data_handler.augmentation import normalise, to_float
 from scripts.data_handler.dataset import Dataset, Split
+from scripts.data_handler.registry import BINARY
 from scripts.data_handler.sources import DeviceSplit, make_device_split
 from scripts.data_handler.views import FLIP, PLAIN, tta_views
-from scripts.evaluation.inference import evaluate, predict
+from scripts.evaluation.calibration import Temperatures, fit_temperature
+from scripts.evaluation.inference import evaluate, fit_temperatures, predict
 from tests.conftest import coloured_squares
 
 CPU = torch.device("cpu")
@@ -114,9 +116,36 @@ def test_evaluation_carries_both_variants(with_tta):
     )
     views = tta_views(Config()) if with_tta else ()
 
-    result = evaluate(LeftBrightness(), examples, split.labels, dataset, views, precision="fp32", seed=0)
+    temperatures = Temperatures(2.0, 3.0 if with_tta else None)
+    result = evaluate(
+        LeftBrightness(),
+        examples,
+        split.labels,
+        dataset,
+        views,
+        precision="fp32",
+        seed=0,
+        temperatures=temperatures,
+        train_labels=np.array([1, 1, 0]),
+    )
 
     assert result.plain.auc.value == 1.0
     assert (result.tta is not None) == with_tta
+    assert [one.trust.calibration.temperature for one in result.variants] == [2.0, 3.0][: 1 + with_tta]
+    assert result.majority_class_accuracy == 0.5
     assert (result.tta_scores is not None) == with_tta
     assert len(result.views) == (4 if with_tta else 0)
+
+
+@pytest.mark.parametrize("with_tta", [True, False])
+def test_temperatures_are_those_of_the_scores_of_each_variant(with_tta):
+    split, examples = toy_splits(200)
+    labels = np.random.default_rng(0).permutation(split.labels)
+    views = tta_views(Config()) if with_tta else ()
+
+    found = fit_temperatures(LeftBrightness(), examples, labels, BINARY, views, precision="fp32")
+
+    plain, tta = predict(LeftBrightness(), examples, views, precision="fp32")
+    assert found.plain == fit_temperature(labels, plain, BINARY)
+    assert found.tta == (None if tta is None else fit_temperature(labels, tta, BINARY))
+    assert found.plain != found.tta

@@ -21,7 +21,8 @@ from sklearn.metrics import (
 
 from scripts.data_handler.registry import BINARY, MULTI_CLASS, MULTI_LABEL, ORDINAL
 from scripts.evaluation.bootstrap import percentile_interval, resample_metrics
-from scripts.evaluation.metrics import TASKS, EvaluationResult, compute_metrics, predict_classes
+from scripts.evaluation.metrics import TASKS, compute_metrics, predict_classes
+from tests.evaluation.conftest import evaluation_of
 
 
 def normalised(scores):
@@ -459,15 +460,15 @@ def test_no_images_are_refused():
 def test_the_headline_is_with_tta_where_there_is_tta():
     labels = np.array([0, 1])
     blind = np.array([[0.9, 0.1], [0.9, 0.1]])
-    plain, tta = metrics_of(labels, blind), metrics_of(labels, GOOD)
-    fields = {"labels": labels, "plain_scores": blind, "plain": plain}
 
-    with_tta = EvaluationResult(**fields, tta_scores=GOOD, tta=tta, views=("identity", "mirrored"))
-    assert with_tta.headline is tta
+    with_tta = evaluation_of(labels, blind, GOOD, names="ab", task=BINARY)
+    assert with_tta.headline is with_tta.tta
     assert with_tta.variants[-1].scores is GOOD
+    assert with_tta.variants[-1].trust is with_tta.tta_trust
     assert with_tta.headline.predictions.tolist() == [0, 1]
 
-    without = EvaluationResult(**fields, tta_scores=None, tta=None, views=())
-    assert without.headline is plain
+    without = evaluation_of(labels, blind, names="ab", task=BINARY)
+    assert without.headline is without.plain
+    assert without.variants[-1].trust is without.plain_trust
     assert without.variants[-1].scores is blind
     assert without.headline.predictions.tolist() == [0, 0]

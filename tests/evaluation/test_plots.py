@@ -15,17 +15,18 @@ from PIL import Image
 from sklearn.metrics import auc as area_under
 
 from scripts.core.errors import StorageError
-from scripts.data_handler.registry import MULTI_LABEL
+from scripts.data_handler.registry import MULTI_CLASS, MULTI_LABEL
 from scripts.evaluation import style
 from scripts.evaluation.image_grids import draw_dataset_samples, draw_predictions
 from scripts.evaluation.label_plots import draw_label_curves, draw_label_figures
-from scripts.evaluation.metrics import EvaluationResult, compute_metrics
 from scripts.evaluation.plots import draw_confusion_matrix, draw_training_curves
 from scripts.evaluation.run_report import largest_confusions
 from scripts.evaluation.style import RIGHT_COLOUR, WRONG_COLOUR, Caption, save_figure, short_names
+from scripts.evaluation.trust_plots import draw_reliability, draw_risk_coverage
 from tests.evaluation.conftest import (
     LONG_NAME,
     NAMES,
+    evaluation_of,
     toy_evaluation,
     toy_label_evaluation,
     toy_label_split,
@@ -44,6 +45,9 @@ DRAWINGS = {
     "predictions": lambda caption: draw_predictions(SPLIT.images, EVALUATION, NAMES, caption),
     "ROC": lambda caption: draw_label_curves(LABEL_EVALUATION, caption),
     "label figures": lambda caption: draw_label_figures(LABEL_EVALUATION, caption),
+    "reliability": lambda caption: draw_reliability(EVALUATION, MULTI_CLASS, caption),
+    "risk": lambda caption: draw_risk_coverage(EVALUATION, MULTI_CLASS, caption),
+    "label reliability": lambda caption: draw_reliability(LABEL_EVALUATION, MULTI_LABEL, caption),
     "label predictions": lambda caption: draw_predictions(LABEL_SPLIT.images, LABEL_EVALUATION, NAMES, caption),
 }
 
@@ -451,8 +455,7 @@ def test_of_many_labels_of_an_image_the_first_are_named_and_the_rest_counted():
     rows = np.ones((2, 8), dtype=np.int64)
     rows[1] = 0
     scores = np.where(rows == 1, 0.7, 0.1)
-    metrics = compute_metrics(rows, scores, task=MULTI_LABEL, class_names=names, seed=1, resamples=5)
-    evaluation = EvaluationResult(labels=rows, plain_scores=scores, tta_scores=None, plain=metrics, tta=None, views=())
+    evaluation = evaluation_of(rows, scores, names=names, task=MULTI_LABEL)
     figure = draw_predictions(toy_split(2, 2).images, evaluation, names, CAPTION)
     texts = [text.get_text() for text in figure.axes[0].texts]
     assert texts[-7:-2] == [*(f"✓ label {index} 70%" for index in range(4)), "and 4 more"]
@@ -463,3 +466,47 @@ def test_the_variants_are_listed_in_one_place():
     keys = [(one.key, one.title, one.phrase) for one in EVALUATION.variants]
     assert keys == [("plain", "Without TTA", "without TTA"), ("tta", "With TTA", "with TTA")]
     assert [one.key for one in replace(EVALUATION, tta=None, tta_scores=None).variants] == ["plain"]
+
+
+def test_the_reliability_diagram_shows_every_filled_bin_and_its_share(tmp_path):
+    figure = draw_reliability(EVALUATION, MULTI_CLASS, CAPTION)
+    found = [variant.trust.calibration for variant in EVALUATION.variants]
+    parts = [part for calibration in found for part in (calibration.before, calibration.after)]
+    above, below = figure.axes[:4], figure.axes[4:]
+    for axes, shares, metrics in zip(above, below, parts, strict=True):
+        bins, filled = metrics.reliability, metrics.reliability.counts > 0
+        assert np.array_equal(axes.lines[1].get_xydata(), np.stack([bins.confidence, bins.accuracy], axis=1)[filled])
+        heights = [bar.get_height() for bar in shares.patches if isinstance(bar, Rectangle)]
+        assert heights == pytest.approx(bins.counts / 30)
+    titles = [axes.get_title(loc="left") for axes in above]
+    assert titles == ["Without TTA", "Without TTA, calibrated", "With TTA", "With TTA, calibrated"]
+    texts = texts_of(figure)
+    assert f"temperature 1.50 · ECE {parts[1].ece:.3f} · NLL {parts[1].nll:.3f}" in texts
+    assert "30 test images, 15 bins of confidence; temperature from the validation split" in texts
+    assert any(text.startswith("90 label decisions") for text in texts_of(DRAWINGS["label reliability"](CAPTION)))
+
+
+def test_the_risk_is_drawn_over_the_coverage_with_the_area_of_each_variant():
+    figure = draw_risk_coverage(EVALUATION, MULTI_CLASS, CAPTION)
+    (axes,) = figure.axes
+    for line, variant in zip(axes.lines[::2], EVALUATION.variants, strict=True):
+        curve = variant.trust.risk_coverage
+        assert np.array_equal(line.get_xdata(), np.arange(1, 31) / 30)
+        assert np.array_equal(line.get_ydata(), curve.risks)
+        assert line.get_label() == f"{variant.phrase}, area {curve.area:.4f}"
+    assert {"13.3%", "10.0%"} <= set(texts_of(figure))
+    assert axes.lines[0].get_linestyle() != axes.lines[2].get_linestyle()
+
+
+def test_a_curve_of_very_many_decisions_has_a_bounded_number_of_points():
+    many = toy_evaluation(num_images=2500, tta=False)
+    points = draw_risk_coverage(many, MULTI_CLASS, CAPTION).axes[0].lines[0].get_xydata()
+    assert len(points) == 1000
+    assert points[-1].tolist() == [1, many.plain_trust.risk_coverage.risks[-1]]
+
+
+@pytest.mark.parametrize("num_images", [1, 30])
+def test_predictions_without_an_error_have_figures_of_trust_too(tmp_path, num_images):
+    perfect = toy_evaluation(num_images=num_images, wrong=0)
+    for draw in (draw_reliability, draw_risk_coverage):
+        saved(draw(perfect, MULTI_CLASS, CAPTION), tmp_path)

@@ -43,6 +43,8 @@ def test_every_report_is_written_and_returned(finished_run):
     assert {path.name for path in paths.figures.iterdir()} == {
         "confusion_matrix.png",
         "dataset_samples.png",
+        "reliability.png",
+        "risk_and_coverage.png",
         "sample_predictions.png",
         "training_curves.png",
     }
@@ -110,7 +112,7 @@ def test_workbook_and_summary_have_the_same_figures(finished_run):
         assert [cell.value for cell in sheet[row]][1:7] == figures
 
 
-def test_the_workbook_holds_the_four_figures(finished_run):
+def test_the_workbook_holds_the_figures(finished_run):
     paths, _, _ = finished_run
     with zipfile.ZipFile(paths.workbook) as parts:
         embedded = {parts.read(name) for name in parts.namelist() if name.startswith("xl/media/")}
@@ -130,7 +132,8 @@ def test_the_csv_files_hold_the_scores(finished_run):
 def test_without_tta_there_is_one_csv_and_the_summary_says_null(tmp_path):
     paths, _, summary = report(tmp_path, evaluation=toy_evaluation(tta=False))
     assert [path.name.split("@")[1] for path in paths.reports.glob("*@*.csv")] == ["plain.csv"]
-    assert summary["test"]["tta"] is None
+    assert summary["test"]["tta"] is summary["calibration"]["tta"] is summary["risk_coverage"]["tta"] is None
+    assert json.loads(paths.best_model_card.read_text(encoding="utf-8"))["calibration"] == {"plain": 1.5, "tta": None}
     assert summary["test"]["headline"] == "plain"
     assert summary["note"] is None
 
@@ -150,6 +153,8 @@ def test_several_labels_have_reports_of_their_own(tmp_path):
     assert {path.name for path in paths.figures.iterdir()} == {
         "dataset_samples.png",
         "label_figures.png",
+        "reliability.png",
+        "risk_and_coverage.png",
         "roc_curves.png",
         "sample_predictions.png",
         "training_curves.png",
@@ -165,7 +170,8 @@ def test_several_labels_have_reports_of_their_own(tmp_path):
     assert "quadratic_weighted_kappa" not in plain
     sheet = openpyxl.load_workbook(paths.workbook)["Figures"]
     titles = [cell.value for cell in sheet["A"] if cell.value][1:]
-    assert titles == ["Training curves", "ROC curves", "Label figures", "Sample predictions", "Dataset samples"]
+    assert titles[:3] == ["Training curves", "ROC curves", "Label figures"]
+    assert titles[3:] == ["Reliability", "Risk and coverage", "Sample predictions", "Dataset samples"]
     (csv,) = paths.reports.glob("*@tta.csv")
     assert np.array_equal(np.loadtxt(csv, delimiter=",")[:, 1:], evaluation.variants[-1].scores)
 
@@ -219,6 +225,41 @@ def test_the_card_has_the_test_figures_of_both_variants(finished_run):
     assert list(card["test"]) == ["without TTA", "with TTA"]
     assert card["test"]["without TTA"]["accuracy"] == pytest.approx(26 / 30)
     assert card["architecture"] == "resnet18"
+    assert card["calibration"] == {"plain": 1.5, "tta": 0.8}
+
+
+def test_the_summary_says_how_far_to_trust_the_predictions(finished_run):
+    summary, evaluation = finished_run[2], toy_evaluation()
+    for variant in evaluation.variants:
+        found, facts = variant.trust.calibration, summary["calibration"][variant.key]
+        assert facts["temperature"] == found.temperature
+        for name, part in (("before", found.before), ("after", found.after)):
+            assert facts[name] == {"ece": part.ece, "nll": part.nll, "brier": part.brier}
+            bins = facts["reliability"][name]
+            assert bins["count"] == part.reliability.counts.tolist()
+            assert [value is None for value in bins["accuracy"]] == [count == 0 for count in bins["count"]]
+            assert [*bins["above"], 1] == part.reliability.edges.tolist() == [0, *bins["up_to"]]
+            assert sum(bins["count"]) == 30
+        curve = summary["risk_coverage"][variant.key]
+        assert curve["area"] == variant.trust.risk_coverage.area
+        assert (curve["coverage"][0], curve["coverage"][-1], len(curve["coverage"])) == (0.05, 1, 20)
+        assert curve["risk"][-1] == pytest.approx(1 - variant.metrics.accuracy.value)
+        assert len(curve["risk"]) == 20
+    assert summary["majority_class_accuracy"] == evaluation.majority_class_accuracy == pytest.approx(1 / 3)
+    assert summary["duplicates"] == {
+        "within": {"train": 2, "val": 0, "test": 0},
+        "across": {"train_val": 0, "train_test": 1, "val_test": 0},
+        "contradictory": 1,
+    }
+
+
+def test_the_accuracy_is_logged_beside_that_of_the_commonest_class(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(reports, "WRITERS", ())
+    with caplog.at_level("INFO", logger="medmnist"):
+        report(tmp_path)
+    lines = [line for line in caplog.messages if line.startswith("test, ")]
+    assert len(lines) == 2
+    assert all("] (commonest class 0.3333)  AUC " in line for line in lines)
 
 
 def test_a_thousand_classes_leave_reports_of_bounded_size(tmp_path, monkeypatch):

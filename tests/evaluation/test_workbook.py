@@ -6,6 +6,7 @@ import io
 from dataclasses import replace
 from datetime import timedelta
 
+import numpy as np
 import openpyxl
 import pandas as pd
 import pytest
@@ -14,22 +15,26 @@ from PIL import Image
 from scripts.core.config import Config
 from scripts.core.errors import StorageError
 from scripts.core.paths import RunPaths
-from scripts.data_handler.registry import MULTI_LABEL, ORDINAL
+from scripts.data_handler.registry import MULTI_CLASS, MULTI_LABEL, ORDINAL
 from scripts.evaluation import workbook
+from scripts.evaluation.calibration import UNDETERMINED
 from scripts.evaluation.sheets import clean_text, workbook_writer, write_frame
 from scripts.evaluation.style import Caption
+from scripts.evaluation.trust import measure_trust
 from scripts.evaluation.workbook import write_workbook
 from tests.evaluation.conftest import (
     FINISHED,
     LONG_NAME,
     NAMES,
+    TOY_DUPLICATES,
     toy_dataset,
     toy_evaluation,
     toy_label_evaluation,
     toy_report,
 )
 
-SHEETS = ["Summary", "History", "Per class", "Confusion matrix", "Configuration", "Environment", "Figures"]
+SHEETS = ["Summary", "History", "Per class", "Confusion matrix", "Trust", "Reliability", "Risk and coverage"]
+SHEETS += ["Configuration", "Environment", "Figures"]
 
 
 @pytest.fixture(autouse=True)
@@ -96,6 +101,8 @@ def test_the_summary_has_typed_facts(book):
         "Test images": 30,
         "Right without TTA": 26,
         "Right with TTA": 27,
+        "Accuracy of the commonest class": 1 / 3,
+        "Duplicates": str(TOY_DUPLICATES),
         "Views of TTA": "plain, flipped",
         "Best epoch": 2,
         "Selected by": "validation accuracy",
@@ -146,6 +153,47 @@ def test_the_confusion_matrix_is_there_in_counts_and_shares(book):
     assert values_of(sheet[4])[:4] == ["True class", *NAMES]
     assert (sheet["B5"].number_format, sheet["F5"].number_format) == ("#,##0", "0.00%")
     assert sorted(str(scale.sqref) for scale in sheet.conditional_formatting) == ["B5:D7", "F5:H7"]
+
+
+def test_the_trust_sheets_have_calibration_bins_and_risks(book):
+    plain, tta = (variant.trust for variant in toy_evaluation().variants)
+    parts = [part for trust in (plain, tta) for part in (trust.calibration.before, trust.calibration.after)]
+    sheet = book["Trust"]
+    assert (sheet["B3"].value, sheet["D3"].value) == ("Without TTA, temperature", "With TTA, temperature")
+    assert values_of(sheet[4]) == ["Test split", "before", "after", "before", "after"]
+    areas = [plain.risk_coverage.area, "–", tta.risk_coverage.area, "–"]
+    for row, title, figures in (
+        (5, "Temperature", [1, 1.5, 1, 0.8]),
+        (6, "Expected calibration error", [part.ece for part in parts]),
+        (7, "Negative log-likelihood", [part.nll for part in parts]),
+        (8, "Brier score", [part.brier for part in parts]),
+        (9, "Area under risk and coverage", areas),
+    ):
+        assert sheet.cell(row, 1).value == title
+        shown = ["–" if figure == "–" else pytest.approx(figure, abs=1e-15) for figure in figures]
+        assert values_of(sheet[row])[1:] == shown
+        assert sheet.cell(row, 2).number_format == "0.0000"
+
+    bins = parts[0].reliability
+    row = int(np.flatnonzero(bins.counts)[0])
+    cells = values_of(book["Reliability"][5 + row])
+    edges = [row / 15, (row + 1) / 15]
+    assert cells[:5] == pytest.approx([*edges, bins.counts[row], bins.confidence[row], bins.accuracy[row]], abs=1e-15)
+    assert (cells[5], cells[6]) == (0, "–")  # calibrated, no confidence is as high
+    assert book["Reliability"].max_row == 4 + 15
+
+    risks = [values_of(row) for row in book["Risk and coverage"].iter_rows(min_row=4)]
+    assert [row[0] for row in risks] == [percent / 100 for percent in range(5, 101, 5)]
+    assert risks[-1][1:] == pytest.approx([4 / 30, 3 / 30])
+
+
+def test_a_temperature_that_is_undetermined_is_noted(tmp_path):
+    evaluation = toy_evaluation(tta=False)
+    trust = measure_trust(evaluation.labels, evaluation.plain_scores, UNDETERMINED, MULTI_CLASS)
+    book = written(tmp_path, evaluation=replace(evaluation, plain_trust=trust))
+    assert facts_of(book["Summary"])["Note"].value == (
+        "The temperature without TTA is undetermined: no validation error."
+    )
 
 
 def test_beyond_a_hundred_classes_the_largest_confusions_are_listed(tmp_path):
@@ -220,7 +268,7 @@ def test_the_environment_is_flat(book):
     assert rows == [["device", "cpu"], ["cuda", "–"], ["packages / numpy", "2.4"], ["memory_bytes", 25_000_000_000]]
 
 
-@pytest.mark.parametrize(("title", "header_row"), [*zip(SHEETS, (4, 3, 4, 4, 3, 3), strict=False)])
+@pytest.mark.parametrize(("title", "header_row"), [*zip(SHEETS, (4, 3, 4, 4, 4, 4, 3, 3, 3), strict=False)])
 def test_headers_are_bold_and_frozen_and_columns_wide_enough(book, title, header_row):
     sheet = book[title]
     assert sheet.freeze_panes == f"B{header_row + 1}"

@@ -108,6 +108,18 @@ def test_the_state_of_a_cell_is_what_the_disk_says(tmp_path):
     assert (finished.stage, finished.paths and finished.paths.root) == (FINISHED, older)
 
 
+def test_a_cell_is_tracked_from_its_start_and_when_it_is_resumed(tmp_path):
+    cell, further = Cell("cells.npz", None, 1), ["--track", "tensorboard", "--track", "mlflow"]
+    config = parse_command_line([*cell.arguments(tmp_path), *further])
+
+    started = training_arguments(cell, config, read_state(tmp_path / cell.name), tmp_path, further)
+    run_folder(tmp_path / cell.name, "20260131_000000_a_resnet18", "config.json")
+    resumed = training_arguments(cell, config, read_state(tmp_path / cell.name), tmp_path, further)
+
+    assert started[-4:] == further
+    assert resumed[-2:] == ["--track", "tensorboard,mlflow"]
+
+
 def test_a_new_cell_is_started_and_an_interrupted_one_resumed(tmp_path):
     cell, further = Cell("cells.npz", None, 1), ["--epochs", "3", "--feed", "streamed", "--no_process_guard"]
     config = Config(dataset="cells.npz", seed=1, epochs=3, feed="streamed", no_process_guard=True)

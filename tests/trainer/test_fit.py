@@ -7,7 +7,7 @@ import io
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -75,6 +75,19 @@ def test_the_feed_and_its_workers_change_no_bit(tmp_path, num_workers):
     streamed, _ = train(tmp_path / "streamed", splits=splits)
 
     assert resident.best_model.read_bytes() == streamed.best_model.read_bytes()
+
+
+def test_an_observer_gets_the_history_at_the_beginning_and_after_each_epoch(tmp_path):
+    seen: list[list[int]] = []
+
+    def observe(history: Sequence[EpochRecord]) -> None:
+        seen.append([record.epoch for record in history])
+
+    with pytest.raises(Interrupted):
+        train(tmp_path, stop=StopAfter(8), observe=observe)
+    assert seen == [[], [1]]
+    train(tmp_path, resume=True, observe=observe)
+    assert seen == [[], [1], [1], [1, 2], [1, 2, 3]]
 
 
 def test_patience_ends_the_training(tmp_path):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 from PIL import Image
 
 from scripts.core.config import Config
@@ -21,6 +23,9 @@ from scripts.evaluation.metrics import TASKS
 from scripts.evaluation.reports import write_rows
 from tests.conftest import PROJECT_ROOT, FinishedRun
 from tools import compare
+from tools.comparison.files import draw_differences
+from tools.comparison.groups import open_pair
+from tools.comparison.result import compare as compare_groups
 
 Run = Callable[..., tuple[int, str, str]]
 NUM_IMAGES = 200
@@ -189,6 +194,22 @@ def test_the_images_are_drawn_where_the_data_set_is_there(run: Run, finished_run
     assert "12 of 24 test images are predicted differently." in out
     with Image.open(tmp_path / "differences.png") as figure:
         assert min(figure.size) > 300
+
+
+@pytest.mark.parametrize("task", [BINARY, MULTI_LABEL])
+def test_every_image_that_differs_is_in_one_group_of_the_figure(tmp_path: Path, task: str):
+    a, b = (write_run(tmp_path / name, task=task, quality=0.5, seed=seed) for seed, name in enumerate("ab"))
+    found = compare_groups(open_pair([a], [b], plain=False))
+    images = np.random.default_rng(0).integers(0, 256, (NUM_IMAGES, 12, 12), dtype=np.uint8)
+
+    texts = [text.get_text() for text in draw_differences(images, found).findobj(Text)]
+
+    counts = [
+        int(total) for text in texts for total in re.findall(r": \d+ of (\d+), the largest difference first", text)
+    ]
+    assert sum(counts) == len(found.differing) > 0
+    index = found.differing[np.abs(found.scores[0] - found.scores[1]).max(axis=1)[found.differing].argmax()]
+    assert f"test #{index}" in texts
 
 
 def test_two_resolutions_of_a_published_set_are_the_same_images(run: Run, tmp_path: Path):

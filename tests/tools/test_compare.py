@@ -130,6 +130,27 @@ def test_a_small_difference_is_within_what_chance_gives(run: Run, tmp_path: Path
     assert "The difference is within what chance gives: B − A is " in out
 
 
+def test_an_undefined_difference_is_stated_as_such(run: Run, tmp_path: Path):
+    labels = np.zeros((NUM_IMAGES, 3), dtype=np.int64)
+    a, b = (write_run(tmp_path / name, task=MULTI_LABEL, labels=labels, seed=seed) for seed, name in enumerate("ab"))
+    code, out, _ = run(a, b, "--output", tmp_path)
+    found = json.loads((tmp_path / "comparison.json").read_text(encoding="utf-8"))
+    assert code == 0
+    assert out.splitlines()[-3] == "The difference of AUC is undefined on this test split."
+    assert (found["figures"]["auc"]["value"], found["delong"][0]["p"]) == (None, None)
+
+
+def test_a_difference_near_zero_is_not_shown_as_zero(run: Run, tmp_path: Path):
+    labels = np.arange(4000) % 3
+    a, b = (write_run(tmp_path / name, labels=labels, quality=9) for name in "ab")
+    for path in b.glob("reports/*@tta.csv"):
+        rows = np.loadtxt(path, delimiter=",")[:, 1:]
+        rows[0] = np.roll(rows[0], 1)
+        write_rows(path, rows)
+    _, out, _ = run(a, b)
+    assert "B − A is −0.03 points of accuracy, 95 % interval −0." in conclusion(out)
+
+
 def test_the_variant_with_tta_is_compared_unless_plain_is_requested(run: Run, tmp_path: Path):
     runs = [write_run(tmp_path / name, seed=seed) for seed, name in enumerate("ab")]
     _, with_tta, _ = run(*runs)

@@ -93,6 +93,7 @@ def events(paths: RunPaths) -> Any:
 
 def steps_in_tensorboard(paths: RunPaths) -> Steps:
     found = events(paths)
+    assert len(list(paths.tensorboard.iterdir())) == 1  # nothing of an earlier start
     return {name: [event.step for event in found.Scalars(name)] for name in found.Tags()["scalars"]}
 
 
@@ -205,6 +206,9 @@ def test_after_a_kill_a_resumed_run_continues_its_own_and_has_every_epoch_once(
             in_process("--dataset", make_npz(), *words, *BOTH)
     paths = RunPaths(in_process.run_folder())
     assert steps_in_mlflow(paths)["val/loss"] == steps_in_tensorboard(paths)["val/loss"] == [1, 2, 3]
+    client, run = the_run(paths)
+    client.set_terminated(run.info.run_id, "KILLED")  # as a signal does
+    Tracking(Config(track="mlflow"), paths).update([])
     assert the_run(paths)[1].info.status == "RUNNING"
 
     done = in_process("--resume", paths.root)

@@ -27,10 +27,7 @@ from tests.evaluation.conftest import (
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 CHROMIUM = shutil.which("chromium")
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine"),
-]
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="there is no chromium on this machine")
 
 # labels cycle through three classes; the first four of 30 images are predicted as the next class, ever more surely
 NAMES = ("basophil", "eosinophil", "platelet")
@@ -103,6 +100,7 @@ def test_the_gallery_is_filtered_by_both_classes_and_the_outcome(page):
     assert page.inner_text("#gallery-status") == "4 images, 4 of them wrong."
 
 
+@pytest.mark.slow
 def test_the_gallery_is_sorted_by_confidence(page):
     assert shown(page) == [3, 2, 1, 0, *range(29, 3, -1)]  # the wrong ones first
     page.select_option("#order", "sure")
@@ -111,6 +109,7 @@ def test_the_gallery_is_sorted_by_confidence(page):
     assert shown(page) == list(range(30))
 
 
+@pytest.mark.slow
 def test_every_thumbnail_shows_its_own_image(page):
     page.select_option("#order", "index")
     for index in (0, 7, 29):
@@ -130,6 +129,7 @@ def test_a_click_shows_the_probabilities_of_the_image(page):
     assert page.get_attribute("[data-image='3']", "aria-current") == "true"
 
 
+@pytest.mark.slow
 def test_the_gallery_works_by_keyboard(page):
     page.focus("#filters button")
     page.keyboard.press("Tab")
@@ -163,6 +163,7 @@ def test_a_cell_of_the_matrix_opens_its_images(page):
     assert "Test image 3" in page.inner_text("#detail")
 
 
+@pytest.mark.slow
 def test_the_matrix_works_by_keyboard_and_says_what_a_cell_is(page):
     page.focus("#matrix .cell[tabindex='0']")
     for key in ("ArrowRight", "ArrowDown", "ArrowRight"):
@@ -176,6 +177,7 @@ def test_the_matrix_works_by_keyboard_and_says_what_a_cell_is(page):
     assert page.locator("#matrix .cell").first.inner_text() == "80.0"
 
 
+@pytest.mark.slow
 def test_the_curves_show_values_by_pointer_and_by_keyboard(page):
     loss = page.locator(".chart").first
     assert loss.get_attribute("aria-valuetext") == "Epoch 2 (best): Training 0.7500, Validation 0.6250"
@@ -190,6 +192,7 @@ def test_the_curves_show_values_by_pointer_and_by_keyboard(page):
     assert accuracy.get_attribute("aria-valuetext") == "Epoch 1: Accuracy 50.00%, AUC undefined"
 
 
+@pytest.mark.slow
 def test_tables_are_sorted_by_their_headings(page):
     recall = page.locator("#classes th", has_text="Recall").first
     recall.locator("button").click()
@@ -202,6 +205,7 @@ def test_tables_are_sorted_by_their_headings(page):
     assert set(shown(page)) == set(range(0, 30, 3))
 
 
+@pytest.mark.slow
 def test_settings_that_differ_are_shown_first_and_the_others_on_demand(page):
     rows = page.locator("#settings tbody tr:visible th")
     assert "--lr" in rows.all_inner_texts()
@@ -210,6 +214,7 @@ def test_settings_that_differ_are_shown_first_and_the_others_on_demand(page):
     assert "--momentum" in rows.all_inner_texts()
 
 
+@pytest.mark.slow
 def test_a_command_is_copied_or_selected(page):
     button = page.locator(".copy").nth(1)
     button.click()
@@ -217,6 +222,7 @@ def test_a_command_is_copied_or_selected(page):
     assert button.inner_text() in ("Copied", "Selected")
 
 
+@pytest.mark.slow
 def test_many_images_are_in_pages(open_report, tmp_path):
     page = open_report(toy_report(tmp_path, evaluation=toy_evaluation(num_images=400)))
     assert page.inner_text("#page") == "Page 1 of 3"
@@ -227,6 +233,7 @@ def test_many_images_are_in_pages(open_report, tmp_path):
     assert page.locator("#next-page").is_disabled()
 
 
+@pytest.mark.slow
 def test_counts_of_a_label_open_their_images(open_report, tmp_path):
     evaluation = toy_label_evaluation(names=NAMES, tta=False)
     dataset, test = toy_dataset(names=NAMES, task=MULTI_LABEL), toy_label_split(30, 3)
@@ -246,6 +253,7 @@ def test_counts_of_a_label_open_their_images(open_report, tmp_path):
     assert "Predicted: eosinophil, platelet" in page.inner_text("#detail")
 
 
+@pytest.mark.slow
 def test_probabilities_beyond_the_largest_are_named_as_such(open_report, tmp_path):
     names = tuple(f"species {number}" for number in range(101))
     scores = np.tile(np.linspace(1, 2, 101), (3, 1))
@@ -261,6 +269,7 @@ def test_probabilities_beyond_the_largest_are_named_as_such(open_report, tmp_pat
     assert shown(page) == [2]
 
 
+@pytest.mark.slow
 def test_hostile_names_run_no_script(open_report, tmp_path):
     names = ("</script><script>alert(1)</script>", "\"'><img src=x onerror=alert(2)>", "<svg onload=alert(3)> \udcff")
     dataset = replace(
@@ -273,6 +282,7 @@ def test_hostile_names_run_no_script(open_report, tmp_path):
     assert "<script>alert(4)</script>" in page.inner_text("header")
 
 
+@pytest.mark.slow
 def test_dark_and_light_follow_the_system(open_report, tmp_path):
     levels = {}
     for scheme in ("light", "dark"):
@@ -284,12 +294,21 @@ def test_dark_and_light_follow_the_system(open_report, tmp_path):
     assert levels["dark"][0] < 200 < 600 < levels["dark"][1]
 
 
+@pytest.mark.slow
+def test_controls_are_not_printed(page):
+    page.emulate_media(media="print")
+    assert not any(page.locator(one).first.is_visible() for one in ("nav", ".controls", "#detail", ".copy", ".reading"))
+    assert page.locator("#matrix .cell").first.is_visible()
+
+
+@pytest.mark.slow
 def test_the_page_fits_a_narrow_screen(open_report, tmp_path):
     page = open_report(toy_report(tmp_path), width=400)
     page.click("[data-image='0']")
     assert page.evaluate("document.documentElement.scrollWidth") == 400
 
 
+@pytest.mark.slow
 def test_every_control_has_a_name(page):
     unnamed = page.evaluate("""[...document.querySelectorAll("button, select, input, svg[tabindex], [role=img], [role=region]")]
         .filter(one => !(one.getAttribute("aria-label") || one.textContent.trim() || one.closest("label")))

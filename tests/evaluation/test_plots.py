@@ -500,7 +500,7 @@ def test_the_risk_is_drawn_over_the_coverage_with_the_area_of_each_variant():
 
 def test_a_curve_of_very_many_decisions_has_a_bounded_number_of_points():
     many = toy_evaluation(num_images=2500, tta=False)
-    points = draw_risk_coverage(many, MULTI_CLASS, CAPTION).axes[0].lines[0].get_xydata()
+    points = np.asarray(draw_risk_coverage(many, MULTI_CLASS, CAPTION).axes[0].lines[0].get_xydata())
     assert len(points) == 1000
     assert points[-1].tolist() == [1, many.plain_trust.risk_coverage.risks[-1]]
 

@@ -111,19 +111,25 @@ def draw_predictions(
         return [row, (true, style.INK), (predicted, style.INK), confident]
 
     texts = {index: lines_about(group, index) for group in groups for index in group.chosen.tolist()}
-    return _draw_groups(images, [group for group in groups if len(group.chosen)], texts, detail, caption)
+    shown = [group for group in groups if len(group.chosen)]
+    return draw_groups("Sample predictions", images, shown, texts, detail, caption)
 
 
-def _draw_groups(
-    images: Pixels, groups: Sequence[Group], texts: dict[int, list[Line]], detail: str, caption: style.Caption
+def draw_groups(
+    title: str,
+    images: Pixels,
+    groups: Sequence[Group],
+    texts: dict[int, list[Line]],
+    detail: str,
+    caption: style.Caption,
 ) -> Figure:
-    """Framed test images in groups, with the lines of ``texts`` below each."""
+    """Draw framed test images in groups, none of them empty, with the lines of ``texts`` below each image."""
     height, width = PREDICTION_HEIGHT, PREDICTION_HEIGHT * images.shape[2] / images.shape[1]
     line = height + 36 + LINE_HEIGHT * max(map(len, texts.values()))
     longest = max(len(text) for lines in texts.values() for text, _ in lines)
     pitch = max(PREDICTION_PITCH, width + 24, LETTER_WIDTH * longest + 12)
     heights = [HEADING_HEIGHT + line * -(-len(group.chosen) // PREDICTIONS_PER_ROW) for group in groups]
-    axes = _pixel_axes("Sample predictions", detail, caption, PREDICTIONS_PER_ROW * pitch - 24, sum(heights) - 24)
+    axes = _pixel_axes(title, detail, caption, PREDICTIONS_PER_ROW * pitch - 24, sum(heights) - 24)
     for group, top in zip(groups, np.cumsum([0, *heights]).tolist(), strict=False):
         axes.text(0, top, f"{group.mark}  {group.title}", va="top", weight="bold", size=10, color=group.colour)
         look = {"edgecolor": group.colour, "linestyle": group.dashes, "linewidth": 2.2}

@@ -165,12 +165,13 @@ def test_in_a_browser_an_image_is_answered_for_and_nothing_is_kept(page, tmp_pat
     files = {"image.png": png(200, side=60), "broken.png": b"no image"}
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
-    requests, complaints = [], []
+    requests: list[str] = []
+    complaints: list[str] = []
     with playwright.sync_playwright() as started:
         browser = started.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
         tab = browser.new_page()
         tab.on("request", lambda request: requests.append(request.url))
-        tab.on("console", lambda message: message.type == "error" and complaints.append(message.text))
+        tab.on("console", lambda message: complaints.extend([message.text] if message.type == "error" else []))
         tab.on("pageerror", lambda error: complaints.append(str(error)))
         tab.goto(address)
         tab.wait_for_selector("text=no medical device")

@@ -148,7 +148,7 @@ def test_a_difference_near_zero_is_not_shown_as_zero(run: Run, tmp_path: Path):
         rows[0] = np.roll(rows[0], 1)
         write_rows(path, rows)
     _, out, _ = run(a, b)
-    assert "B − A is −0.03 points of accuracy, 95 % interval −0." in conclusion(out)
+    assert "B − A is −0.02 points of accuracy, 95 % interval −0." in conclusion(out)
 
 
 def test_the_variant_with_tta_is_compared_unless_plain_is_requested(run: Run, tmp_path: Path):

@@ -268,7 +268,7 @@ def test_settings_that_differ_from_the_recipe_are_marked(tmp_path):
         [],
         ["--recipe", "strong", "--epochs", "7", "--no_nesterov", "--dataset", "own set's.npz"],
         ["--backbone", "convnext_tiny", "--no_tta", "--model_name", "a 'quoted' name", "--device", "cuda:1"],
-        ["--recipe", "strong", "--patience", "60", "--output_dir=-out", "--reproducible"],
+        ["--recipe", "strong", "--patience", "31", "--output_dir=-out", "--reproducible"],
     ],
 )
 def test_the_command_to_train_again_has_the_same_settings(tmp_path, argv):

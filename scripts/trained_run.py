@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -127,8 +128,8 @@ def open_run(root: Path) -> TrainedRun:
         DataError: A file of the run is damaged, or of another version of the program.
     """
     paths = RunPaths(root)
-    if not paths.config.is_file():
-        what = "has no config.json" if root.is_dir() else "does not exist"
+    if not os.path.isfile(paths.config):  # noqa: PTH113 (never raises)
+        what = "has no config.json" if os.path.isdir(root) else "does not exist"  # noqa: PTH112
         raise ConfigError(f"{root} is not the folder of a run: it {what}.")
     if not paths.summary.is_file():
         raise ConfigError(f"{root} is not finished: it has no summary.json. Resume it: main.py --resume {root}")
@@ -136,8 +137,12 @@ def open_run(root: Path) -> TrainedRun:
     try:
         values = {name: value for name, value in stored["settings"].items() if name in SETTINGS}
         values |= {name: Path(value) for name, value in values.items() if SETTINGS[name].kind is Path}
-        if stored["dataset"]["source"] != "generated" and Config(**values).is_dataset_path:
-            values["dataset"] = stored["dataset"]["source"]  # absolute: the tool may run in another folder
+        # absolute, unlike the settings: the tool may run in another folder
+        source = stored["dataset"]["source"]
+        if source != "generated" and Config(**values).is_dataset_path:
+            values["dataset"] = source
+        elif source != "generated" and os.path.isfile(source):  # noqa: PTH113 (never raises)
+            values["data_dir"] = Path(source).parent  # a set of the registry
         run = TrainedRun(paths, Config(**values), card, summary)
         _ = run.class_names, run.task, run.image_size, run.is_grey, card["normalisation"], card["dataset"]["md5"]
     except (KeyError, TypeError, ValueError, ConfigError) as error:

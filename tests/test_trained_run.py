@@ -50,6 +50,28 @@ def test_without_tta_there_is_one_view(finished_run: FinishedRun):
     assert predictor(torch.zeros(2, 12, 12, 3, dtype=torch.uint8))[1] is None
 
 
+def test_the_data_of_a_registry_set_are_found_from_any_folder(
+    finished_run: FinishedRun, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    paths, data = finished_run.copy_to(tmp_path), tmp_path / "started_here" / "dataset"
+    content = json.loads(paths.config.read_text(encoding="utf-8"))
+    content["settings"] |= {"dataset": "bloodmnist", "data_dir": "dataset"}
+    content["dataset"]["source"] = str(data / "bloodmnist.npz")
+    paths.config.write_text(json.dumps(content), encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    assert open_run(paths.root).config.data_dir == Path("dataset")  # the file is no longer there
+    data.mkdir(parents=True)
+    (data / "bloodmnist.npz").touch()
+    assert open_run(paths.root).config.data_dir == data
+    assert open_run(paths.root).config.dataset == "bloodmnist"
+
+
+@pytest.mark.parametrize("name", ["a" * 5000, "null\0character"])
+def test_a_path_that_no_file_can_have_is_refused(name: str):
+    with pytest.raises(ConfigError, match="is not the folder of a run: it does not exist"):
+        open_run(Path(name))
+
+
 def test_what_is_not_a_finished_run_is_refused(finished_run: FinishedRun, tmp_path: Path):
     with pytest.raises(ConfigError, match="is not the folder of a run: it does not exist"):
         open_run(tmp_path / "nowhere")

@@ -20,7 +20,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -31,7 +31,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs 
 from scripts.core.command_line import ArgumentParser
 from scripts.core.config import Config
 from scripts.core.errors import ConfigError, storage_errors
-from scripts.core.files import write_bytes
 from scripts.core.log import log
 from scripts.core.optional import require_packages
 from scripts.core.paths import slug
@@ -83,15 +82,16 @@ def explain(argv: Sequence[str]) -> None:
         raise ConfigError(*problems)
     # imported here: it takes seconds, which --help and a wrong flag should not
     from scripts.evaluation.gradcam import GradCam
+    from tools.dataset_builder.messages import count_of
     from tools.inputs import open_inputs
 
-    inputs = open_inputs(given.inputs, [run], split=given.split)
+    inputs = open_inputs(given.inputs, [run], split=given.split, skip_unreadable=given.skip_unreadable)
     rows = choose_rows(inputs, given.rows, given.limit)
     cam = GradCam(run.predictor(select_device(given.device), tta=False), run.image_size)
     log.info(f"Grad-CAM of {run.name}: {cam.description}")
     with new_folder(output) as folder:
-        write_maps(folder, explanations(examples(inputs, rows, run), run, cam, requested), run, cam)
-    log.info(f"wrote {output}: {len(rows):,} images and sheet.png")
+        num_images = write_maps(folder, explanations(examples(inputs, rows, run), run, cam, requested), run, cam)
+    log.info(f"wrote {output}: {count_of(num_images, 'image')} and sheet.png")
 
 
 def build_parser() -> ArgumentParser:
@@ -113,6 +113,7 @@ def build_parser() -> ArgumentParser:
     add("--indices", type=_indices, dest="rows", metavar="ROWS", help="these images only, such as 0-9,42")
     help_of_limit = f"images at most, evenly spread over those given (default: {DEFAULT_LIMIT})"
     add("--limit", type=_limit, default=DEFAULT_LIMIT, metavar="INT", help=help_of_limit)
+    add("--skip_unreadable", action="store_true", help="leave out unusable image files, instead of stopping")
     add("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps (default: auto)")
     return parser
 
@@ -192,8 +193,8 @@ def panels_of(
     return panels
 
 
-def write_maps(folder: Path, explained: Iterator[tuple[Example, list[Panel]]], run: TrainedRun, cam: GradCam) -> None:
-    """Write a PNG for each image, and the sheet of the first of them."""
+def write_maps(folder: Path, explained: Iterator[tuple[Example, list[Panel]]], run: TrainedRun, cam: GradCam) -> int:
+    """Write a PNG for each image, and the sheet of the first of them; return the number of images."""
     from tqdm import tqdm
 
     from tools.heatmaps import CAVEATS, MAX_SHEET_PANELS, draw_panels, draw_sheet, png_bytes
@@ -202,7 +203,7 @@ def write_maps(folder: Path, explained: Iterator[tuple[Example, list[Panel]]], r
     num_images = num_panels = 0
     for example, panels in tqdm(explained, desc="explaining", unit="img", disable=None, leave=False):
         strip = draw_panels(panels)
-        write_bytes(folder / f"{num_images:04d}_{slug(Path(example.name).stem)}.png", png_bytes(strip))
+        (folder / f"{num_images:04d}_{slug(Path(example.name).stem)}.png").write_bytes(png_bytes(strip))
         num_images += 1
         num_panels += len(panels)
         if num_panels <= MAX_SHEET_PANELS or not strips:
@@ -213,24 +214,33 @@ def write_maps(folder: Path, explained: Iterator[tuple[Example, list[Panel]]], r
         log.info(f"sheet.png shows {len(strips):,} images and leaves out {left_out:,}")
     for line in CAVEATS:
         log.info(line)
-    write_bytes(folder / "sheet.png", png_bytes(draw_sheet(strips, f"Grad-CAM of {run.name}", lines)))
+    (folder / "sheet.png").write_bytes(png_bytes(draw_sheet(strips, f"Grad-CAM of {run.name}", lines)))
+    return num_images
 
 
 @contextmanager
 def new_folder(path: Path) -> Iterator[Path]:
-    """A folder that appears at ``path`` with everything written inside, or not at all."""
-    with storage_errors(path, "make the folder"):
-        path.parent.mkdir(parents=True, exist_ok=True)
+    """A folder that appears at ``path`` with everything written inside, or not at all.
+
+    Raises:
+        StorageError: A folder cannot be made, or the caller has met an ``OSError``.
+    """
+    missing = [parent for parent in path.parents if not os.path.lexists(parent)]  # the nearest to the folder first
+    with ExitStack() as stack, storage_errors(path, "write the folder"):
+        for parent in reversed(missing):
+            parent.mkdir(exist_ok=True)
+            stack.callback(_remove_if_empty, parent)
         temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent))
-    try:
+        stack.callback(shutil.rmtree, temporary, ignore_errors=True)
         inner = temporary / path.name  # of the usual permissions; mkdtemp makes folders private
-        with storage_errors(path, "make the folder"):
-            inner.mkdir()
+        inner.mkdir()
         yield inner
-        with storage_errors(path, "make the folder"):
-            os.replace(inner, path)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
+        os.replace(inner, path)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):  # it has the new folder, or files of another program
+        folder.rmdir()
 
 
 def requested_classes(names: Sequence[str], known: Sequence[str]) -> Requested:

@@ -75,8 +75,13 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` to ``path`` as indented JSON, atomically; ``ValueError`` for NaN, which is not JSON."""
+    write_bytes(path, json_bytes(value))
+
+
+def json_bytes(value: Any) -> bytes:
+    """``value`` as indented JSON; ``ValueError`` for NaN, which is not JSON."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_bytes(path, text.encode(errors="backslashreplace"))  # of bytes in paths, as JSON escapes them
+    return text.encode(errors="backslashreplace")  # of bytes in paths, as JSON escapes them
 
 
 def require_free(folder: Path, needed_bytes: int, who: str, where: str = "") -> None:

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import io
+import resource
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from scripts.core.errors import StorageError
+from scripts.core.errors import DataError, StorageError
+from scripts.evaluation.gradcam import GradCam
+from scripts.trained_run import open_run
 from tests.conftest import FinishedRun, tiny_backbone, write_npz
 from tools import explain, heatmaps
 
@@ -113,7 +119,6 @@ def test_of_many_images_an_even_choice_is_explained_and_the_rest_counted(
 
 @needs_captum
 def test_the_true_class_of_a_data_set_is_written_below_the_image(finished_run: FinishedRun):
-    from scripts.trained_run import open_run
     from tools.inputs import open_inputs
 
     run = open_run(finished_run.paths.root)
@@ -133,6 +138,40 @@ def test_the_classes_of_an_image():
     assert of_image("predicted", scores / 2, "multi-label, binary-class") == [2]
     assert of_image("all", scores, "multi-class") == [0, 1, 2]
     assert of_image([0], scores, "multi-class") == [0]
+
+
+class ToyCam:
+    """Gives each image a map of its own mean, stronger for later classes."""
+
+    device = torch.device("cpu")
+
+    def probabilities(self, images: torch.Tensor) -> torch.Tensor:
+        return torch.eye(3)[images.flatten(1)[:, 0].long() % 3]
+
+    def __call__(self, images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+        strength = images.float().mean(dim=(1, 2, 3)) / 255 * (classes + 1) / 3
+        return strength[:, None, None].expand(-1, 12, 12)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 16])
+@pytest.mark.parametrize("requested", ["all", "predicted", [2, 0]])
+def test_each_image_has_the_maps_of_its_own_pixels_and_classes(
+    finished_run: FinishedRun, monkeypatch: pytest.MonkeyPatch, batch_size: int, requested: explain.Requested
+):
+    monkeypatch.setattr(explain, "MAX_BATCH_SIZE", batch_size)
+    run = open_run(finished_run.paths.root)
+    shades = [40, 110, 180, 251]  # their remainders by 3, which the toy predicts, are 1, 2, 0 and 2
+    given = [explain.Example(f"{shade}.png", np.full((12, 12, 3), shade, np.uint8), "") for shade in shades]
+    found = explain.explanations(iter(given), run, cast(GradCam, ToyCam()), requested)
+
+    for (example, panels), shade in zip(found, shades, strict=True):
+        classes = {"all": [0, 1, 2], "predicted": [shade % 3]}.get(str(requested), [2, 0])
+        assert example.name == f"{shade}.png"
+        assert [panel.lines[0] for panel in panels[1:]] == [run.class_names[index] for index in classes]
+        for panel, index in zip(panels[1:], classes, strict=True):
+            heat = np.full((12, 12), shade / 255 * (index + 1) / 3, np.float32)
+            expected = np.asarray(heatmaps.overlay(example.image, heat), dtype=int)
+            assert np.abs(np.asarray(panel.image, dtype=int) - expected).max() <= 1
 
 
 def test_an_overlay_is_the_grey_image_with_colour_where_the_map_is_high():
@@ -174,6 +213,18 @@ def test_an_unusable_file_is_named_and_nothing_is_left(call: Call, photographs: 
     assert "c.png" in err
     assert reason in err
     assert names_in(tmp_path) == ["photographs"]
+
+
+@needs_captum
+def test_unusable_files_are_skipped_on_request(call: Call, photographs: Path, tmp_path: Path):
+    (photographs / "a" / "2.png").write_bytes(b"")
+    code, _, err = call(photographs)
+    assert (code, err.endswith("leave them out with --skip_unreadable.\n")) == (3, True)
+    code, out, err = call(photographs, "--skip_unreadable")
+    assert (code, err.count("\n")) == (0, 1)
+    assert "1 of 5 images cannot be used: " in err
+    assert "maps: 4 images and sheet.png" in out
+    assert names_in(tmp_path / "maps") == ["0000_1.png", "0001_3.png", "0002_4.png", "0003_5.png", "sheet.png"]
 
 
 @needs_captum
@@ -228,14 +279,46 @@ def test_a_folder_with_files_is_not_written_into(call: Call, photographs: Path, 
     assert names_in(tmp_path / "maps") == ["mine.txt"]
 
 
-@needs_captum
-def test_a_full_disk_leaves_nothing(call: Call, photographs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    def fail(path: Path, content: bytes) -> None:
-        raise StorageError(f"Cannot write the file at {path}.")
+@contextmanager
+def small_files() -> Iterator[None]:
+    """Inside, a file of this process cannot have more than 1,000 bytes."""
+    earlier = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1000, earlier[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, earlier)
 
-    monkeypatch.setattr(explain, "write_bytes", fail)
-    assert call(photographs)[0] == 6
+
+@needs_captum
+def test_where_files_cannot_be_written_the_output_is_named_and_nothing_is_left(
+    call: Call, photographs: Path, tmp_path: Path
+):
+    with small_files():
+        code, _, err = call(photographs)
+    assert code == 6
+    assert err.startswith(f"error: Cannot write the folder at {tmp_path / 'maps'}. The file would exceed the size")
+    assert err.count("\n") == 1
     assert names_in(tmp_path) == ["photographs"]
+
+
+def test_parents_that_a_failed_command_made_are_removed_and_others_kept(tmp_path: Path):
+    def write(output: Path, *, fail: bool) -> None:
+        with explain.new_folder(output) as folder:
+            (folder / "a.png").touch()
+            if fail:
+                raise DataError("an empty image")
+
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(DataError):
+        write(tmp_path / "mine" / "x" / "y" / "z", fail=True)
+    assert names_in(tmp_path / "mine") == []
+    with pytest.raises(StorageError, match="File name too long"):
+        write(tmp_path / "mine" / "x" / ("y" * 300) / "z", fail=False)
+    assert names_in(tmp_path / "mine") == []
+    write(tmp_path / "mine" / "x" / "y" / "z", fail=False)
+    assert names_in(tmp_path / "mine" / "x" / "y") == ["z"]
+    assert names_in(tmp_path / "mine" / "x" / "y" / "z") == ["a.png"]
 
 
 def test_what_is_not_a_finished_run_is_refused(

@@ -11,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -507,6 +508,42 @@ def test_a_full_disk_ends_with_6_and_keeps_the_earlier_file(
     assert (code, out) == (6, "")
     assert err.splitlines()[-1].startswith("error: Cannot write the file at p.csv")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"p.csv": "precious"}
+
+
+@pytest.mark.parametrize("output", ["p.csv", None])
+@pytest.mark.parametrize("num_synced", [0, 1])
+def test_predictions_and_metrics_appear_together_or_not_at_all(
+    finished_run: FinishedRun, call: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, num_synced: int, output
+):
+    (tmp_path / "p.csv").write_text("precious")
+    (tmp_path / "m.json").write_text("precious, too")
+    sync, calls = os.fsync, iter(range(100))
+    monkeypatch.setattr(os, "fsync", lambda file: sync(file) if next(calls) < num_synced else fill_disk())
+    arguments = (finished_run.paths.root, finished_run.dataset, "--metrics", "m.json")
+    code, out, err = call(*arguments, *(["--output", output] if output else []))
+
+    assert code == 6
+    assert out == "" or (output is None and num_synced == 1)  # the screen cannot be taken back
+    assert f"error: Cannot write the file at {'p.csv' if output and num_synced == 1 else 'm.json'}" in err
+    found = {path.name: path.read_text() for path in tmp_path.iterdir()}
+    assert found == {"p.csv": "precious", "m.json": "precious, too"}
+
+
+def test_metrics_that_cannot_be_written_end_with_6_before_anything_is_predicted(
+    finished_run: FinishedRun, call: Predict, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    def deny(*, prefix: str, **settings: Any) -> tuple[int, str]:
+        if prefix == ".m.json.":
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return make(prefix=prefix, **settings)
+
+    make = tempfile.mkstemp
+    monkeypatch.setattr("tempfile.mkstemp", deny)
+    monkeypatch.setattr(predicting.Ensemble, "scores", lambda *_: pytest.fail("it has predicted"))
+    code, out, err = call(finished_run.paths.root, finished_run.dataset, "--output", "p.csv", "--metrics", "m.json")
+    assert (code, out) == (6, "")
+    assert "error: Cannot write the file at m.json. Permission is denied" in err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_without_permission_ends_with_6_before_anything_is_predicted(

@@ -6,6 +6,7 @@ import math
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict
 from functools import partial
 from itertools import repeat
@@ -16,8 +17,8 @@ import torch
 from numpy.typing import NDArray
 from tqdm import tqdm
 
-from scripts.core.errors import ConfigError
-from scripts.core.files import write_json
+from scripts.core.errors import ConfigError, storage_errors
+from scripts.core.files import json_bytes, replace_atomically
 from scripts.core.log import log
 from scripts.core.system.device import select_device
 from scripts.core.system.machine import CUBLAS_WORKSPACE, keep_freed_memory, use_kernels
@@ -82,11 +83,9 @@ def predict(request: Request) -> None:
         raise ConfigError("--metrics needs labels: a folder per class, a CSV with the column label, or an .npz.")
     device = _prepare_machine(request)
     ensemble = Ensemble(request.runs, device, tta=request.tta, calibrated=request.calibrated)
-    num_predicted, labels, scores = _predict_and_write(request, inputs, ensemble)
-    where = f"; wrote {request.output}" if request.output else ""
+    num_predicted = _predict_and_write(request, inputs, ensemble)
+    where = "".join(f"; wrote {path}" for path in (request.output, request.metrics) if path)
     log.info(f"predicted {count_of(num_predicted, 'image')} in {time.perf_counter() - start:.1f} s{where}")
-    if inputs.is_labelled:
-        _evaluate(request, ensemble, np.concatenate(labels), np.concatenate(scores))
 
 
 def _prepare_machine(request: Request) -> torch.device:
@@ -99,8 +98,8 @@ def _prepare_machine(request: Request) -> torch.device:
     return select_device(request.device)
 
 
-def _predict_and_write(request: Request, inputs: Inputs, ensemble: Ensemble) -> tuple[int, list[Labels], list[Scores]]:
-    """Write every prediction; return their number, and labels and scores batch by batch, if there are labels."""
+def _predict_and_write(request: Request, inputs: Inputs, ensemble: Ensemble) -> int:
+    """Write every prediction and, where there are labels, evaluate them; return the number of predictions."""
     columns = Columns(
         naming=inputs.naming,
         class_names=ensemble.class_names,
@@ -110,7 +109,9 @@ def _predict_and_write(request: Request, inputs: Inputs, ensemble: Ensemble) -> 
     )
     num_predicted, labels, kept_scores = 0, list[Labels](), list[Scores]()
     bar = tqdm(total=inputs.num_images, desc="predicting", unit="img", leave=False, disable=None)
-    with bar, open_writer(request.output, columns) as writer:
+    # the metrics are on the disk before the predictions are stored, and get their name after them: both appear, or none
+    metrics_file = replace_atomically(request.metrics) if request.metrics else nullcontext()
+    with bar, metrics_file as stream, open_writer(request.output, columns) as writer:
         for batch in inputs.batches(ensemble.batch_size):
             scores = ensemble.scores(batch)
             for row in _rows(batch, scores, ensemble, request.abstain):
@@ -120,7 +121,15 @@ def _predict_and_write(request: Request, inputs: Inputs, ensemble: Ensemble) -> 
                 kept_scores.append(scores)
             bar.update(len(scores))
             num_predicted += len(scores)
-    return num_predicted, labels, kept_scores
+        if inputs.is_labelled:
+            facts = _evaluate(request, ensemble, np.concatenate(labels), np.concatenate(kept_scores))
+            if request.metrics and stream:
+                content = json_bytes(facts)
+                with storage_errors(request.metrics, "write the file", needed_bytes=len(content)):
+                    stream.write(content)
+                    stream.flush()
+                    os.fsync(stream.fileno())
+    return num_predicted
 
 
 def _rows(batch: Batch, scores: Scores, ensemble: Ensemble, abstain: float | None) -> Iterator[Row]:
@@ -142,8 +151,8 @@ def _names_of(classes: Labels, names: Sequence[str]) -> list[list[str]]:
     return [[name for name, is_present in zip(names, row, strict=True) if is_present] for row in classes]
 
 
-def _evaluate(request: Request, ensemble: Ensemble, labels: Labels, scores: Scores) -> None:
-    """Log the metrics, and write them where requested."""
+def _evaluate(request: Request, ensemble: Ensemble, labels: Labels, scores: Scores) -> dict[str, Any]:
+    """Compute the metrics, log them, and return what is written to the file of the metrics."""
     compute = partial(
         compute_metrics, task=ensemble.task, class_names=ensemble.class_names, seed=request.runs[0].config.seed
     )
@@ -161,9 +170,7 @@ def _evaluate(request: Request, ensemble: Ensemble, labels: Labels, scores: Scor
         log.info(f"{'coverage':<26}{coverage:.4f}: {kept.sum():,} of {len(kept):,} predictions are kept")
         log.info(f"{'accuracy of the kept':<26}{'undefined' if accuracy is None else _in_words(accuracy)}")
         facts["abstain"] = {"below": request.abstain, "coverage": coverage, "accuracy": accuracy and _numbers(accuracy)}
-    if request.metrics:
-        write_json(request.metrics, facts)
-        log.info(f"wrote {request.metrics}")
+    return facts
 
 
 def _facts(metrics: Metrics) -> dict[str, Any]:

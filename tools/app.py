@@ -127,9 +127,14 @@ class Reader:
         from scripts.data_handler.registry import MULTI_LABEL, THRESHOLD
 
         kind = "probability" if self.temperature is None else "calibrated probability"
-        if scores[top] < self.abstain:
-            return f"Nothing like the training images: no {kind} reaches {self.abstain:.0%}.", True
-        is_chosen = scores > THRESHOLD if self.run.task == MULTI_LABEL else np.arange(len(scores)) == top
+        if self.run.task == MULTI_LABEL:
+            is_chosen, confidence = scores > THRESHOLD, np.maximum(scores, 1 - scores).min()  # the least certain label
+            doubt = f"Nothing is predicted: no {kind} of {self.abstain:.0%} for or against each label."
+        else:
+            is_chosen, confidence = np.arange(len(scores)) == top, scores[top]
+            doubt = f"Nothing like the training images: no {kind} reaches {self.abstain:.0%}."
+        if confidence < self.abstain:
+            return doubt, True
         chosen = [f"{self.run.class_names[index]} ({scores[index]:.1%})" for index in np.flatnonzero(is_chosen)]
         return f"Predicted: {', '.join(chosen) or 'none of the labels'}.", False
 

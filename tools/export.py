@@ -17,8 +17,10 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -27,8 +29,8 @@ from typing import TYPE_CHECKING, Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that it runs from any folder
 
 from scripts.core.command_line import ArgumentParser
-from scripts.core.errors import ConfigError, DataError, PipelineError, storage_errors
-from scripts.core.files import file_digest, write_bytes, write_json, write_text
+from scripts.core.errors import ConfigError, DataError, PipelineError, StorageError, storage_errors
+from scripts.core.files import file_digest, replace_atomically
 from scripts.core.log import log
 from scripts.core.optional import require_packages
 from scripts.trained_run import TrainedRun, open_run
@@ -114,7 +116,7 @@ def export(request: Request) -> None:
 
     run = open_run(request.run)
     predictor = replace(run.predictor(torch.device("cpu"), tta=False), precision="fp32")
-    reference = None if request.unchecked else predict_test_split(run, predictor)
+    reference = None if request.unchecked else predict_test_split(run, predictor, int8=request.int8)
     convert, runner = {
         "onnx": (conversion.to_onnx, checking.run_onnx),
         "torch": (conversion.to_torch, checking.run_torch),
@@ -140,7 +142,7 @@ def export(request: Request) -> None:
     keep(run, INT8_FILE, content, check)
 
 
-def predict_test_split(run: TrainedRun, predictor: Predictor) -> Reference:
+def predict_test_split(run: TrainedRun, predictor: Predictor, *, int8: bool) -> Reference:
     """Predict the test split of the run with the trained model; ``DataError`` if the data are not there."""
     from scripts.data_handler.memory import eval_batch_size
     from tools.exporter.checking import predict_reference
@@ -148,7 +150,8 @@ def predict_test_split(run: TrainedRun, predictor: Predictor) -> Reference:
     try:
         split = run.dataset.load("test")
     except DataError as error:
-        raise DataError(f"{error} --unchecked exports without the data, and so without a check.") from error
+        flag = "--unchecked instead of --int8" if int8 else "--unchecked"
+        raise DataError(f"{error} {flag} exports without the data, and so without a check.") from error
     return predict_reference(predictor, split, task=run.task, batch_size=eval_batch_size(*run.image_size))
 
 
@@ -165,8 +168,8 @@ def describe(run: TrainedRun) -> dict[str, str]:
         "dataset_md5": data["md5"],
         "note": data["note"] or "",
     }
-    if calibration := run.card.get("calibration"):
-        facts["temperature"] = str(calibration["plain"])
+    if (temperature := run.temperature(tta=False)) is not None:
+        facts["temperature"] = str(temperature)
     return {name: text.encode("utf-8", "backslashreplace").decode() for name, text in facts.items()}
 
 
@@ -197,9 +200,6 @@ def keep(run: TrainedRun, name: str, content: bytes, check: Check | None) -> Non
     from tools.exporter.card import render_card
 
     folder = run.paths.root / "export"
-    with storage_errors(folder, "make the folder"):
-        folder.mkdir(exist_ok=True)
-    write_bytes(folder / name, content)
     weights = file_digest(run.paths.best_model, "md5")
     entry = {
         "bytes": len(content),
@@ -208,8 +208,8 @@ def keep(run: TrainedRun, name: str, content: bytes, check: Check | None) -> Non
         "check": None if check is None else asdict(check),
     }
     files = {**_earlier_files(folder, weights), name: entry}
-    write_json(folder / FACTS_FILE, files)
-    write_text(folder / "README.md", render_card(run, files))
+    facts = json.dumps(files, indent=2, allow_nan=False) + "\n"
+    write_together(folder, {"README.md": render_card(run, files).encode(), FACTS_FILE: facts.encode(), name: content})
     if check is None:
         log.warning("wrote %s (%.1f MB), which was not compared with the model", folder / name, len(content) / 1e6)
         return
@@ -221,6 +221,24 @@ def keep(run: TrainedRun, name: str, content: bytes, check: Check | None) -> Non
         *(f"{check.num_images:,}", check.num_changed, ties, check.max_difference, check.accuracy),
         f"{check.images_per_second:,.0f}",
     )
+
+
+def write_together(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write files by name, the last one first; a full disk leaves all of them as they were.
+
+    Raises:
+        StorageError: The folder cannot be made, or a file cannot be written.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise StorageError(f"Cannot make the folder {folder}: it is a file. Rename or remove it.")
+    with storage_errors(folder, "make the folder"):
+        folder.mkdir(exist_ok=True)
+    with ExitStack() as renames:  # all of them once everything is on the disk
+        for name, content in contents.items():
+            stream = renames.enter_context(replace_atomically(folder / name, needed_bytes=len(content)))
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
 
 
 def _earlier_files(folder: Path, weights_md5: str) -> dict[str, Any]:

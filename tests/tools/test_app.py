@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -12,10 +13,13 @@ import sys
 from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
+from scripts.data_handler.registry import MULTI_LABEL
 from scripts.trained_run import TrainedRun, open_run
 from tests.conftest import PROJECT_ROOT, FinishedRun, tiny_backbone
 from tools import app
@@ -69,6 +73,30 @@ def test_below_the_threshold_nothing_is_predicted(run_with):
     answer = reader_of(run, abstain=top)(png(200))
     assert answer.sentence == f"Predicted: {answer.probabilities[0][0]} ({top:.1%})."
     assert not answer.is_warning
+
+
+@pytest.mark.parametrize(
+    ("scores", "abstain", "sentence"),
+    [
+        ([0.05, 0.03, 0.1], 0.5, "Predicted: none of the labels."),
+        ([0.05, 0.9, 0.6], 0.5, "Predicted: medium (90.0%), bright (60.0%)."),
+        ([0.05, 0.9, 0.6], 0.7, "Nothing is predicted: no probability of 70% for or against each label."),
+        ([0.05, 0.9, 0.1], 0.7, "Predicted: medium (90.0%)."),
+    ],
+)
+def test_several_labels_are_those_above_the_threshold_unless_one_is_uncertain(
+    finished_run: FinishedRun, scores, abstain, sentence
+):
+    run = open_run(finished_run.paths.root)
+    labels = dataclasses.replace(run, card=run.card | {"task": MULTI_LABEL, "calibration": None})
+    reader = reader_of(labels, abstain)
+    with torch.no_grad():  # these probabilities for any image
+        last: Any = reader.predictor.model.get_submodule("fc")
+        last.weight.zero_()
+        last.bias.copy_(torch.tensor(scores).logit())
+    answer = reader(png(200))
+    assert answer.sentence == sentence
+    assert answer.is_warning == sentence.startswith("Nothing")
 
 
 def test_the_page_says_whether_probabilities_are_calibrated_and_images_prepared_alike(run_with):
@@ -150,6 +178,27 @@ def page(finished_resnet_run: FinishedRun, tmp_path: Path) -> Iterator[tuple[str
     finally:
         process.kill()
         process.communicate()
+
+
+def test_the_server_refuses_files_above_the_limit_that_the_page_states(finished_run: FinishedRun, monkeypatch):
+    launched: dict[str, object] = {}
+
+    class Page:
+        def launch(self, **settings: object) -> tuple[None, str, None]:
+            launched.update(settings)
+            return None, "address", None
+
+        def close(self, *, verbose: bool) -> None:
+            """Do nothing."""
+
+    for name in (*app.GRADIO_SETTINGS, "GRADIO_TEMP_DIR"):
+        monkeypatch.setenv(name, "")  # restored after the test
+    monkeypatch.setattr(app, "build_page", lambda _: Page())
+    monkeypatch.setattr(app, "_theme", lambda: None)
+    with app.opened_page(reader_of(open_run(finished_run.paths.root)), 7860) as address:
+        assert address == "address"
+    assert launched["max_file_size"] == f"{app.MAX_UPLOAD_MB}mb"
+    assert (launched["server_name"], launched["share"]) == ("127.0.0.1", False)
 
 
 def bytes_below(folder: Path) -> int:

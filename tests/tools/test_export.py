@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
 import torch
@@ -103,7 +104,10 @@ def test_a_resnet_is_exported_with_the_decisions_of_its_report(finished_resnet_r
     assert "on 24 test images: decisions changed 0, largest difference of probabilities" in capsys.readouterr().out
 
 
-def test_a_grey_run_with_several_labels_takes_grey_images_and_gives_sigmoids(in_process: InProcess, tmp_path):
+@pytest.fixture(scope="module")
+def labels_run(tmp_path_factory: pytest.TempPathFactory) -> TrainedRun:
+    """An exported run of the tiny network, of one epoch, on grey images with two labels."""
+    folder = tmp_path_factory.mktemp("labels_run")
     images: dict[str, Any] = {
         f"{split}_images": coloured_squares(n, channels=1)[0] for split, n in (("train", 48), ("test", 24))
     }
@@ -111,19 +115,22 @@ def test_a_grey_run_with_several_labels_takes_grey_images_and_gives_sigmoids(in_
     labels: dict[str, Any] = {
         f"{split}_labels": np.stack([values, 1 - values], 1).astype(np.uint8) for split, values in bright.items()
     }
-    dataset = write_npz(tmp_path / "rows.npz", channels=1, **images, **labels)
+    names = np.array(["bright", "dark"])
+    dataset = write_npz(folder / "cells.npz", channels=1, class_names=names, **images, **labels)
+    run = InProcess(folder)
     with tiny_backbone():
-        done = in_process("--dataset", dataset, "--weights", "none", "--epochs", "1", "--precision", "fp32")
+        done = run("--dataset", dataset, "--weights", "none", "--epochs", "1", "--precision", "fp32")
     assert done.returncode == 0, done.stderr
-    root = in_process.run_folder()
+    assert exported(run.run_folder()) == 0
+    return open_run(run.run_folder())
 
-    assert exported(root) == 0
 
-    test = images["test_images"]
-    found = run_onnx(root / "export" / "model.onnx", test)
+def test_a_grey_run_with_several_labels_takes_grey_images_and_gives_sigmoids(labels_run: TrainedRun):
+    test, folder = labels_run.dataset.load("test").images, labels_run.paths.root / "export"
+    found = run_onnx(folder / "model.onnx", test)
     assert test.shape == (24, 12, 12)
-    assert np.abs(found - reference(open_run(root), test)).max() < 1e-5
-    assert "sigmoid, label by label" in (root / "export" / "README.md").read_text(encoding="utf-8")
+    assert np.abs(found - reference(labels_run, test)).max() < 1e-5
+    assert "sigmoid, label by label" in (folder / "README.md").read_text(encoding="utf-8")
 
 
 def test_the_metadata_say_what_the_columns_are_and_where_the_model_comes_from(all_files):
@@ -208,7 +215,28 @@ def test_8_bit_integers_are_smaller_and_their_ranges_come_from_validation_images
     assert names_in(copied / "export") == ["README.md", "export.json", "model.onnx", "model_int8.onnx"]
     fp32, int8 = ((copied / "export" / name).stat().st_size for name in ("model.onnx", "model_int8.onnx"))
     assert int8 < fp32
-    assert b"QuantizeLinear" in (copied / "export" / "model_int8.onnx").read_bytes()
+    assert_quantised(copied / "export" / "model_int8.onnx")
+
+
+def assert_quantised(path: Path) -> None:
+    """Assert that the file computes in 8 bits, with weights of 7 bits and a scale for each output channel."""
+    graph = onnx.load(path).graph
+    values = {part.name: onnx.numpy_helper.to_array(part) for part in graph.initializer}
+    made_by = {node.output[0]: node for node in graph.node}
+    kinds = []
+    for node in graph.node:
+        if node.op_type not in ("Conv", "Gemm", "MatMul"):
+            continue
+        inputs, weights = (made_by[name] for name in node.input[:2])
+        assert inputs.op_type == weights.op_type == "DequantizeLinear"
+        integers, scales = (values[name] for name in weights.input[:2])
+        (axis,) = (attribute.i for attribute in weights.attribute if attribute.name == "axis")
+        assert integers.dtype == np.int8
+        assert np.abs(integers.astype(int)).max() == 64
+        assert scales.shape == (integers.shape[axis],)
+        assert len(np.unique(scales)) > 1
+        kinds.append(node.op_type)
+    assert kinds == ["Conv", "Gemm"]
 
 
 def test_8_bit_integers_that_lose_too_much_are_refused_unless_accepted(copied, monkeypatch, capsys, onnx_by_copy):
@@ -233,20 +261,53 @@ def test_the_card_forgets_files_of_other_weights(copied, onnx_by_copy):
     assert list(json.loads((copied / "export" / "export.json").read_text(encoding="utf-8"))) == ["model.onnx"]
 
 
-def test_a_full_disk_leaves_nothing_half_written(copied, monkeypatch, capsys, onnx_by_copy):
-    def full(_: int) -> None:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+@pytest.mark.parametrize("fitting", [0, 1, 2])
+def test_a_full_disk_leaves_the_files_of_the_earlier_export(copied, monkeypatch, capsys, onnx_by_copy, fitting):
+    synced: list[int] = []
 
-    monkeypatch.setattr(os, "fsync", full)
-    assert exported(copied) == 6
-    assert names_in(copied / "export") == []
+    def fill_disk(descriptor: int) -> None:
+        synced.append(descriptor)
+        if len(synced) > fitting:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as full:
+        full.setattr(os, "fsync", fill_disk)
+        assert exported(copied) == 6
+        assert names_in(copied / "export") == []
     assert "The disk is full: free some space" in capsys.readouterr().err
+
+    assert exported(copied) == 0
+    earlier = {path: path.read_bytes() for path in (copied / "export").iterdir()}
+    with monkeypatch.context() as full:
+        full.setattr(os, "fsync", fill_disk)
+        synced.clear()
+        assert exported(copied, "--unchecked") == 6
+    assert {path: path.read_bytes() for path in (copied / "export").iterdir()} == earlier
+
+
+def test_a_damaged_summary_leaves_no_model_without_a_card(copied, capsys, onnx_by_copy):
+    (copied / "summary.json").write_text("{}", encoding="utf-8")
+    assert exported(copied) == 3
+    assert names_in(copied / "export") == []
+    assert "summary.json is damaged" in capsys.readouterr().err
+
+
+def test_a_file_in_the_place_of_the_folder_is_to_be_removed(copied, capsys, onnx_by_copy):
+    (copied / "export").write_text("notes", encoding="utf-8")
+    assert exported(copied) == 6
+    assert "export: it is a file. Rename or remove it." in capsys.readouterr().err
+    assert (copied / "export").read_text(encoding="utf-8") == "notes"
+
+
+def move_data(run: Path, finished_run: FinishedRun, folder: Path) -> None:
+    """Let the settings of a run name data that are not there."""
+    config = run / "config.json"
+    moved = config.read_text(encoding="utf-8").replace(str(finished_run.dataset), str(folder / "gone.npz"))
+    config.write_text(moved, encoding="utf-8")
 
 
 def test_without_the_data_it_exports_unchecked_only(copied, finished_run, tmp_path, capsys, onnx_by_copy):
-    config = copied / "config.json"
-    moved = config.read_text(encoding="utf-8").replace(str(finished_run.dataset), str(tmp_path / "gone.npz"))
-    config.write_text(moved, encoding="utf-8")
+    move_data(copied, finished_run, tmp_path)
 
     assert exported(copied) == 3
     (error,) = capsys.readouterr().err.splitlines()
@@ -254,7 +315,15 @@ def test_without_the_data_it_exports_unchecked_only(copied, finished_run, tmp_pa
     assert names_in(copied / "export") == []
     assert exported(copied, "--unchecked") == 0
     assert "was not compared with the model" in capsys.readouterr().err
-    assert "| not compared |" in (copied / "export" / "README.md").read_text(encoding="utf-8")
+    text = (copied / "export" / "README.md").read_text(encoding="utf-8")
+    assert "| not compared |" in text
+    assert "was compared" not in text
+
+
+def test_without_the_data_8_bit_integers_are_said_to_be_left_out(copied, finished_run, tmp_path, capsys):
+    move_data(copied, finished_run, tmp_path)
+    assert exported(copied, "--int8") == 3
+    assert "--unchecked instead of --int8 exports without the data" in capsys.readouterr().err
 
 
 def test_a_run_that_cannot_be_exported_is_refused_in_one_sentence(copied, tmp_path, capsys):
@@ -381,7 +450,7 @@ def python_blocks(path: Path) -> list[str]:
 
 
 def test_the_documented_lines_use_the_file_without_pytorch(all_files, finished_run, tmp_path):
-    (documented,) = python_blocks(PROJECT_ROOT / "docs" / "export.md")
+    documented, _ = python_blocks(PROJECT_ROOT / "docs" / "export.md")
     on_card, _ = python_blocks(all_files.paths.root / "export" / "README.md")
     shutil.copy(all_files.paths.root / "export" / "model.onnx", tmp_path)
     shutil.copy(finished_run.dataset, tmp_path / "cells.npz")
@@ -395,6 +464,33 @@ def test_the_documented_lines_use_the_file_without_pytorch(all_files, finished_r
         *lines, has_torch = done.stdout.splitlines()
         assert (len(lines), has_torch) == (count, "False"), done.stderr
         assert all(line.startswith(("dark", "medium", "bright")) for line in lines)
+
+
+def test_the_documented_lines_name_all_labels_that_are_predicted(labels_run, tmp_path):
+    folder, stored = labels_run.paths.root / "export", labels_run.dataset.load("test").images
+    shutil.copy(folder / "model.onnx", tmp_path)
+    np.savez(tmp_path / "cells.npz", test_images=stored)
+    loading, of_labels = python_blocks(PROJECT_ROOT / "docs" / "export.md")
+    (on_card,) = python_blocks(folder / "README.md")
+    programs = (loading + of_labels, stored[:5]), (on_card, np.zeros((4, 12, 12), np.uint8))
+    for program, images in programs:
+        done = subprocess.run(
+            [sys.executable, "-c", program], cwd=tmp_path, capture_output=True, text=True, timeout=60, check=True
+        )
+        scores = run_onnx(folder / "model.onnx", images)
+        expected = [
+            str([name for name, score in zip(("bright", "dark"), row, strict=True) if score > 0.5]) for row in scores
+        ]
+        assert done.stdout.splitlines()[-len(images) :] == expected
+
+
+def test_the_card_says_once_what_was_chosen_and_escapes_nothing_in_code(labels_run):
+    text = (labels_run.paths.root / "export" / "README.md").read_text(encoding="utf-8")
+    assert "\\" not in "".join(re.findall("`[^`\n]+`", text))
+    assert f"- run {card.as_markdown(labels_run.name)}\n" in text
+    assert "epochs: 1 of at most 1; the best one, 1, by validation auc" in text
+    (settings,) = re.findall("- other settings that differ from the defaults: (.*)", text)
+    assert re.findall("`([^`]+)`", settings) == ["dataset", "weights"]
 
 
 def untrained(backbone: str) -> Predictor:
@@ -427,8 +523,8 @@ def test_every_backbone_is_exported_to_onnx_and_torch(backbone):
     module = conversion.as_module(predictor)
 
     assert expected.std(axis=0).max() > 0.01
-    onnx = checking.run_onnx(conversion.to_onnx(module, (28, 28, 3), {}))
+    from_onnx = checking.run_onnx(conversion.to_onnx(module, (28, 28, 3), {}))
     program = checking.run_torch(conversion.to_torch(module, (28, 28, 3), {}))
-    for run in (onnx, program):
+    for run in (from_onnx, program):
         assert np.abs(run(images.numpy()) - expected).max() < 1e-4
         assert np.abs(run(images.numpy()[:1]) - expected[:1]).max() < 1e-4

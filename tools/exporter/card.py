@@ -12,7 +12,7 @@ import jinja2
 
 from scripts.core.config import SETTINGS
 from scripts.core.errors import DataError
-from scripts.data_handler.registry import DATASET_REGISTRY, SYNTHBLOOD
+from scripts.data_handler.registry import DATASET_REGISTRY, MULTI_LABEL, SYNTHBLOOD, THRESHOLD
 from scripts.trained_run import TrainedRun
 
 TEMPLATE = Path(__file__).with_name("card.md.jinja")
@@ -26,6 +26,8 @@ METRICS = {
     "mean_absolute_error": ("mae", "Mean absolute error"),
 }
 NON_COMMERCIAL = "dermamnist"  # the one set that is CC BY-NC 4.0: https://medmnist.com
+# settings that the card states elsewhere, as applied
+STATED = {"recipe", "epochs", "monitor", "seed", "backbone", "model_name", "stem"}
 # what JSON leaves as it is and YAML does not: control characters, line ends, surrogates, what is not a character
 NOT_IN_YAML = re.compile("[\x7f-\x9f\u2028\u2029\ud800-\udfff\ufeff\ufffe\uffff]")
 
@@ -48,10 +50,12 @@ def render_card(run: TrainedRun, files: Mapping[str, Any]) -> str:
             files=files,
             figures=figures,
             titles={name: title for name, (_, title) in METRICS.items()},
+            is_multi_label=run.task == MULTI_LABEL,
+            threshold=THRESHOLD,
             is_synthetic=run.config.dataset == SYNTHBLOOD,
             licence=licence_of(run),
             settings=_changed_settings(run),
-            temperature=run.card.get("calibration", {}).get("plain"),
+            temperature=run.temperature(tta=False),
         )
     except (KeyError, TypeError, jinja2.UndefinedError) as error:
         raise DataError(f"{run.paths.summary} is damaged, or of another version of the program ({error}).") from error
@@ -118,9 +122,9 @@ def _head(run: TrainedRun, files: Mapping[str, Any], figures: Mapping[str, Any])
 
 
 def _changed_settings(run: TrainedRun) -> dict[str, Any]:
-    """Settings of the training that differ from the defaults; of a file only the name, as folders are private."""
+    """Other settings that differ from the defaults; of a file only the name, as folders are private."""
     groups = ("training", "augmentation", "data and model")
     names = [name for name, known in SETTINGS.items() if known.metadata["group"] in groups and known.kind is not Path]
-    values = {name: getattr(run.config, name) for name in names}
+    values = {name: getattr(run.config, name) for name in names if name not in STATED}
     values |= {name: Path(values[name]).name for name in ("dataset", "weights")}
     return {name: value for name, value in values.items() if value != SETTINGS[name].default}

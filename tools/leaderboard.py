@@ -70,10 +70,10 @@ def parse(argv: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
     )
     default = SETTINGS["output_dir"].default
-    about = f"folder with runs at any depth (default: {default})"
-    parser.add_argument("outputs", nargs="?", type=Path, default=Path(default), metavar="OUTPUTS", help=about)
-    about = f"the page; the CSV is written beside it (default: OUTPUTS/{NAME})"
-    parser.add_argument("--output", type=Path, metavar="FILE.html", help=about)
+    help_text = f"folder with runs at any depth (default: {default})"
+    parser.add_argument("outputs", nargs="?", type=Path, default=Path(default), metavar="OUTPUTS", help=help_text)
+    help_text = f"the page; the CSV is written beside it (default: OUTPUTS/{NAME})"
+    parser.add_argument("--output", type=Path, metavar="FILE.html", help=help_text)
     given = parser.parse_args(argv)
     if not os.path.isdir(given.outputs):  # noqa: PTH112 (never raises)
         raise ConfigError(f"OUTPUTS must be a folder with runs, but {given.outputs} is none.")

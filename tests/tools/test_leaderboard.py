@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import shutil
 import subprocess
@@ -123,6 +124,82 @@ def test_runs_that_did_not_finish_are_listed_as_such(run: Run, tmp_path: Path):
     }
     assert (rows["killed"]["epochs"], rows["failed"]["note"]) == ("2", "The loss is not finite.")
     assert (rows["killed"]["backbone"], rows["killed"]["accuracy_plain"]) == ("resnet18", "")
+
+
+LONE_SURROGATE = "\ud800"
+
+
+@pytest.mark.parametrize(
+    ("path", "value"),
+    [
+        *((path, LONE_SURROGATE) for path in ("config.seed", "training.epochs")),
+        *(("config.backbone", value) for value in (5, [1], {}, None)),
+        *((path, 5) for path in ("finished", "note", "dataset.key", "config.recipe", "environment.commit")),
+        *((path, math.inf) for path in ("training.seconds", "training.epochs", "config.seed", "dataset.height")),
+        *((path, math.nan) for path in ("training.seconds", "dataset.width", "test.plain.auc.value")),
+        *((path, 10**400) for path in ("training.seconds", "training.epochs", "test.plain.auc.low")),
+        ("training.seconds", 1e300),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_a_damaged_summary_costs_only_its_own_row(run: Run, tmp_path: Path, path: str, value: object):
+    write_run(tmp_path / "a")
+    summary = write_run(tmp_path / "b").summary
+    content = json.loads(summary.read_text(encoding="utf-8"))
+    *parents, name = path.split(".")
+    part = content
+    for parent in parents:
+        part = part[parent]
+    part[name] = value
+    summary.write_text(json.dumps(content), encoding="utf-8")
+
+    code, _, err = run(tmp_path)
+
+    assert (code, err) == (0, "")
+    assert {name: row["state"] for name, row in rows_of(tmp_path / "leaderboard.csv").items()} == {
+        "a": "finished",
+        "b": "damaged",
+    }
+
+
+def test_text_that_utf_8_cannot_hold_is_escaped(run: Run, tmp_path: Path):
+    settings = dict.fromkeys(("backbone", "recipe", "key", "note"), f"x{LONE_SURROGATE}y")
+    summary = write_run(tmp_path / "a", **settings).summary
+    content = json.loads(summary.read_text(encoding="utf-8"))
+    content["finished"] = content["environment"]["commit"] = settings["note"]
+    summary.write_text(json.dumps(content), encoding="utf-8")
+    code, _, err = run(tmp_path)
+    assert (code, err) == (0, "")
+    (row,) = rows_of(tmp_path / "leaderboard.csv").values()
+    names = ("backbone", "recipe", "dataset", "note", "finished", "commit")
+    assert (row["state"], {row[name] for name in names}) == ("finished", {r"x\ud800y"})
+    assert r"x\ud800y" in (tmp_path / "leaderboard.html").read_text(encoding="utf-8")
+
+
+def write_early_run(root: Path, log: str) -> RunPaths:
+    """Write the folder of a run that ended before its config.json was written."""
+    paths = RunPaths(root)
+    for folder in (paths.logs, paths.models, paths.reports, paths.figures):
+        folder.mkdir(parents=True)
+    write_text(paths.log, "2026-11-25 19:04:02,021 INFO    run folder a\n" + log)
+    return paths
+
+
+def test_a_run_that_ended_before_its_config_was_written_is_listed(run: Run, tmp_path: Path):
+    write_early_run(tmp_path / "failed", "2026-11-25 19:04:03,021 ERROR   The data file is damaged.\n")
+    code, out, err = run(tmp_path)
+    assert (code, err, out.splitlines()[0]) == (0, "", "1 failed")
+    write_early_run(tmp_path / "killed", "")
+    write_early_run(tmp_path / "stopped", "2026-11-25 19:04:03,021 ERROR   Stopped by SIGTERM.\n")
+    with ensure_single_instance(write_early_run(tmp_path / "running", "").lock):
+        run(tmp_path)
+    rows = rows_of(tmp_path / "leaderboard.csv")
+    assert {name: (row["state"], row["note"]) for name, row in rows.items()} == {
+        "failed": ("failed", "The data file is damaged."),
+        "killed": ("unfinished", "It has no config.json, so it cannot be resumed."),
+        "stopped": ("unfinished", "Stopped by SIGTERM."),
+        "running": ("running", ""),
+    }
 
 
 def test_a_lock_that_a_killed_process_left_is_not_a_running_run(run: Run, tmp_path: Path):

@@ -18,8 +18,11 @@ FINISHED, RUNNING, UNFINISHED, FAILED, DAMAGED = "finished", "running", "unfinis
 VARIANTS, METRICS = ("plain", "tta"), ("accuracy", "auc", "macro_f1")
 FIGURES = tuple(f"{metric}_{variant}" for variant in VARIANTS for metric in METRICS)
 RUN_FILES, RUN_PARTS = {"config.json", "summary.json"}, {"logs", "models", "reports", "history.jsonl"}
-READ_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)  # of a damaged file
+FIRST_FOLDERS = {"logs", "models", "reports", "figures"}  # of a run that ended before its config.json
+# of a damaged file
+READ_ERRORS = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, OverflowError)
 STOPPED = "Stopped by "  # begins the message of a run that a signal ended
+MAX_NUMBER = 1e12  # no seed or time of a run is larger
 TAIL_BYTES = 1 << 14  # of a log or a history
 
 
@@ -70,7 +73,8 @@ def find_runs(root: Path) -> Iterator[Path]:
             continue
         visited.add(identity)
         names.sort()
-        if RUN_FILES & {*files} and RUN_PARTS & {*files, *names}:
+        has_files = RUN_FILES & {*files} and RUN_PARTS & {*files, *names}
+        if has_files or ({*names} >= FIRST_FOLDERS and RunPaths(Path(folder)).log.is_file()):
             names.clear()
             yield Path(folder)
 
@@ -81,10 +85,10 @@ def read_run(folder: Path) -> Row:
     try:
         if paths.summary.is_file():
             return _finished(folder, json.loads(paths.summary.read_text(encoding="utf-8")))
-        return _unfinished(paths, json.loads(paths.config.read_text(encoding="utf-8")))
+        return _unfinished(paths)
     except READ_ERRORS as error:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:200]
-        return Row(folder=folder, state=DAMAGED, note=reason)
+        return Row(folder=folder, state=DAMAGED, note=_text(reason))
 
 
 def _finished(folder: Path, summary: Mapping[str, Any]) -> Row:
@@ -100,41 +104,60 @@ def _finished(folder: Path, summary: Mapping[str, Any]) -> Row:
         state=FINISHED,
         **_settings(summary["config"], summary["dataset"]),
         figures=figures,
-        epochs=int(training["epochs"]),
+        epochs=_whole_number(training["epochs"]),
         seconds=_number(training["seconds"]),
-        finished=str(summary["finished"]),
-        commit=str(environment["commit"]),
-        note=summary["note"],
+        finished=_text(summary["finished"]),
+        commit=_text(environment["commit"]),
+        note=None if summary["note"] is None else _text(summary["note"]),
     )
 
 
-def _unfinished(paths: RunPaths, stored: Mapping[str, Any]) -> Row:
-    state, note = UNFINISHED, None
+def _unfinished(paths: RunPaths) -> Row:
+    state, note, settings = UNFINISHED, None, {}
+    with suppress(FileNotFoundError):  # a run makes its folder before it writes config.json
+        stored = json.loads(paths.config.read_text(encoding="utf-8"))
+        settings = _settings(stored["settings"], stored["dataset"]) | {"commit": _text(stored["environment"]["commit"])}
     if _is_running(paths.lock):
         state = RUNNING
     elif note := _last_error(paths.log):
         state = UNFINISHED if note.startswith(STOPPED) else FAILED
-    return Row(
-        folder=paths.root,
-        state=state,
-        **_settings(stored["settings"], stored["dataset"]),
-        epochs=_last_epoch(paths.history),
-        commit=str(stored["environment"]["commit"]),
-        note=note,
-    )
+    elif not settings:
+        note = "It has no config.json, so it cannot be resumed."
+    return Row(folder=paths.root, state=state, **settings, epochs=_last_epoch(paths.history), note=note)
 
 
 def _settings(settings: Mapping[str, Any], dataset: Mapping[str, Any]) -> dict[str, Any]:
     """The columns of settings; one that is younger than the run had its default."""
-    height, width = int(dataset["height"]), int(dataset["width"])
-    known = {name: settings.get(name, SETTINGS[name].default) for name in ("backbone", "recipe", "seed")}
-    sides = str(height) if height == width else f"{height}x{width}"
-    return {"dataset": str(dataset["key"]), "resolution": sides, **known, "seed": int(known["seed"])}
+    height, width = _whole_number(dataset["height"]), _whole_number(dataset["width"])
+    backbone, recipe, seed = (settings.get(name, SETTINGS[name].default) for name in ("backbone", "recipe", "seed"))
+    return {
+        "dataset": _text(dataset["key"]),
+        "resolution": str(height) if height == width else f"{height}x{width}",
+        "backbone": _text(backbone),
+        "recipe": _text(recipe),
+        "seed": _whole_number(seed),
+    }
+
+
+def _text(value: Any) -> str:
+    """Escape the characters of a text that UTF-8 cannot hold; TypeError if it is not a text."""
+    if not isinstance(value, str):
+        raise TypeError(f"expected a text, got {value!r}")
+    return value.encode("utf-8", "backslashreplace").decode()
 
 
 def _number(value: Any) -> float:
-    """A number of a summary; TypeError or ValueError if it is none."""
-    return float(value)
+    """Convert a number of a summary; TypeError, ValueError or OverflowError if it is none, NaN, or too large."""
+    number = float(value)
+    if not abs(number) <= MAX_NUMBER:
+        raise ValueError(f"expected a number up to {MAX_NUMBER:.0e}, got {value!r}")
+    return number
+
+
+def _whole_number(value: Any) -> int:
+    """Convert a whole number of a summary; the same errors."""
+    _number(value)
+    return int(value)
 
 
 def _is_running(lock: Path) -> bool:

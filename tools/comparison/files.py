@@ -22,7 +22,7 @@ from tools.comparison.result import RESAMPLES, SEED, Comparison, conclusion
 
 JSON_NAME, FIGURE_NAME = "comparison.json", "differences.png"
 # of the groups of images on which B, A, or neither is better
-LOOKS: tuple[tuple[str, str, Any], ...] = (
+STYLES: tuple[tuple[str, str, Any], ...] = (
     ("B", style.RIGHT_COLOUR, "-"),
     ("A", style.WRONG_COLOUR, style.DASHES),
     ("=", style.MUTED, (0, (1, 1.6))),
@@ -126,7 +126,7 @@ def draw_differences(images: NDArray[np.uint8], comparison: Comparison) -> Figur
     advantage, size, differing = right_b - right_a, np.abs(a - b).max(axis=1), comparison.differing
     groups = []
     for (mark, colour, dashes), titles, is_member in zip(
-        LOOKS, TITLES[pair.labels.ndim], (advantage > 0, advantage < 0, advantage == 0), strict=True
+        STYLES, TITLES[pair.labels.ndim], (advantage > 0, advantage < 0, advantage == 0), strict=True
     ):
         members = differing[is_member[differing]]
         chosen = members[np.argsort(-size[members], kind="stable")][:MAX_PREDICTIONS]

@@ -19,10 +19,12 @@ from PIL import Image
 from scripts.core.command_line import parse_command_line
 from scripts.core.config import Config
 from scripts.data_handler.dataset import Split
-from scripts.data_handler.registry import BINARY, MULTI_LABEL, ORDINAL
+from scripts.data_handler.registry import BINARY, MULTI_CLASS, MULTI_LABEL, ORDINAL
 from scripts.evaluation import html_report, thumbnails
+from scripts.evaluation.calibration import MAX_TEMPERATURE
 from scripts.evaluation.html_report import choose_images, image_outcomes, repeat_arguments, short_names
 from scripts.evaluation.thumbnails import COLUMNS, PER_SHEET, pack_sprites
+from scripts.evaluation.trust import measure_trust
 from tests.evaluation.conftest import (
     NAMES,
     TOY_DUPLICATES,
@@ -168,6 +170,13 @@ def test_each_figure_of_trust_is_under_the_headings_of_its_variant_and_its_state
     table = Page(report).table(TRUST_TABLE)
     assert [*table][-2:] == ["Temperature", "Area under risk and coverage"]
     assert {column: [row[column] for row in table.values()] for column in table["Temperature"]} == columns
+
+
+def test_a_temperature_at_a_bound_of_the_search_is_marked(tmp_path):
+    evaluation = toy_evaluation(tta=False)
+    trust = measure_trust(evaluation.labels, evaluation.plain_scores, MAX_TEMPERATURE, MULTI_CLASS)
+    table = Page(toy_report(tmp_path, evaluation=replace(evaluation, plain_trust=trust))).table(TRUST_TABLE)
+    assert table["Temperature"]["Without TTA / Calibrated"] == "20.000 (at the bound of the search)"
 
 
 def test_the_cards_show_each_variant_by_its_name_the_one_with_tta_first(tmp_path):
@@ -345,8 +354,7 @@ def test_names_are_one_line_and_shorter_where_there_are_many():
 @pytest.mark.parametrize("side", [28, 64])
 def test_the_page_of_a_large_test_split_is_below_15_mb(tmp_path, side):
     evaluation = toy_evaluation(num_images=25_000, wrong=2000)
-    noise = toy_split(1, 1, side=side).images
-    test = Split(np.broadcast_to(noise, (25_000, side, side, 3)), evaluation.labels)
+    test = Split(toy_split(25_000, 1, side=side).images, evaluation.labels)
     page = Page(toy_report(tmp_path, dataset=toy_dataset(side=side), evaluation=evaluation, test=test))
     assert len(page.content) < MAX_BYTES
     right = page.array("right", "u1")

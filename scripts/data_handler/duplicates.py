@@ -33,11 +33,15 @@ class Duplicates:
         """The numbers as values for JSON."""
         return asdict(self)
 
+    @property
+    def leaks(self) -> list[str]:
+        """The images in two splits, in words; empty if there are none."""
+        pairs = ((count, *pair.split("_")) for pair, count in self.across.items() if count)
+        return [f"{count:,} of {second} also in {first}" for count, first, second in pairs]
+
     def __str__(self) -> str:
         found = [f"{count:,} in {split} equal to an earlier one" for split, count in self.within.items() if count]
-        for pair, count in self.across.items():
-            first, second = pair.split("_")
-            found += [f"{count:,} of {second} also in {first}"] if count else []
+        found += self.leaks
         found += [f"{self.contradictory:,} with different labels"] if self.contradictory else []
         return f"exact duplicates among the images: {', '.join(found) or 'none'}"
 

@@ -20,6 +20,7 @@ from scripts.evaluation.metrics import predict_classes
 NUM_BINS = 15
 UNDETERMINED = 1.0  # the temperature where a split determines none
 MIN_TEMPERATURE, MAX_TEMPERATURE = 0.05, 20.0
+BOUND_MARGIN = 1.001  # the search ends this close to a bound
 # networks compute in single precision, in which a score closer to 0 or 1 than these becomes exactly 0 or 1
 LOWEST, HIGHEST = float(np.finfo(np.float32).tiny), 1 - 2.0**-25
 
@@ -54,7 +55,7 @@ class Temperatures:
     def __str__(self) -> str:
         found = {"without TTA": self.plain, "with TTA": self.tta}
         return ", ".join(
-            f"{temperature:.3f} {title}" + " (undetermined, as no decision is wrong)" * (temperature == UNDETERMINED)
+            f"{temperature:.3f} {title}" + _in_parentheses(temperature_note(temperature))
             for title, temperature in found.items()
             if temperature is not None
         )
@@ -94,6 +95,23 @@ def fit_temperature(labels: Labels, scores: Scores, task: str) -> float:
         options={"xatol": 1e-6},
     )
     return float(np.exp(found.x))
+
+
+def temperature_note(temperature: float) -> str:
+    """Name what is unusual about a fitted temperature; empty if nothing is."""
+    if temperature == UNDETERMINED:
+        return "undetermined, as no decision is wrong"
+    is_inside = BOUND_MARGIN * MIN_TEMPERATURE < temperature < MAX_TEMPERATURE / BOUND_MARGIN
+    return "" if is_inside else "at the bound of the search"
+
+
+def format_temperature(temperature: float) -> str:
+    """Format a fitted temperature, with its note if there is one."""
+    return f"{temperature:.3f}" + _in_parentheses(temperature_note(temperature))
+
+
+def _in_parentheses(note: str) -> str:
+    return f" ({note})" if note else ""
 
 
 def apply_temperature(scores: Scores, temperature: float, task: str) -> Floats:

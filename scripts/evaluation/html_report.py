@@ -26,7 +26,7 @@ from scripts.core.recipes import with_recipe
 from scripts.core.records import EpochRecord
 from scripts.core.resume import UNSTORED, names_backbone
 from scripts.data_handler.registry import MULTI_LABEL
-from scripts.evaluation.calibration import decide
+from scripts.evaluation.calibration import decide, format_temperature
 from scripts.evaluation.metrics import Estimate, Variant
 from scripts.evaluation.run_report import (
     COVERAGES,
@@ -208,7 +208,7 @@ def _trust_rows(report: RunReport) -> Iterator[tuple[str, list[str]]]:
     states = [metrics for one in found for metrics in (one.calibration.before, one.calibration.after)]
     for name, title in PROBABILITY.items():
         yield title, [format_value(getattr(metrics, name), FIGURE) for metrics in states]
-    yield "Temperature", [cell for one in found for cell in ("1", f"{one.calibration.temperature:.3f}")]
+    yield "Temperature", [cell for one in found for cell in ("1", format_temperature(one.calibration.temperature))]
     areas = [cell for one in found for cell in (format_value(one.risk_coverage.area, FIGURE), UNDEFINED)]
     yield "Area under risk and coverage", areas
 
@@ -354,13 +354,13 @@ def max_images(report: RunReport) -> int:
 
 
 def choose_images(report: RunReport) -> NDArray[np.int64]:
-    """The images of the page: all, or all wrong ones and evenly spaced right ones; of very many the surest wrong."""
+    """The images of the page: all, or all wrong and evenly spaced right ones; of many the most confident wrong."""
     limit, (confidence, right) = max_images(report), image_outcomes(report)
     if len(right) <= limit:
         return np.arange(len(right))
     wrong, rest = np.flatnonzero(~right), np.flatnonzero(right)
-    most = max(round(MAX_ERROR_SHARE * limit), limit - len(rest))
-    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][:most]
+    max_wrong = max(round(MAX_ERROR_SHARE * limit), limit - len(rest))
+    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")][:max_wrong]
     spaced = rest[np.linspace(0, len(rest) - 1, limit - len(wrong)).astype(np.int64)] if len(rest) else rest
     return np.sort(np.concatenate([wrong, np.unique(spaced)]))
 

@@ -21,7 +21,7 @@ from openpyxl.worksheet.worksheet import Worksheet
 from scripts.core.config import SETTINGS
 from scripts.data_handler.registry import MULTI_LABEL
 from scripts.evaluation import sheets
-from scripts.evaluation.calibration import UNDETERMINED
+from scripts.evaluation.calibration import temperature_note
 from scripts.evaluation.figures import figure_files
 from scripts.evaluation.metrics import Metrics
 from scripts.evaluation.run_report import (
@@ -114,8 +114,8 @@ def _facts(report: RunReport) -> Iterator[tuple[str, Any, str | None]]:
     for note in evaluation.headline.notes:
         yield "Note", note, None
     for variant in evaluation.variants:
-        if variant.trust.calibration.temperature == UNDETERMINED:
-            yield "Note", f"The temperature {variant.phrase} is undetermined: no validation error.", None
+        if note := temperature_note(variant.trust.calibration.temperature):
+            yield "Note", f"The temperature {variant.phrase} is {note}.", None
     yield "Best epoch", training.best.epoch, COUNT
     yield "Selected by", f"validation {training.monitor}", None
     yield "Best validation accuracy", training.best.val_accuracy, SHARE

@@ -188,3 +188,12 @@ def test_a_split_of_one_class_with_errors_has_a_temperature():
 def test_a_network_that_is_worse_than_chance_gets_the_largest_temperature():
     labels, scores = np.zeros(4, int), np.array([[0.1, 0.9]] * 4)
     assert fit_temperature(labels, scores, BINARY) == pytest.approx(MAX_TEMPERATURE, rel=1e-4)
+
+
+def test_a_temperature_at_a_bound_of_the_search_is_called_so():
+    largest = fit_temperature(np.zeros(4, int), np.array([[0.1, 0.9]] * 4), BINARY)
+    smallest = fit_temperature(np.array([0] * 99 + [1]), np.array([[0.51, 0.49]] * 99 + [[0.501, 0.499]]), BINARY)
+    assert str(Temperatures(largest, smallest)) == (
+        "20.000 without TTA (at the bound of the search), 0.050 with TTA (at the bound of the search)"
+    )
+    assert str(Temperatures(19.5, 0.06)) == "19.500 without TTA, 0.060 with TTA"

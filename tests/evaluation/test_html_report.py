@@ -10,6 +10,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
+from xml.etree.ElementTree import Element, TreeBuilder
 
 import numpy as np
 import pytest
@@ -18,12 +19,15 @@ from PIL import Image
 from scripts.core.command_line import parse_command_line
 from scripts.core.config import Config
 from scripts.data_handler.dataset import Split
-from scripts.data_handler.registry import BINARY, MULTI_LABEL, ORDINAL
+from scripts.data_handler.registry import BINARY, MULTI_CLASS, MULTI_LABEL, ORDINAL
 from scripts.evaluation import html_report, thumbnails
+from scripts.evaluation.calibration import MAX_TEMPERATURE
 from scripts.evaluation.html_report import choose_images, image_outcomes, repeat_arguments, short_names
 from scripts.evaluation.thumbnails import COLUMNS, PER_SHEET, pack_sprites
+from scripts.evaluation.trust import measure_trust
 from tests.evaluation.conftest import (
     NAMES,
+    TOY_DUPLICATES,
     evaluation_of,
     toy_dataset,
     toy_evaluation,
@@ -41,10 +45,16 @@ HOSTILE = (
     "<!-- \udcff \x07 {{ 7 * 7 }}",
 )
 NOTE = "synthetic <b>data</b>: no medical result"
+VOID = {"meta", "link", "input"}  # elements without an end tag
+TRUST_TABLE = "Smaller is better, except for the temperature"
+
+
+def text_of(element: Element) -> str:
+    return " ".join("".join(element.itertext()).split())
 
 
 class Page(HTMLParser):
-    """The tags of a page with their attributes, its text, and the values that its script reads."""
+    """The tags of a page with their attributes, its tree, its text, and the values that its script reads."""
 
     def __init__(self, report: Any) -> None:
         super().__init__()
@@ -52,15 +62,23 @@ class Page(HTMLParser):
         assert path == report.paths.root / "report.html"
         self.content = path.read_bytes()
         self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.text, self.scripts = "", list[str]()
+        self.text, self.scripts, self.builder = "", list[str](), TreeBuilder()
         self.feed(self.content.decode())
+        self.tree = self.builder.close()
         self.text = " ".join(self.text.split())
         self.data = json.loads(self.scripts[0])
 
     def handle_starttag(self, tag, attrs):
         self.tags.append((tag, dict(attrs)))
+        self.builder.start(tag, dict(attrs))
+        if tag in VOID:
+            self.builder.end(tag)
+
+    def handle_endtag(self, tag):
+        self.builder.end(tag)
 
     def handle_data(self, data):
+        self.builder.data(data)
         if self.cdata_elem == "script":
             self.scripts.append(data)
         elif self.cdata_elem is None:
@@ -71,6 +89,29 @@ class Page(HTMLParser):
 
     def attributes(self, name: str) -> list[str]:
         return [value or "" for _, attributes in self.tags if (value := attributes.get(name)) is not None]
+
+    def classed(self, name: str) -> list[Element]:
+        return [one for one in self.tree.iter() if name in one.get("class", "").split()]
+
+    def table(self, caption: str) -> dict[str, dict[str, str]]:
+        """The cells of a table by the heading of their row and those of their column."""
+        (table,) = [one for one in self.tree.iter("table") if text_of(one.find("caption")) == caption]
+        headings = [
+            [text for cell in row for text in [text_of(cell)] * int(cell.get("colspan", 1))]
+            for row in table.find("thead")
+        ]
+        columns = [" / ".join(filter(None, parts)) for parts in zip(*headings, strict=True)]
+        return {
+            text_of(row[0]): dict(zip(columns[1:], map(text_of, row[1:]), strict=True)) for row in table.find("tbody")
+        }
+
+    def diagram(self, label: str) -> Element:
+        (found,) = [one for one in self.classed("diagram") if one.get("aria-label", "").startswith(label)]
+        return found
+
+
+def points_of(line: Element) -> list[tuple[float, float]]:
+    return [tuple(map(float, pair.split(","))) for pair in line.get("points").split()]
 
 
 def test_the_page_refers_to_nothing_outside_of_its_run_folder(tmp_path):
@@ -108,10 +149,118 @@ def test_the_page_shows_every_figure_with_its_interval(tmp_path):
         assert f"{variant.trust.calibration.after.nll:.4f}" in page.text
         assert f"{variant.trust.risk_coverage.area:.4f}" in page.text
     assert f"{report.evaluation.majority_class_accuracy:.2%}" in page.text
-    assert "1 of test also in train" in page.text
     assert page.data["confusion"] == report.evaluation.headline.confusion.tolist()
     assert page.data["history"]["train_loss"] == [1.5, 0.75, 0.5]
     assert page.data["history"]["val_auc"] == [None, 0.75, 0.75]
+
+
+def test_each_figure_of_trust_is_under_the_headings_of_its_variant_and_its_state(tmp_path):
+    report = toy_report(tmp_path)
+    columns: dict[str, list[str]] = {}
+    for title, trust, temperature in (
+        ("With TTA", report.evaluation.tta_trust, "0.800"),
+        ("Without TTA", report.evaluation.plain_trust, "1.500"),
+    ):
+        before, after = (
+            [f"{one.ece:.4f}", f"{one.nll:.4f}", f"{one.brier:.4f}"]
+            for one in (trust.calibration.before, trust.calibration.after)
+        )
+        columns[f"{title} / Before"] = [*before, "1", f"{trust.risk_coverage.area:.4f}"]
+        columns[f"{title} / Calibrated"] = [*after, temperature, "–"]
+    table = Page(report).table(TRUST_TABLE)
+    assert [*table][-2:] == ["Temperature", "Area under risk and coverage"]
+    assert {column: [row[column] for row in table.values()] for column in table["Temperature"]} == columns
+
+
+def test_a_temperature_at_a_bound_of_the_search_is_marked(tmp_path):
+    evaluation = toy_evaluation(tta=False)
+    trust = measure_trust(evaluation.labels, evaluation.plain_scores, MAX_TEMPERATURE, MULTI_CLASS)
+    table = Page(toy_report(tmp_path, evaluation=replace(evaluation, plain_trust=trust))).table(TRUST_TABLE)
+    assert table["Temperature"]["Without TTA / Calibrated"] == "20.000 (at the bound of the search)"
+
+
+def test_the_cards_show_each_variant_by_its_name_the_one_with_tta_first(tmp_path):
+    report = toy_report(tmp_path)
+    shown = [[text_of(part) for part in one[:2]] for one in Page(report).classed("figure")]
+    tta, plain = report.evaluation.tta, report.evaluation.plain
+    assert [name for name, _ in shown] == ["With TTA", "Without TTA"] * len(tta.estimates)
+    assert shown[:4] == [
+        ["With TTA", f"{tta.accuracy.value:.2%}"],
+        ["Without TTA", f"{plain.accuracy.value:.2%}"],
+        ["With TTA", f"{tta.auc.value:.4f}"],
+        ["Without TTA", f"{plain.auc.value:.4f}"],
+    ]
+
+
+def test_the_figures_of_a_class_are_under_the_headings_of_their_variant(tmp_path):
+    report = toy_report(tmp_path)
+    table = Page(report).table("Figures of each class; select a heading to sort, a name to see its images")
+    for title, metrics in (("With TTA", report.evaluation.tta), ("Without TTA", report.evaluation.plain)):
+        for one in metrics.per_class:
+            for heading, value in {
+                "Precision": one.precision,
+                "Recall": one.recall,
+                "F1": one.f1,
+                "AUC": one.auc,
+            }.items():
+                assert float(table[one.name][f"{title} / {heading}"]) == pytest.approx(value, abs=5.1e-5)
+
+
+def test_the_points_of_reliability_are_at_the_confidence_and_the_accuracy_of_their_bins(tmp_path):
+    report = toy_report(tmp_path)
+    page = Page(report)
+    for title, trust in (("With TTA", report.evaluation.tta_trust), ("Without TTA", report.evaluation.plain_trust)):
+        for state, metrics in (
+            ("as predicted", trust.calibration.before),
+            ("calibrated", trust.calibration.after),
+        ):
+            bins, drawn = metrics.reliability, page.diagram(f"Reliability {title}, {state}")
+            filled = bins.counts > 0
+            expected = list(zip(1000 * bins.confidence[filled], 1000 - 1000 * bins.accuracy[filled], strict=True))
+            circles = [(float(one.get("cx")), float(one.get("cy"))) for one in drawn.iter("circle")]
+            assert np.array(circles) == pytest.approx(np.array(expected), abs=0.51)
+            assert points_of(drawn.find("polyline")) == circles
+            rows = page.table(f"{title}, {state}").values()
+            listed = [[float(row[name][:-1]) for name in ("Mean confidence", "Accuracy")] for row in rows]
+            shares = 100 * np.stack([bins.confidence[filled], bins.accuracy[filled]], axis=1)
+            assert np.array(listed) == pytest.approx(shares, abs=0.0051)
+            figure = [one for one in page.tree.iter("figcaption") if text_of(one).startswith(f"{title}, {state} ")]
+            assert [text_of(one) for one in figure] == [f"{title}, {state} ECE {metrics.ece:.4f}"]
+
+
+def test_the_curves_of_risk_rise_with_it_and_have_the_names_of_their_variants(tmp_path):
+    report = toy_report(tmp_path)
+    page = Page(report)
+    drawn, table = page.diagram("Risk over coverage"), page.table("Risk at each coverage")
+    coverages = np.arange(1, 201) / 200
+    curves = {"With TTA": report.evaluation.tta_trust, "Without TTA": report.evaluation.plain_trust}
+    highest = max(one.risk_coverage.risks.max() for one in curves.values())
+    assert text_of(drawn.find("text")) == f"{highest:.1%}"
+    assert [text_of(one) for one in page.classed("legend")[0]] == [*curves]
+    for number, (line, (title, trust)) in enumerate(zip(drawn.iter("polyline"), curves.items(), strict=True)):
+        risks = trust.risk_coverage.at(coverages)
+        expected = np.stack([1000 * coverages, 1000 - 1000 * risks / highest], axis=1)
+        assert np.array(points_of(line)) == pytest.approx(expected, abs=0.51)
+        assert f"line-{number}" in line.get("class").split()
+        assert {row: cells[title] for row, cells in table.items()} == {
+            f"{percent}%": f"{trust.risk_coverage.at(np.array([percent / 100]))[0]:.2%}" for percent in range(5, 101, 5)
+        }
+
+
+@pytest.mark.parametrize(
+    ("test", "train_val", "expected"),
+    [
+        (1, 0, ["Images are also in another split: 1 of test also in train. Figures on such images are too good."]),
+        (0, 3, ["Images are also in another split: 3 of val also in train. Figures on such images are too good."]),
+        (0, 0, []),
+    ],
+)
+def test_only_duplicates_in_another_split_are_a_warning(tmp_path, test, train_val, expected):
+    across = {"train_val": train_val, "train_test": test, "val_test": 0}
+    page = Page(toy_report(tmp_path, duplicates=replace(TOY_DUPLICATES, across=across)))
+    assert [text for one in page.classed("note") if "split" in (text := text_of(one))] == expected
+    facts = {text_of(fact[0]): text_of(fact[1]) for fact in page.classed("facts")[0]}
+    assert facts["Duplicate images"].startswith("2 in train equal to an earlier one")
 
 
 def test_an_ordinal_task_has_two_cards_more(tmp_path):
@@ -205,8 +354,7 @@ def test_names_are_one_line_and_shorter_where_there_are_many():
 @pytest.mark.parametrize("side", [28, 64])
 def test_the_page_of_a_large_test_split_is_below_15_mb(tmp_path, side):
     evaluation = toy_evaluation(num_images=25_000, wrong=2000)
-    noise = toy_split(1, 1, side=side).images
-    test = Split(np.broadcast_to(noise, (25_000, side, side, 3)), evaluation.labels)
+    test = Split(toy_split(25_000, 1, side=side).images, evaluation.labels)
     page = Page(toy_report(tmp_path, dataset=toy_dataset(side=side), evaluation=evaluation, test=test))
     assert len(page.content) < MAX_BYTES
     right = page.array("right", "u1")

@@ -103,9 +103,9 @@ def test_the_gallery_is_filtered_by_both_classes_and_the_outcome(page):
 @pytest.mark.slow
 def test_the_gallery_is_sorted_by_confidence(page):
     assert shown(page) == [3, 2, 1, 0, *range(29, 3, -1)]  # the wrong ones first
-    page.select_option("#order", "sure")
+    page.select_option("#order", "most")
     assert shown(page) == list(range(29, -1, -1))
-    page.select_option("#order", "unsure")
+    page.select_option("#order", "least")
     assert shown(page) == list(range(30))
 
 
@@ -230,7 +230,26 @@ def test_many_images_are_in_pages(open_report, tmp_path):
     page.click("#next-page")
     page.click("#next-page")
     assert len(shown(page)) == 80
-    assert page.locator("#next-page").is_disabled()
+    assert page.get_attribute("#next-page", "aria-disabled") == "true"
+
+
+def test_the_focus_stays_on_the_button_of_the_last_page(open_report, tmp_path):
+    page = open_report(toy_report(tmp_path, evaluation=toy_evaluation(num_images=400)))
+    page.focus("#next-page")
+    for number in (2, 3, 3):
+        page.keyboard.press("Enter")
+        assert page.inner_text("#page") == f"Page {number} of 3"
+        assert page.evaluate("document.activeElement.id") == "next-page"
+    assert page.get_attribute("#next-page", "aria-disabled") == "true"
+    assert page.get_attribute("#previous-page", "aria-disabled") == "false"
+
+
+def test_the_gallery_has_one_tab_stop_after_a_click_and_an_arrow_key(page):
+    stops = "[...document.querySelectorAll('.thumb')].filter(one => one.tabIndex === 0).map(one => one.dataset.image)"
+    page.click("[data-image='1']")
+    assert page.evaluate(stops) == ["1"]
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate(stops) == ["0"]
 
 
 @pytest.mark.slow
@@ -306,6 +325,25 @@ def test_the_page_fits_a_narrow_screen(open_report, tmp_path):
     page = open_report(toy_report(tmp_path), width=400)
     page.click("[data-image='0']")
     assert page.evaluate("document.documentElement.scrollWidth") == 400
+
+
+def test_long_unbroken_names_do_not_widen_the_page(open_report, tmp_path):
+    names = tuple(f"klasse {number} {'x' * 100}" for number in range(130))
+    evaluation = toy_evaluation(num_images=130, names=names, tta=False)
+    page = open_report(toy_report(tmp_path, dataset=toy_dataset(names=names), evaluation=evaluation), width=360)
+    page.click("[data-image='0']")
+    page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
+
+
+def test_the_table_of_risks_fits_a_narrow_screen(open_report, tmp_path):
+    page = open_report(toy_report(tmp_path), width=360)
+    page.evaluate("for (const one of document.querySelectorAll('details')) one.open = true")
+    outside = page.locator("table").evaluate_all(
+        "all => all.filter(one => !one.closest('.scroll, #detail')).map(one => one.caption.textContent)"
+    )
+    assert outside == []
+    assert page.evaluate("document.documentElement.scrollWidth") == 360
 
 
 @pytest.mark.slow

@@ -17,7 +17,7 @@ from scripts.core.errors import StorageError
 from scripts.core.paths import RunPaths
 from scripts.data_handler.registry import MULTI_CLASS, MULTI_LABEL, ORDINAL
 from scripts.evaluation import workbook
-from scripts.evaluation.calibration import UNDETERMINED
+from scripts.evaluation.calibration import MAX_TEMPERATURE, MIN_TEMPERATURE, UNDETERMINED
 from scripts.evaluation.sheets import clean_text, workbook_writer, write_frame
 from scripts.evaluation.style import Caption
 from scripts.evaluation.trust import measure_trust
@@ -187,13 +187,19 @@ def test_the_trust_sheets_have_calibration_bins_and_risks(book):
     assert risks[-1][1:] == pytest.approx([4 / 30, 3 / 30])
 
 
-def test_a_temperature_that_is_undetermined_is_noted(tmp_path):
+@pytest.mark.parametrize(
+    ("temperature", "note"),
+    [
+        (UNDETERMINED, "undetermined, as no decision is wrong"),
+        (MIN_TEMPERATURE, "at the bound of the search"),
+        (MAX_TEMPERATURE, "at the bound of the search"),
+    ],
+)
+def test_a_temperature_that_is_undetermined_or_at_a_bound_is_noted(tmp_path, temperature, note):
     evaluation = toy_evaluation(tta=False)
-    trust = measure_trust(evaluation.labels, evaluation.plain_scores, UNDETERMINED, MULTI_CLASS)
+    trust = measure_trust(evaluation.labels, evaluation.plain_scores, temperature, MULTI_CLASS)
     book = written(tmp_path, evaluation=replace(evaluation, plain_trust=trust))
-    assert facts_of(book["Summary"])["Note"].value == (
-        "The temperature without TTA is undetermined: no validation error."
-    )
+    assert facts_of(book["Summary"])["Note"].value == f"The temperature without TTA is {note}."
 
 
 def test_beyond_a_hundred_classes_the_largest_confusions_are_listed(tmp_path):

@@ -35,9 +35,11 @@
       const target = event.key === "Home" ? 0 : event.key === "End" ? list.length - 1 : at + step;
       if (!(target >= 0 && target < list.length)) return;
       event.preventDefault();
-      list[at].tabIndex = -1;
-      list[target].tabIndex = 0;
       list[target].focus();
+    });
+    container.addEventListener("focusin", (event) => {
+      const list = items();
+      if (list.includes(event.target)) for (const item of list) item.tabIndex = item === event.target ? 0 : -1;
     });
   }
 
@@ -175,7 +177,7 @@
   }
 
   function update() {
-    const outcome = outcomeFilter.value, sign = { wrong: -1, sure: -1, unsure: 1, index: 0 }[order.value];
+    const outcome = outcomeFilter.value, sign = { wrong: -1, most: -1, least: 1, index: 0 }[order.value];
     const wrongFirst = order.value === "wrong" ? (first, second) => right[first] - right[second] : () => 0;
     found = [];
     for (let image = 0; image < index.length; image++) {
@@ -189,20 +191,21 @@
   }
 
   function showPage(number) {
-    page = number;
+    const pages = Math.ceil(found.length / PAGE);
+    page = Math.max(0, Math.min(number, pages - 1));
     const shown = found.slice(page * PAGE, (page + 1) * PAGE);
     gallery.replaceChildren(...shown.map((image, at) => {
       const outcome = right[image] ? "right" : "wrong";
-      const about = `Test image ${index[image]}, ${outcome}: true ${inWords(truth, image)}, predicted ${inWords(predicted, image)}, ${percent(confidence[image])}`;
-      const button = make("button", { type: "button", className: `thumb ${outcome}`, "aria-label": about, title: about, tabIndex: at ? -1 : 0 }, sprite(image, THUMB));
+      const description = `Test image ${index[image]}, ${outcome}: true ${inWords(truth, image)}, predicted ${inWords(predicted, image)}, ${percent(confidence[image])}`;
+      const button = make("button", { type: "button", className: `thumb ${outcome}`, "aria-label": description, title: description, tabIndex: at ? -1 : 0 }, sprite(image, THUMB));
       button.dataset.image = image;
       if (image === current) button.setAttribute("aria-current", "true");
       return make("li", {}, button);
     }));
-    const pages = Math.ceil(found.length / PAGE);
     find("#page").textContent = pages > 1 ? `Page ${page + 1} of ${pages}` : "";
-    find("#previous-page").disabled = page === 0;
-    find("#next-page").disabled = page + 1 >= pages;
+    // a button that is disabled would lose the focus
+    find("#previous-page").setAttribute("aria-disabled", page === 0);
+    find("#next-page").setAttribute("aria-disabled", page + 1 >= pages);
     find(".pager").classList.toggle("hidden", pages < 2);
   }
 
@@ -224,13 +227,13 @@
     });
     const outcome = right[image] ? "right" : "wrong";
     const table = make("table", {}, make("caption", {}, names.length > kept ? `The ${kept} largest probabilities` : "Probabilities"), make("tbody", {}, ...rows));
-    const about = make("div", {},
+    const summary = make("div", {},
       make("h3", {}, `Test image ${index[image]}`),
       make("p", { className: `outcome ${outcome}` }, right[image] ? "✓ right" : "✗ wrong"),
       make("p", {}, `True: ${inWords(truth, image)}`),
       make("p", {}, `Predicted: ${inWords(predicted, image)}`),
     );
-    find("#detail").replaceChildren(make("div", { className: "summary" }, sprite(image, isNarrow.matches ? SMALL : LARGE), about), table);
+    find("#detail").replaceChildren(make("div", { className: "summary" }, sprite(image, isNarrow.matches ? SMALL : LARGE), summary), table);
   }
 
   const thumbs = () => all(".thumb");
@@ -272,15 +275,15 @@
     const status = find("#matrix-status"), isCompact = names.length > 20;
     const totals = confusion.map((row) => row.reduce((sum, cell) => sum + cell, 0));
     const share = (row, column) => (totals[row] ? confusion[row][column] / totals[row] : 0);
-    const about = (row, column) => `True ${names[row]}, predicted ${names[column]}: ${imagesInWords(confusion[row][column])}, ${percent(share(row, column))} of the true class`;
+    const describe = (row, column) => `True ${names[row]}, predicted ${names[column]}: ${imagesInWords(confusion[row][column])}, ${percent(share(row, column))} of the true class`;
     const cell = (row, column) => {
       const isRight = row === column, shade = isRight ? share(row, column) : Math.sqrt(share(row, column));
-      const button = make("button", { type: "button", className: `cell ${isRight ? "right-cell" : "wrong-cell"}`, tabIndex: row || column ? -1 : 0, "aria-label": about(row, column) });
+      const button = make("button", { type: "button", className: `cell ${isRight ? "right-cell" : "wrong-cell"}`, tabIndex: row || column ? -1 : 0, "aria-label": describe(row, column) });
       if (confusion[row][column]) Object.assign(button.dataset, { true: row, predicted: column });
       else button.classList.add("zero"), button.setAttribute("aria-disabled", "true");
       button.classList.toggle("deep", shade > 0.55);
       button.style.setProperty("--share", shade.toFixed(3));
-      for (const moment of ["focus", "pointerenter"]) button.addEventListener(moment, () => (status.textContent = about(row, column)));
+      for (const moment of ["focus", "pointerenter"]) button.addEventListener(moment, () => (status.textContent = describe(row, column)));
       return make("td", {}, button);
     };
     const heading = names.map((name) => make("th", { scope: "col", title: name }, make("span", {}, name)));

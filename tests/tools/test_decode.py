@@ -5,7 +5,9 @@ from __future__ import annotations
 import io
 import json
 import struct
+import threading
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,7 @@ from tools.dataset_builder.decode import (
     NOT_SQUARE,
     ROTATED,
     SIXTEEN_BITS,
+    SIXTEEN_BITS_IN_COLOUR,
     TRANSPARENT,
     DecodedImage,
     Recipe,
@@ -140,6 +143,32 @@ def test_twelve_bits_in_sixteen_are_remarked_as_dark():
     assert decoded(Image.fromarray(values + 1)).remarks == {SIXTEEN_BITS}
 
 
+def test_colour_of_sixteen_bits_is_remarked():
+    pixel = struct.pack(">HHH", 0x64FF, 0x0700, 0xFFFF)
+    result = decode(png(8, 8, 16, (b"\0" + pixel * 8) * 8), EIGHT)
+    assert np.all(result.pixels == (0x64, 0x07, 0xFF))
+    assert result.remarks == {SIXTEEN_BITS_IN_COLOUR}
+
+
+@pytest.mark.parametrize(("limit", "most"), [(63, 1), (64, 2)])
+def test_large_images_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch, limit: int, most: int):
+    transform, inside, counts, both = module._transform, threading.Semaphore(2), list[int](), threading.Event()
+
+    def count_and_transform(image: Image.Image, recipe: Recipe) -> DecodedImage:
+        with inside:
+            counts.append(2 - inside._value)
+            if counts[-1] == 2:
+                both.set()
+            both.wait(0.2 if most == 1 else 60)
+            return transform(image, recipe)
+
+    monkeypatch.setattr(module, "LARGE_PIXELS", limit)
+    monkeypatch.setattr(module, "_transform", count_and_transform)
+    with ThreadPoolExecutor(2) as pool:
+        list(pool.map(decode, [encoded(noise(1, side=8))] * 2, [EIGHT] * 2))
+    assert max(counts) == most
+
+
 @pytest.mark.parametrize("dtype", [np.float32, np.int32])
 def test_values_without_a_known_range_are_refused(dtype):
     with pytest.raises(UnusableImageError, match="32-bit values of unknown range"):
@@ -191,12 +220,17 @@ def test_the_first_of_several_pages_is_taken_and_remarked():
 
 def bomb(width: int, height: int) -> bytes:
     """A PNG of some hundred bytes that claims to be huge."""
+    return png(width, height, 8, b"\0" * 1000)
+
+
+def png(width: int, height: int, bits: int, rows: bytes) -> bytes:
+    """A PNG in RGB; each row begins with a 0."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
-    header = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
-    pixels = zlib.compress(b"\0" * 1000)
+    header = struct.pack(">IIBBBBB", width, height, bits, 2, 0, 0, 0)
+    pixels = zlib.compress(rows)
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", pixels) + chunk(b"IEND", b"")
 
 

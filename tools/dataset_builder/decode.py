@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -14,11 +16,14 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 # only these: some of Pillow's readers start other programs (EPS) or read other files
 FORMATS = ("JPEG", "PNG", "BMP", "TIFF", "GIF", "WEBP", "PPM", "JPEG2000")
 MAX_PIXELS = 89_478_485  # Pillow's own limit, above which it warns of decompression bombs
+LARGE_PIXELS = 20_000_000  # above which images are decoded one at a time, since each takes up to 1 GB of memory
+_LARGE_IMAGE = Lock()
 TOO_LARGE = f"it has more than {MAX_PIXELS:,} pixels"
 EIGHT_BIT_MODES = frozenset({"1", "L", "LA", "P", "PA", "RGB", "RGBA", "RGBX", "CMYK", "YCbCr"})
 ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
 LEVELS_16_PER_8 = 257  # 65535 / 255
 TWELVE_BITS = 4095
+PNG_BIT_DEPTH = 24  # position of the byte
 
 # remarks about an image, as they are logged
 ROTATED = "rotated by their EXIF orientation"
@@ -26,6 +31,7 @@ NOT_SQUARE = "not square, cropped to the centre"
 ENLARGED = "smaller than the stored size, and enlarged"
 TRANSPARENT = "partly transparent, placed on black"
 SIXTEEN_BITS = "of 16 bits, divided by 257"
+SIXTEEN_BITS_IN_COLOUR = "of 16 bits in colour, the lower 8 left out"
 DARK = f"of 16 bits but nowhere above {TWELVE_BITS:,}, and so almost black (scale the values up to 65,535 first)"
 FIRST_OF_MANY = "of several pages or frames, only the first used"
 COLOURED_TO_GREY = "in colour, converted to grey"
@@ -101,7 +107,12 @@ def decode(content: bytes, recipe: Recipe) -> DecodedImage:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             if image.width * image.height > MAX_PIXELS:
                 raise UnusableImageError(TOO_LARGE)
-            return _transform(image, recipe)
+            with _LARGE_IMAGE if image.width * image.height > LARGE_PIXELS else nullcontext():
+                decoded = _transform(image, recipe)
+            # Pillow opens colour of 16 bits as 8 bits, by leaving out the lower ones
+            if image.format == "PNG" and content[PNG_BIT_DEPTH] == 16 and SIXTEEN_BITS not in decoded.remarks:
+                return replace(decoded, remarks=decoded.remarks | {SIXTEEN_BITS_IN_COLOUR})
+            return decoded
     except UnusableImageError:
         raise
     except UnidentifiedImageError as error:

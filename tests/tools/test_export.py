@@ -320,7 +320,7 @@ def test_without_the_data_it_exports_unchecked_only(copied, finished_run, tmp_pa
     assert "was compared" not in text
 
 
-def test_without_the_data_8_bit_integers_are_said_to_be_left_out(copied, finished_run, tmp_path, capsys):
+def test_without_the_data_the_advice_for_8_bit_integers_is_possible(copied, finished_run, tmp_path, capsys):
     move_data(copied, finished_run, tmp_path)
     assert exported(copied, "--int8") == 3
     assert "--unchecked instead of --int8 exports without the data" in capsys.readouterr().err
@@ -388,7 +388,15 @@ def test_the_card_has_the_figures_of_the_report_as_model_hubs_read_them(all_file
     text = path.read_text(encoding="utf-8")
     for name in ("model.onnx", "model_int8.onnx", "model.pt2"):
         assert f"| `{name}` |" in text
-    for part in ("## Intended use", "Diagnosis", "not known to the program", "commit `", "seed 42", '"dark", "medium"'):
+    for part in (
+        "## Intended use",
+        "was compared with the trained model",
+        "Diagnosis",
+        "not known to the program",
+        "commit `",
+        "seed 42",
+        '"dark", "medium"',
+    ):
         assert part in text
     assert "\n\n\n" not in text
 

@@ -110,6 +110,10 @@ def test_the_better_run_is_named_with_its_interval(run: Run, tmp_path: Path, tas
     assert f" {unit}, 95 % interval " in conclusion(out)
     assert ("mean absolute error" in out) == (task == ORDINAL)
 
+    rows = out.partition("DeLong")[2]
+    assert "\nb  " in rows
+    assert ("\na  " in rows) == (task != BINARY)
+
     code, swapped, _ = run(good, bad)
     assert conclusion(swapped) == conclusion(out).replace("B is", "A is")
 
@@ -182,6 +186,8 @@ def test_groups_are_compared_by_their_means_and_the_tests_by_their_mean_scores(r
     assert found["figures"]["accuracy"]["a"] == pytest.approx(np.mean(accuracies))
     assert found["figures"]["accuracy"]["better"] == "B"
     assert found["conclusion"] == conclusion(out)
+    assert f"Note: {found['notes'][0]}" in out
+    assert found["notes"][0].startswith("A and B have 2 to 5 runs: ")
 
 
 def test_a_note_says_what_else_differs_within_a_group(run: Run, tmp_path: Path):

@@ -12,8 +12,17 @@ from statsmodels.stats import contingency_tables
 from statsmodels.stats.multitest import multipletests
 
 from scripts.data_handler.registry import BINARY, MULTI_LABEL, ORDINAL
+from scripts.evaluation.bootstrap import percentile_interval
 from scripts.evaluation.metrics import TASKS
-from tools.comparison.statistics import Difference, bootstrap_differences, delong, holm, mcnemar, mean_of_drawn
+from tools.comparison.statistics import (
+    Difference,
+    bootstrap_differences,
+    delong,
+    holm,
+    mcnemar,
+    mean_of_drawn,
+    widened_interval,
+)
 
 # 113 patients after a bleeding in the brain: outcome good or poor, WFNS score, S100β and NDKA in the blood
 # (Turck et al., Intensive Care Medicine 36, 2010), the example data of the R package pROC
@@ -188,8 +197,29 @@ def test_the_intervals_of_two_groups_cover_a_difference_that_depends_on_the_seed
         covered += found.low <= true <= found.high
         single = differences(labels, runs[:1], runs[3:4], resamples=100, seed=seed)["accuracy"]
         covered_by_images += single.low <= true <= single.high
-    assert 0.85 <= covered / trials <= 1.0
+    assert 0.92 <= covered / trials <= 1.0
     assert covered_by_images / trials < 0.6
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+@pytest.mark.parametrize(("spread", "image_error"), [(1.0, 0.05), (0.05, 1.0)], ids=["seeds", "images"])
+def test_intervals_over_few_runs_cover_as_often_as_they_state(count, spread, image_error):
+    random, covered, trials = np.random.default_rng(0), 0, 500
+    for _ in range(trials):
+        error = image_error * random.normal()
+        groups = [spread * random.normal(size=count) + shift for shift in (0, error)]
+        means = [
+            mean_of_drawn([np.full(300, one) for one in group], random.integers(count, size=(count, 300)))
+            for group in groups
+        ]
+        low, high = widened_interval(means[1] - means[0] + image_error * random.normal(size=300), *groups)
+        covered += low <= 0 <= high
+    assert 0.925 <= covered / trials <= 0.985
+
+
+def test_the_interval_of_single_runs_is_not_widened():
+    resampled = np.random.default_rng(0).normal(size=1000)
+    assert widened_interval(resampled, np.zeros(1), np.ones(1)) == percentile_interval(resampled)
 
 
 @pytest.mark.parametrize("count", [2, 3, 10])

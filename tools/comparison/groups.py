@@ -20,6 +20,7 @@ from scripts.evaluation.metrics import compute_metrics
 from scripts.trained_run import TrainedRun, open_run
 
 PLAIN, TTA = "plain", "tta"
+MAX_FEW_RUNS = 5
 PER_RUN = FREE | NAMING | {"seed", "device", "dataset"}  # what may differ between the runs of a group
 
 
@@ -169,6 +170,11 @@ def _notes(*groups: tuple[TrainedRun, ...]) -> Iterator[str]:
         if differing := [name for name, values in settings.items() if len(values) > 1]:
             flags = ", ".join(f"--{name}" for name in differing)
             yield f"The runs of {letter} differ in more than the seed: {flags}."
+    if few := [letter for letter, runs in zip("AB", groups, strict=True) if 1 < len(runs) <= MAX_FEW_RUNS]:
+        yield (
+            f"{' and '.join(few)} {'have' if len(few) > 1 else 'has'} 2 to {MAX_FEW_RUNS} runs: how far trainings "
+            "differ is roughly known, so the intervals are wider. More seeds make them narrower."
+        )
     if single := [letter for letter, runs in zip("AB", groups, strict=True) if len(runs) == 1]:
         yield (
             f"{' and '.join(single)} {'are one run each' if len(single) > 1 else 'is one run'}: the intervals hold for "

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import binomtest, rankdata  # type: ignore[attr-defined]  # SciPy has no types
+from scipy.stats import binomtest, norm, rankdata  # type: ignore[attr-defined]  # SciPy has no types
+from scipy.stats import t as student_t
 
 from scripts.data_handler.registry import BINARY, ORDINAL
 from scripts.evaluation.bootstrap import percentile_interval, resample_metrics
@@ -107,17 +108,45 @@ def bootstrap_differences(
         drawn = generator.integers(len(runs), size=(len(runs), resamples))
         groups.append(
             {
-                name: (np.mean([one[name] for one in values]), mean_of_drawn([one[name] for one in resampled], drawn))
+                name: (
+                    np.array([float(one[name][0]) for one in values]),
+                    mean_of_drawn([one[name] for one in resampled], drawn),
+                )
                 for name in names
             }
         )
     of_a, of_b = groups
     return {
         name: Difference(
-            float(of_a[name][0]), float(of_b[name][0]), *percentile_interval(of_b[name][1] - of_a[name][1])
+            float(of_a[name][0].mean()),
+            float(of_b[name][0].mean()),
+            *widened_interval(of_b[name][1] - of_a[name][1], of_a[name][0], of_b[name][0]),
         )
         for name in names
     }
+
+
+def widened_interval(resampled: Floats, *groups: Floats) -> tuple[float, float]:
+    """Widen the percentile interval of a difference by how uncertain the variance between few runs is.
+
+    The factor is t / 1.96 with the degrees of freedom of Welch and Satterthwaite for the whole variance, of which only
+    the part between the runs is estimated from few values: it is 1 for single runs and near 1 where images dominate.
+
+    Args:
+        resampled: The difference B - A in each resample, shape (R,).
+        groups: The figure of each run of A, and of B, on the whole test split.
+
+    Reference: Satterthwaite, Biometrics Bulletin 2, 1946.
+    """
+    low, high = percentile_interval(resampled)
+    between = [(one.var(ddof=1) / len(one), len(one) - 1) for one in groups if len(one) > 1]
+    uncertainty = sum(variance**2 / degrees for variance, degrees in between)
+    if not uncertainty > 0:  # also NaN
+        return low, high
+    degrees = max(np.nanvar(resampled) ** 2 / uncertainty, min(count for _, count in between))
+    factor = float(student_t.ppf(0.975, degrees) / norm.ppf(0.975))
+    value = groups[1].mean() - groups[0].mean()
+    return float(value + factor * (low - value)), float(value + factor * (high - value))
 
 
 def mean_of_drawn(of_runs: Sequence[Floats], drawn: Integers) -> Floats:

@@ -10,7 +10,7 @@ import re
 from dataclasses import replace
 from html.parser import HTMLParser
 from typing import Any
-from xml.etree.ElementTree import Element, TreeBuilder
+from xml.etree.ElementTree import TreeBuilder
 
 import numpy as np
 import pytest
@@ -49,7 +49,7 @@ VOID = {"meta", "link", "input"}  # elements without an end tag
 TRUST_TABLE = "Smaller is better, except for the temperature"
 
 
-def text_of(element: Element) -> str:
+def text_of(element: Any) -> str:
     return " ".join("".join(element.itertext()).split())
 
 
@@ -64,7 +64,7 @@ class Page(HTMLParser):
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.text, self.scripts, self.builder = "", list[str](), TreeBuilder()
         self.feed(self.content.decode())
-        self.tree = self.builder.close()
+        self.tree: Any = self.builder.close()  # what its methods find may be None only to the type checker
         self.text = " ".join(self.text.split())
         self.data = json.loads(self.scripts[0])
 
@@ -90,7 +90,7 @@ class Page(HTMLParser):
     def attributes(self, name: str) -> list[str]:
         return [value or "" for _, attributes in self.tags if (value := attributes.get(name)) is not None]
 
-    def classed(self, name: str) -> list[Element]:
+    def classed(self, name: str) -> list[Any]:
         return [one for one in self.tree.iter() if name in one.get("class", "").split()]
 
     def table(self, caption: str) -> dict[str, dict[str, str]]:
@@ -105,12 +105,12 @@ class Page(HTMLParser):
             text_of(row[0]): dict(zip(columns[1:], map(text_of, row[1:]), strict=True)) for row in table.find("tbody")
         }
 
-    def diagram(self, label: str) -> Element:
+    def diagram(self, label: str) -> Any:
         (found,) = [one for one in self.classed("diagram") if one.get("aria-label", "").startswith(label)]
         return found
 
 
-def points_of(line: Element) -> list[tuple[float, float]]:
+def points_of(line: Any) -> list[tuple[float, ...]]:
     return [tuple(map(float, pair.split(","))) for pair in line.get("points").split()]
 
 
@@ -155,7 +155,7 @@ def test_the_page_shows_every_figure_with_its_interval(tmp_path):
 
 
 def test_each_figure_of_trust_is_under_the_headings_of_its_variant_and_its_state(tmp_path):
-    report = toy_report(tmp_path)
+    report: Any = toy_report(tmp_path)
     columns: dict[str, list[str]] = {}
     for title, trust, temperature in (
         ("With TTA", report.evaluation.tta_trust, "0.800"),
@@ -180,7 +180,7 @@ def test_a_temperature_at_a_bound_of_the_search_is_marked(tmp_path):
 
 
 def test_the_cards_show_each_variant_by_its_name_the_one_with_tta_first(tmp_path):
-    report = toy_report(tmp_path)
+    report: Any = toy_report(tmp_path)
     shown = [[text_of(part) for part in one[:2]] for one in Page(report).classed("figure")]
     tta, plain = report.evaluation.tta, report.evaluation.plain
     assert [name for name, _ in shown] == ["With TTA", "Without TTA"] * len(tta.estimates)
@@ -193,7 +193,7 @@ def test_the_cards_show_each_variant_by_its_name_the_one_with_tta_first(tmp_path
 
 
 def test_the_figures_of_a_class_are_under_the_headings_of_their_variant(tmp_path):
-    report = toy_report(tmp_path)
+    report: Any = toy_report(tmp_path)
     table = Page(report).table("Figures of each class; select a heading to sort, a name to see its images")
     for title, metrics in (("With TTA", report.evaluation.tta), ("Without TTA", report.evaluation.plain)):
         for one in metrics.per_class:
@@ -207,7 +207,7 @@ def test_the_figures_of_a_class_are_under_the_headings_of_their_variant(tmp_path
 
 
 def test_the_points_of_reliability_are_at_the_confidence_and_the_accuracy_of_their_bins(tmp_path):
-    report = toy_report(tmp_path)
+    report: Any = toy_report(tmp_path)
     page = Page(report)
     for title, trust in (("With TTA", report.evaluation.tta_trust), ("Without TTA", report.evaluation.plain_trust)):
         for state, metrics in (
@@ -229,7 +229,7 @@ def test_the_points_of_reliability_are_at_the_confidence_and_the_accuracy_of_the
 
 
 def test_the_curves_of_risk_rise_with_it_and_have_the_names_of_their_variants(tmp_path):
-    report = toy_report(tmp_path)
+    report: Any = toy_report(tmp_path)
     page = Page(report)
     drawn, table = page.diagram("Risk over coverage"), page.table("Risk at each coverage")
     coverages = np.arange(1, 201) / 200

@@ -133,7 +133,7 @@ LONE_SURROGATE = "\ud800"
     ("path", "value"),
     [
         *((path, LONE_SURROGATE) for path in ("config.seed", "training.epochs")),
-        *(("config.backbone", value) for value in (5, [1], {}, None)),
+        *[("config.backbone", value) for value in (5, [1], dict[str, int](), None)],
         *((path, 5) for path in ("finished", "note", "dataset.key", "config.recipe", "environment.commit")),
         *((path, math.inf) for path in ("training.seconds", "training.epochs", "config.seed", "dataset.height")),
         *((path, math.nan) for path in ("training.seconds", "dataset.width", "test.plain.auc.value")),
@@ -163,7 +163,7 @@ def test_a_damaged_summary_costs_only_its_own_row(run: Run, tmp_path: Path, path
 
 
 def test_text_that_utf_8_cannot_hold_is_escaped(run: Run, tmp_path: Path):
-    settings = dict.fromkeys(("backbone", "recipe", "key", "note"), f"x{LONE_SURROGATE}y")
+    settings: dict[str, Any] = dict.fromkeys(("backbone", "recipe", "key", "note"), f"x{LONE_SURROGATE}y")
     summary = write_run(tmp_path / "a", **settings).summary
     content = json.loads(summary.read_text(encoding="utf-8"))
     content["finished"] = content["environment"]["commit"] = settings["note"]

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import binomtest, norm, rankdata  # type: ignore[attr-defined]  # SciPy has no types
-from scipy.stats import t as student_t
+from scipy.stats import t as student_t  # type: ignore[attr-defined]
 
 from scripts.data_handler.registry import BINARY, ORDINAL
 from scripts.evaluation.bootstrap import percentile_interval, resample_metrics

@@ -205,8 +205,10 @@ class _MLflow(_Tracker):
 
         for noisy in ("mlflow", "alembic", "urllib3.connectionpool"):
             logging.getLogger(noisy).setLevel(logging.ERROR)
-        given = os.environ.get("MLFLOW_TRACKING_URI")
-        uri = given or f"sqlite:///{self._paths.root.resolve().parent / 'mlflow.db'}"
+        given, database = os.environ.get("MLFLOW_TRACKING_URI"), self._paths.root.resolve().parent / "mlflow.db"
+        if not given and "?" in str(database):  # SQLAlchemy would take what follows for options
+            raise ValueError(f"the address of a database cannot hold the ? of {database}; set MLFLOW_TRACKING_URI")
+        uri = given or f"sqlite:///{database}"
         self._database = Path(uri.removeprefix("sqlite:///")).resolve() if uri.startswith("sqlite:///") else None
         with _locked(self._database.parent) if self._database else nullcontext():
             self._client = MlflowClient(uri)

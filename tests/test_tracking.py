@@ -261,6 +261,16 @@ def test_a_server_that_does_not_answer_costs_one_warning(in_process: InProcess, 
 
 
 @pytest.mark.usefixtures("tiny_network")
+def test_a_folder_that_no_database_can_be_in_costs_one_warning(in_process: InProcess, make_npz: Npz):
+    folder, flags = in_process.folder / "what?", ("--weights", "none", "--epochs", "1", "--batch_size", "16")
+    done = in_process("--dataset", make_npz(), *flags, "--track", "mlflow", "--output_dir", folder)
+    assert done.returncode == 0
+    assert "is switched off for the rest of this run: ValueError: the address of a database" in done.stderr
+    assert not (in_process.folder / "what").exists()
+    assert not list(folder.glob("mlflow*"))
+
+
+@pytest.mark.usefixtures("tiny_network")
 def test_without_the_flag_neither_package_is_imported(in_process: InProcess, make_npz: Npz, monkeypatch):
     for name in ("mlflow", "tensorboard", "torch.utils.tensorboard"):
         monkeypatch.setitem(sys.modules, name, None)  # an import of it fails

@@ -1,4 +1,4 @@
-"""Turn a 2D network into one for volumes, with its weights: planar kernels in three views, inflated, or in one plane."""
+"""Turn a 2D network into one for volumes, with its weights: planar kernels in three views, inflated, or in one."""
 
 from __future__ import annotations
 
@@ -50,11 +50,10 @@ class VolumeConv(nn.Module):
         self.kernel, self.stride, self.padding, self.dilation = (int(pair[0]) for pair in given)
         self.kind = "2.5d" if self.kernel == 1 else kind  # one tap is the same in every plane
         self.groups = conv.groups
+        self.weight = nn.Parameter(conv.weight.detach())  # the same memory
         if self.kind == "3d":
             inflated = conv.weight.detach().unsqueeze(DEPTH).repeat(1, 1, self.kernel, 1, 1) / self.kernel
             self.weight = nn.Parameter(inflated)
-        else:
-            self.weight = conv.weight
         self.bias = conv.bias
 
     def extra_repr(self) -> str:
@@ -63,7 +62,7 @@ class VolumeConv(nn.Module):
 
     def forward(self, volumes: Tensor) -> Tensor:
         """Convolve (B, C, D, H, W) to (B, K, D', H', W'), sides as those of a convolution with k × k × k taps."""
-        weight = self.weight
+        weight: Tensor = self.weight
         if volumes.shape[1] == 1 < weight.shape[1] and self.groups == 1:
             weight = weight.sum(dim=1, keepdim=True)
         if self.kind == "3d":
@@ -145,10 +144,10 @@ def to_volumes(model: nn.Module, kind: str) -> None:
             model.set_submodule(name, VolumeConv(layer, kind))
         elif counterpart := _COUNTERPARTS.get(type(layer)):
             layer.__class__ = counterpart
-            if isinstance(layer, nn.AdaptiveAvgPool3d) and isinstance(layer.output_size, tuple):
-                layer.output_size = (layer.output_size[0], *layer.output_size)
+            if isinstance(layer, nn.AdaptiveAvgPool3d):
+                layer.output_size = 1  # as in all backbones
         elif isinstance(layer, Permute):
-            layer.dims = {(0, 2, 3, 1): [0, 2, 3, 4, 1], (0, 3, 1, 2): [0, 4, 1, 2, 3]}[tuple(layer.dims)]
+            layer.dims = [0, 2, 3, 4, 1] if layer.dims == [0, 2, 3, 1] else [0, 4, 1, 2, 3]
         elif isinstance(layer, CNBlock):
             layer.layer_scale = nn.Parameter(layer.layer_scale.detach().unsqueeze(-1))
         elif isinstance(layer, nn.MultiheadAttention) or "Attention" in type(layer).__name__:

@@ -2,7 +2,7 @@
 
 python tools/leaderboard.py                                    outputs/leaderboard.html and outputs/leaderboard.csv
 python tools/leaderboard.py outputs/suite                      the runs of a suite
-python tools/leaderboard.py outputs --output /tmp/board.html   elsewhere; the CSV beside it
+python tools/leaderboard.py outputs --output board.html        elsewhere; the CSV beside it
 
 Unfinished, running, failed and damaged runs are listed as such. The page needs no network. See docs/compare.md.
 
